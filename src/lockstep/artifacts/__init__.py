@@ -1,0 +1,30 @@
+"""Every file of a run directory: a typed record, its schema name, its history."""
+
+from lockstep.artifacts.codec import keyed
+from lockstep.artifacts.files import (
+    append_bytes,
+    atomic_write_bytes,
+    atomic_write_text,
+    content_hash,
+    make_directory,
+    read_bytes,
+)
+from lockstep.artifacts.record import Artifact, append_line, parse_json, read_lines
+from lockstep.artifacts.run_dir import RunDir, lockstep_home, runs_root
+
+__all__ = [
+    "Artifact",
+    "RunDir",
+    "append_bytes",
+    "append_line",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "content_hash",
+    "keyed",
+    "lockstep_home",
+    "make_directory",
+    "parse_json",
+    "read_bytes",
+    "read_lines",
+    "runs_root",
+]
