@@ -1,0 +1,199 @@
+"""The command `lockstep`: finds the verb, runs it, and turns every end into an exit code.
+
+A verb is one file in this folder with a click command named `command` (`cls=Verb` or `VerbGroup`)
+whose callback returns an `Outcome`, and one line in `VERBS`. Verbs are imported when they are called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib import import_module
+
+import click
+
+from lockstep import __version__
+from lockstep.cli.verb import Outcome
+from lockstep.errors import EnvironmentLacks, LockstepError, UsageError
+
+VERBS = {
+    "doctor": "Say what works here, what does not, and the command that mends it.",
+}
+
+# Ends that are no verdict have the codes that a shell gives to them.
+INTERRUPTED = 130
+READER_GONE = 141
+
+# What the operating system refuses although the request made sense.
+_LACKS = {
+    errno.ENOSPC: "free some space, or point LOCKSTEP_HOME to another disk",
+    errno.EDQUOT: "free some of your quota, or point LOCKSTEP_HOME to another disk",
+    errno.EROFS: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
+    errno.EACCES: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
+    errno.EPERM: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
+    errno.EMFILE: "raise the limit of open files with `ulimit -n`",
+}
+
+
+class _Verbs(click.Group):
+    """The verbs of `VERBS`, imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order in which a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a verb, or None."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"lockstep.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that was asked for.
+
+        Raises: UsageError that names the nearest verb.
+        """
+        if args[0].startswith("-") or args[0] in VERBS:
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(args[0], VERBS, n=1, cutoff=0.5)
+        hint = f"try `lockstep {near[0]}`" if near else "see `lockstep --help` for the verbs"
+        raise UsageError(f"lockstep: expected a verb, got {args[0]!r}", hint=hint)
+
+
+@click.group(cls=_Verbs, invoke_without_command=True, context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="lockstep", message="%(prog)s %(version)s")
+@click.pass_context
+def lockstep(ctx: click.Context) -> None:
+    """Train, compile and run small language models, and prove every hand-off on the way."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; never raises what a user can cause."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json = _wants_json(args)
+    try:
+        with _stdout_for_the_document() if as_json else nullcontext():
+            outcome = _run(args)
+        return _print(outcome, as_json)
+    except BrokenPipeError:
+        _forget_stdout()
+        return READER_GONE
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    """Whether the answer is a document; a request for help is answered with text."""
+    flags = args[: args.index("--")] if "--" in args else args
+    return "--json" in flags and "--help" not in flags
+
+
+def _run(args: list[str]) -> Outcome:
+    """The outcome of a command line, whatever happens."""
+    try:
+        result = lockstep.main(args, prog_name="lockstep", standalone_mode=False)
+    except LockstepError as error:
+        if error.exit_code == LockstepError.exit_code:
+            return _our_bug(error)
+        return _failure(type(error).__name__, error.message, error.hint, error.exit_code)
+    except click.ClickException as error:
+        return _click_failure(error)
+    except (click.Abort, KeyboardInterrupt):
+        return _failure("Interrupted", "interrupted", "", INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError) as error:
+        return _environment_failure(error) or _our_bug(error)
+    except Exception as error:  # the last line of defence: its traceback is what we need to see
+        return _our_bug(error)
+    if isinstance(result, Outcome):
+        return result
+    return Outcome({}, exit_code=result if isinstance(result, int) else 0)  # --help, --version
+
+
+def _click_failure(error: click.ClickException) -> Outcome:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lockstep"
+    code = 4 if isinstance(error, click.FileError) else UsageError.exit_code
+    message = error.format_message().rstrip(".")
+    return _failure("UsageError", f"{path}: {message}", f"see `{path} --help`", code)
+
+
+def _environment_failure(error: OSError | MemoryError) -> Outcome | None:
+    if isinstance(error, MemoryError):
+        hint, reason = "ask for a smaller model, batch or context", "not enough memory"
+    elif error.errno in _LACKS:
+        hint, reason = _LACKS[error.errno], error.strerror or type(error).__name__
+    else:
+        return None
+    where = getattr(error, "filename", None) or "lockstep"
+    code = EnvironmentLacks.exit_code
+    return _failure("EnvironmentLacks", f"{where}: {reason.lower()}", hint, code)
+
+
+def _our_bug(error: BaseException) -> Outcome:
+    traceback.print_exception(error, file=sys.stderr)
+    message = f"{type(error).__name__}: {error}"
+    hint = "report this as a bug of lockstep, with the lines above"
+    return _failure("Bug", message, hint, LockstepError.exit_code)
+
+
+def _failure(kind: str, message: str, hint: str, exit_code: int) -> Outcome:
+    """An outcome for an error; its text goes to stderr at once."""
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    if hint:
+        click.echo(click.style("  hint: ", bold=True) + hint, err=True)
+    error = {"kind": kind, "message": message, "hint": hint or None}
+    return Outcome({"error": error, "exit_code": exit_code}, exit_code=exit_code)
+
+
+def _print(outcome: Outcome, as_json: bool) -> int:
+    """Prints what belongs on stdout and returns the exit code."""
+    text = outcome.text
+    if as_json:
+        try:
+            text = json.dumps(outcome.document, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            outcome = _our_bug(error)
+            text = json.dumps(outcome.document, indent=2)
+    if text:
+        click.echo(text)
+    sys.stdout.flush()
+    return outcome.exit_code
+
+
+@contextmanager
+def _stdout_for_the_document() -> Iterator[None]:
+    """Sends whatever is printed meanwhile, also by child processes, to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _forget_stdout() -> None:
+    """Keeps the interpreter from writing to a closed pipe when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a verb is: a click command that returns an outcome, in text and in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a verb found: the document that `--json` prints, the text for a person, the exit code."""
+
+    document: Mapping[str, Any]
+    text: str = ""
+    exit_code: int = 0
+
+
+class Verb(click.Command):
+    """A command that returns an `Outcome` and has the flag `--json`.
+
+    Under `--json` the caller of the verb sends all that it prints to stderr, so a verb may print its
+    progress and its stream of tokens without asking which of the two it is.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        json_flag = click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            help="Print one JSON document on stdout, everything else on stderr.",
+        )
+        self.params.append(json_flag)
+
+
+class VerbGroup(click.Group):
+    """A verb with verbs of its own, such as `tokenizer train`."""
+
+    command_class = Verb

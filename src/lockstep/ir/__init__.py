@@ -1,0 +1,55 @@
+"""The graph: types, nodes, text form, checker and float64 referee."""
+
+from lockstep.ir.arena import ALIGN_BYTES, Layout, flat_layout
+from lockstep.ir.check import CheckError, Stage, check
+from lockstep.ir.graph import SECTIONS, Graph, Input, Node, Role, Section, Value, make_node, renamed
+from lockstep.ir.interpret import interpret, run_reference
+from lockstep.ir.op import (
+    Array,
+    Attr,
+    GradientBuilder,
+    Kernel,
+    NotDifferentiable,
+    Op,
+    Registry,
+    Tolerance,
+)
+from lockstep.ir.text import parse_graph, print_graph
+from lockstep.ir.type import ITEM_BYTES, Dim, Type, f32, f64, i32, parse_type
+
+__all__ = [
+    "ALIGN_BYTES",
+    "ITEM_BYTES",
+    "SECTIONS",
+    "Array",
+    "Attr",
+    "CheckError",
+    "Dim",
+    "GradientBuilder",
+    "Graph",
+    "Input",
+    "Kernel",
+    "Layout",
+    "Node",
+    "NotDifferentiable",
+    "Op",
+    "Registry",
+    "Role",
+    "Section",
+    "Stage",
+    "Tolerance",
+    "Type",
+    "Value",
+    "check",
+    "f32",
+    "f64",
+    "flat_layout",
+    "i32",
+    "interpret",
+    "make_node",
+    "parse_graph",
+    "parse_type",
+    "print_graph",
+    "renamed",
+    "run_reference",
+]
