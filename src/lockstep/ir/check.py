@@ -10,7 +10,7 @@ from lockstep.ir.graph import SECTIONS, Graph, Node, make_node
 
 Stage = Literal["forward", "training", "lowered"]
 
-# What each stage may hold. A forward graph has no gradients yet; only a lowered graph has packed weights.
+# A forward graph has no gradients yet; only a lowered graph has packed weights.
 _SECTIONS: dict[Stage, tuple[str, ...]] = {
     "forward": ("init", "forward"),
     "training": ("init", "forward", "backward", "update"),

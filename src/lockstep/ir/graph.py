@@ -54,7 +54,7 @@ class Graph:
     """A program under construction.
 
     `symbols` bounds the counts that are known only at a call. `writes` maps a value to the input (a
-    gradient, a parameter, a moment, a cache) that it becomes when its node has run: both share bytes.
+    gradient, a parameter, a moment, a cache) that it becomes once its node ran: they share bytes.
     """
 
     name: str

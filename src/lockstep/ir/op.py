@@ -1,15 +1,15 @@
-"""What an op is: one record that holds its type rule, meaning, gradient, kernels, sizes and tolerance.
+"""What an op is: its type rule, meaning, gradient, kernels, sizes and tolerance in one record.
 
 The calling convention of a kernel, which code generation and the tests share:
 
     void SYMBOL(outputs..., inputs..., sizes..., attributes..., span...)
 
-Outputs and inputs are pointers in declared order; an optional input that is absent is NULL. Sizes are
-`int64_t`, one for each axis letter in the order in which the letters first appear in the inputs and then
-in the outputs. Attributes follow in declared order: int and bool as `int64_t`, float as `double`. The span
-says which share of the work to do: `int64_t row_begin, int64_t row_end` for `rows`, `int64_t tile` for
-`tiles` (then `int64_t SYMBOL_tiles(sizes..., attributes...)` says how many there are). The naive kernel
-takes no span: it does all of the work and is the judge of the others.
+Outputs and inputs are pointers in declared order; an optional input that is absent is NULL. Sizes
+are `int64_t`, one for each axis letter in the order in which the letters first appear in the inputs
+and then in the outputs. Attributes follow in declared order: int and bool as `int64_t`, float as
+`double`. The span says which share of the work to do: `int64_t row_begin, int64_t row_end` for
+`rows`, `int64_t tile` for `tiles` (then `int64_t SYMBOL_tiles(sizes..., attributes...)` says how
+many there are). The naive kernel takes no span: it does all of the work and judges the others.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ class Kernel:
 class Op:
     """An op; every field without a default is required.
 
-    `inputs` and `outputs` are names with axis letters (`x_MK`; `b_N?` may be absent; a name without an
-    underscore is a scalar). `row_inputs` are the inputs of which row i of the outputs needs row i only.
-    `inplace` maps an output to the input whose bytes it may take over, element for element.
+    `inputs` and `outputs` are names with axis letters (`x_MK`; `b_N?` may be absent; a name without
+    an underscore is a scalar). `row_inputs` are the inputs of which row i of the outputs needs
+    row i only. `inplace` maps an output to the input whose bytes it may take over, element for
+    element.
     """
 
     name: str
