@@ -1,0 +1,258 @@
+/* Vectors of float: one set of names for AVX-512, AVX2 with FMA, NEON, and plain vector extensions.
+ *
+ * vf  VL floats, lane i is element i. vi  VL int32. vd  VL/2 doubles. vm  one truth value per lane.
+ * +, -, *, / and unary - work on vf and vd, and &, |, ^, +, -, <<, >> on vi, as in C. A multiply and an
+ * add are never contracted (-ffp-contract=off): where one rounding is meant, vf_fma says so. */
+#ifndef LOCKSTEP_VEC_H
+#define LOCKSTEP_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline, unused))
+#define KERNEL static __attribute__((unused))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#define PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VL 16
+typedef __m512 vf;
+typedef __mmask16 vm;
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define VL 8
+typedef __m256 vf;
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#define VL 4
+typedef float32x4_t vf;
+#else
+#define VL 4
+typedef float vf __attribute__((vector_size(16)));
+#endif
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef double vd __attribute__((vector_size(4 * VL)));
+typedef float vf_half __attribute__((vector_size(2 * VL)));
+#if VL != 16
+typedef vi vm; /* -1 in the lanes that hold, else 0 */
+#endif
+
+INLINE vf vf_set(float x) { return x - (vf){0}; }
+INLINE vf vf_zero(void) { return (vf){0}; }
+INLINE vi vi_set(int32_t x) { return x - (vi){0}; }
+INLINE vd vd_set(double x) { return x - (vd){0}; }
+INLINE vd vd_zero(void) { return (vd){0}; }
+INLINE vi vf_bits(vf x) { return (vi)x; }
+INLINE vf vf_from_bits(vi x) { return (vf)x; }
+INLINE vf vi_to_vf(vi x) { return __builtin_convertvector(x, vf); }
+INLINE vi vf_to_vi(vf x) { return __builtin_convertvector(x, vi); } /* towards zero */
+INLINE vf vf_add(vf a, vf b) { return a + b; }
+INLINE vf vf_sub(vf a, vf b) { return a - b; }
+INLINE vf vf_mul(vf a, vf b) { return a * b; }
+INLINE vf vf_div(vf a, vf b) { return a / b; }
+INLINE vf vf_load(const float *p) {
+  vf x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+INLINE void vf_store(float *p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vi vi_load(const int32_t *p) {
+  vi x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+INLINE void vi_store(int32_t *p, vi x) { memcpy(p, &x, sizeof x); }
+/* Absolute value, and the magnitude of a with the sign of b. */
+INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+INLINE vf vf_copysign(vf a, vf b) {
+  return (vf)(((vi)a & 0x7fffffff) | ((vi)b & (int32_t)0x80000000));
+}
+
+/* The lower and the upper half of the lanes in double. */
+INLINE vd vf_low(vf x) {
+  vf_half h;
+  memcpy(&h, &x, sizeof h);
+  return __builtin_convertvector(h, vd);
+}
+INLINE vd vf_high(vf x) {
+  vf_half h;
+  memcpy(&h, (const char *)&x + sizeof h, sizeof h);
+  return __builtin_convertvector(h, vd);
+}
+/* The inverse: both halves, rounded to float. */
+INLINE vf vf_join(vd low, vd high) {
+  vf x;
+  vf_half l = __builtin_convertvector(low, vf_half), h = __builtin_convertvector(high, vf_half);
+  memcpy(&x, &l, sizeof l);
+  memcpy((char *)&x + sizeof l, &h, sizeof h);
+  return x;
+}
+/* Sum of the lanes; always the tree that folds the upper half onto the lower half. */
+INLINE double vd_sum(vd x) {
+  double v[VL / 2];
+  memcpy(v, &x, sizeof v);
+  for (int half = VL / 4; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) v[i] += v[i + half];
+  return v[0];
+}
+
+/* vf_fma(a,b,c) = a*b+c and vf_fnma(a,b,c) = c-a*b, rounded once.
+ * vf_min(a,b) = a<b ? a : b and vf_max(a,b) = a>b ? a : b, so a NaN in b is kept and one in a is lost.
+ * vf_round: to the nearest integer, ties to even. vf_load_n reads n lanes, 0 <= n, the rest is 0. */
+#if VL == 16
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+INLINE vm vm_first(int64_t n) {
+  return (vm)(n >= VL ? 0xffffu : (1u << n) - 1u);
+}
+INLINE vf vf_load_m(const float *p, vm m) { return _mm512_maskz_loadu_ps(m, p); }
+INLINE void vf_store_m(float *p, vf x, vm m) { _mm512_mask_storeu_ps(p, m, x); }
+INLINE vm vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE vm vf_le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+INLINE vm vf_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+INLINE vm vf_ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+INLINE vm vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE vm vf_is_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+INLINE vm vi_lt(vi a, vi b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE vm vi_eq(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE vm vm_and(vm a, vm b) { return (vm)(a & b); }
+INLINE vm vm_or(vm a, vm b) { return (vm)(a | b); }
+INLINE vm vm_not(vm a) { return (vm)~a; }
+INLINE int vm_any(vm m) { return m != 0; }
+/* Lane by lane: m ? yes : no. */
+INLINE vf vf_blend(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
+INLINE vi vi_blend(vm m, vi yes, vi no) {
+  return (vi)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes);
+}
+#else
+INLINE vm vm_first(int64_t n) {
+  int32_t lane[VL];
+  for (int i = 0; i < VL; i++) lane[i] = i < n ? -1 : 0;
+  return vi_load(lane);
+}
+INLINE vm vf_lt(vf a, vf b) { return (vm)(a < b); }
+INLINE vm vf_le(vf a, vf b) { return (vm)(a <= b); }
+INLINE vm vf_gt(vf a, vf b) { return (vm)(a > b); }
+INLINE vm vf_ge(vf a, vf b) { return (vm)(a >= b); }
+INLINE vm vf_eq(vf a, vf b) { return (vm)(a == b); }
+INLINE vm vf_is_nan(vf a) { return (vm)(a != a); }
+INLINE vm vi_lt(vi a, vi b) { return (vm)(a < b); }
+INLINE vm vi_eq(vi a, vi b) { return (vm)(a == b); }
+INLINE vm vm_and(vm a, vm b) { return a & b; }
+INLINE vm vm_or(vm a, vm b) { return a | b; }
+INLINE vm vm_not(vm a) { return ~a; }
+INLINE int vm_any(vm m) {
+  int32_t any = 0;
+  for (int i = 0; i < VL; i++) any |= m[i];
+  return any != 0;
+}
+/* Lane by lane: m ? yes : no. */
+INLINE vf vf_blend(vm m, vf yes, vf no) { return (vf)(((vi)yes & m) | ((vi)no & ~m)); }
+INLINE vi vi_blend(vm m, vi yes, vi no) { return (yes & m) | (no & ~m); }
+#endif
+
+#if VL == 8
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf vf_load_m(const float *p, vm m) { return _mm256_maskload_ps(p, (__m256i)m); }
+INLINE void vf_store_m(float *p, vf x, vm m) { _mm256_maskstore_ps(p, (__m256i)m, x); }
+#elif VL == 4
+INLINE vf vf_min(vf a, vf b) { return vf_blend(vf_lt(a, b), a, b); }
+INLINE vf vf_max(vf a, vf b) { return vf_blend(vf_gt(a, b), a, b); }
+INLINE vf vf_load_m(const float *p, vm m) {
+  vf x = {0};
+  for (int i = 0; i < VL; i++)
+    if (m[i]) x[i] = p[i];
+  return x;
+}
+INLINE void vf_store_m(float *p, vf x, vm m) {
+  for (int i = 0; i < VL; i++)
+    if (m[i]) p[i] = x[i];
+}
+#if defined(__ARM_NEON) && defined(__aarch64__)
+INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+INLINE vd vd_fma(vd a, vd b, vd c) {
+  return (vd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
+INLINE vf vf_round(vf a) { return vrndnq_f32(a); }
+#else
+INLINE vf vf_fma(vf a, vf b, vf c) {
+  for (int i = 0; i < VL; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+INLINE vf vf_fnma(vf a, vf b, vf c) {
+  for (int i = 0; i < VL; i++) c[i] = __builtin_fmaf(-a[i], b[i], c[i]);
+  return c;
+}
+INLINE vd vd_fma(vd a, vd b, vd c) {
+  for (int i = 0; i < VL / 2; i++) c[i] = __builtin_fma(a[i], b[i], c[i]);
+  return c;
+}
+INLINE vf vf_sqrt(vf a) {
+  for (int i = 0; i < VL; i++) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+INLINE vf vf_round(vf a) {
+  for (int i = 0; i < VL; i++) a[i] = __builtin_nearbyintf(a[i]);
+  return a;
+}
+#endif
+#endif
+
+INLINE vf vf_load_n(const float *p, int64_t n) { return vf_load_m(p, vm_first(n)); }
+INLINE void vf_store_n(float *p, vf x, int64_t n) { vf_store_m(p, x, vm_first(n)); }
+
+/* Sum and maximum of the lanes; always the tree that folds the upper half onto the lower half.
+ * vf_hmax keeps no promise about NaN. */
+#if VL == 16
+INLINE __m256 vf_upper(vf x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
+INLINE __m256 vf_lower(vf x) { return _mm512_castps512_ps256(x); }
+#endif
+#if VL >= 8
+INLINE float vf_fold_sum(__m256 x) {
+  __m128 a = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps(a, a, 1)));
+}
+INLINE float vf_fold_max(__m256 x) {
+  __m128 a = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps(a, a, 1)));
+}
+#endif
+#if VL == 16
+INLINE float vf_sum(vf x) { return vf_fold_sum(_mm256_add_ps(vf_lower(x), vf_upper(x))); }
+INLINE float vf_hmax(vf x) { return vf_fold_max(_mm256_max_ps(vf_lower(x), vf_upper(x))); }
+#elif VL == 8
+INLINE float vf_sum(vf x) { return vf_fold_sum(x); }
+INLINE float vf_hmax(vf x) { return vf_fold_max(x); }
+#else
+INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+INLINE float vf_hmax(vf x) {
+  float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+#endif
+
+#endif
