@@ -1,7 +1,7 @@
 """The command `lockstep`: finds the verb, runs it, and turns every end into an exit code.
 
-A verb is one file in this folder with a click command named `command` (`cls=Verb` or `VerbGroup`)
-whose callback returns an `Outcome`, and one line in `VERBS`. Verbs are imported when they are called.
+A verb is one file in this folder with a click command named `command` (`cls=Verb`, or `VerbGroup`)
+whose callback returns an `Outcome`, and one line in `VERBS`. It is imported when it is called.
 """
 
 from __future__ import annotations
@@ -106,14 +106,17 @@ def _wants_json(args: Sequence[str]) -> bool:
 def _run(args: list[str]) -> Outcome:
     """The outcome of a command line, whatever happens."""
     try:
-        result = lockstep.main(args, prog_name="lockstep", standalone_mode=False)
+        with lockstep.make_context("lockstep", args) as context:
+            result = lockstep.invoke(context)
+    except click.exceptions.Exit as end:  # --help, --version
+        return Outcome({}, exit_code=end.exit_code)
     except LockstepError as error:
         if error.exit_code == LockstepError.exit_code:
             return _our_bug(error)
         return _failure(type(error).__name__, error.message, error.hint, error.exit_code)
     except click.ClickException as error:
         return _click_failure(error)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, EOFError):
         return _failure("Interrupted", "interrupted", "", INTERRUPTED)
     except BrokenPipeError:
         raise
@@ -121,13 +124,13 @@ def _run(args: list[str]) -> Outcome:
         return _environment_failure(error) or _our_bug(error)
     except Exception as error:  # the last line of defence: its traceback is what we need to see
         return _our_bug(error)
-    if isinstance(result, Outcome):
-        return result
-    return Outcome({}, exit_code=result if isinstance(result, int) else 0)  # --help, --version
+    assert isinstance(result, Outcome), f"a verb returned {type(result).__name__}, not an Outcome"
+    return result
 
 
 def _click_failure(error: click.ClickException) -> Outcome:
-    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lockstep"
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "lockstep"
     code = 4 if isinstance(error, click.FileError) else UsageError.exit_code
     message = error.format_message().rstrip(".")
     return _failure("UsageError", f"{path}: {message}", f"see `{path} --help`", code)

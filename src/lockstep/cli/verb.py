@@ -11,7 +11,7 @@ import click
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a verb found: the document that `--json` prints, the text for a person, the exit code."""
+    """What a verb found: a document for `--json`, text for a person, and the exit code."""
 
     document: Mapping[str, Any]
     text: str = ""
@@ -21,8 +21,8 @@ class Outcome:
 class Verb(click.Command):
     """A command that returns an `Outcome` and has the flag `--json`.
 
-    Under `--json` the caller of the verb sends all that it prints to stderr, so a verb may print its
-    progress and its stream of tokens without asking which of the two it is.
+    Under `--json` all that a verb prints while it runs goes to stderr, so it may stream its
+    tokens without asking which of the two it is.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,79 @@
+"""What every test shares: a home of its own, fixed seeds, and skips that say why."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from lockstep.cli.doctor import find_chromium
+
+# The plain run draws the same examples each time; `--hypothesis-profile search` looks for others.
+settings.register_profile("plain", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", deadline=None, max_examples=500)
+settings.load_profile("plain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run, and says what is missing."""
+    lacks = {
+        "torch": [name for name in ("torch", "transformers") if find_spec(name) is None],
+        "browser": [] if find_chromium() else ["chromium"],
+    }
+    for item in items:
+        for marker, missing in lacks.items():
+            if missing and item.get_closest_marker(marker):
+                reason = f"needs {' and '.join(missing)}; `lockstep doctor` says how to get it"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """LOCKSTEP_HOME for the whole run, so that no test touches the user's and builds are shared."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the directory that all workers of this run share
+    home = root / "lockstep-home"
+    home.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSTEP_HOME", str(home))
+        yield home
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LOCKSTEP_HOME of this test's own."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    monkeypatch.setenv("LOCKSTEP_HOME", str(directory))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Global generators start the same in every test, in whatever order the tests run."""
+    random.seed(0)
+    np.random.seed(0)  # for libraries that draw from the global generator
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that starts the same in every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of a Chromium; for tests marked `browser`."""
+    path = find_chromium()
+    assert path is not None, "mark the test with `browser`, so that it is skipped without Chromium"
+    return path
