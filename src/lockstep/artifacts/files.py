@@ -23,7 +23,11 @@ _HINTS = {
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turns what the disk refuses while `path` is written into an error with a hint.
+
+    Raises: EnvironmentLacks if the disk refuses.
+    """
     try:
         yield
     except OSError as error:
@@ -37,7 +41,7 @@ def make_directory(path: Path) -> Path:
 
     Raises: EnvironmentLacks if that cannot be done.
     """
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -50,7 +54,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> Path:
     make_directory(path.parent)
     # The id of the thread is unique on the machine, so two writers never share a temporary.
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
-    with _explained(path):
+    with explained(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -60,7 +64,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     return path
 
 
@@ -69,7 +73,8 @@ def atomic_write_text(path: Path, text: str) -> Path:
     return atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory last through a crash of the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,7 +88,7 @@ def append_bytes(path: Path, line: bytes) -> None:
     Raises: EnvironmentLacks if the disk refuses; the file is then as it was.
     """
     make_directory(path.parent)
-    with _explained(path), path.open("ab+", buffering=0) as file:
+    with explained(path), path.open("ab+", buffering=0) as file:
         whole = _length_of_whole_lines(file.fileno())
         file.truncate(whole)
         try:
