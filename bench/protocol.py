@@ -1,0 +1,40 @@
+"""How the benchmark talks to its workers: one JSON line asks for steps, one line answers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from shapes import Shape
+
+LEARNING_RATE, MAX_NORM, THETA = 3e-4, 1.0, 1e6
+
+
+def batches(shape: Shape, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same token batches for every worker."""
+    rng = np.random.default_rng(7)
+    rows = rng.integers(0, shape.vocab, (4, batch, shape.tokens + 1), dtype=np.int32)
+    return [(r[:, :-1].copy(), r[:, 1:].copy()) for r in rows]
+
+
+def serve(step: Callable[[int], float]) -> None:
+    """Answers each request {"steps": n} with seconds, losses and peak memory, until stdin ends.
+
+    `step(i)` trains on batch i and returns its loss.
+    """
+    done = 0
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        losses = []
+        start = time.perf_counter()
+        for _ in range(json.loads(line)["steps"]):
+            losses.append(step(done % 4))
+            done += 1
+        seconds = time.perf_counter() - start
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answer = {"seconds": seconds, "losses": losses, "peak_mib": peak_kib / 1024}
+        print(json.dumps(answer), flush=True)

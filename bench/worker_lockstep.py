@@ -1,0 +1,67 @@
+"""Our side of the training benchmark, in a process of its own.
+
+python worker_lockstep.py SHAPE BATCH THREADS PARAMETERS.npz
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from lockstep.build import training_program
+from protocol import LEARNING_RATE, MAX_NORM, THETA, batches, serve
+from shapes import SHAPES, Shape
+
+from lockstep.families import FAMILIES
+from lockstep.passes import OptimizerSpec
+
+
+def config(shape: Shape) -> object:
+    """The shape as a qwen3 configuration."""
+    return FAMILIES["qwen3"].from_hf(
+        {
+            "model_type": "qwen3", "vocab_size": shape.vocab, "hidden_size": shape.width,
+            "intermediate_size": shape.ffn, "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.width // shape.heads, "max_position_embeddings": shape.tokens,
+            "rope_theta": THETA, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+            "hidden_act": "silu",
+        }
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Builds the program that was asked for and serves steps."""
+    shape, batch, threads = SHAPES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
+    optimizer = OptimizerSpec(name="adamw", weight_decay=0.01)
+    program = training_program(
+        FAMILIES["qwen3"], config(shape), batch=batch, tokens=shape.tokens, optimizer=optimizer
+    ).program
+    program.set_threads(threads)
+    with np.load(sys.argv[4]) as archive:
+        for id in archive.files:
+            program.view(id)[...] = archive[id]
+    program.call("init")
+    rows = batch * shape.tokens
+    program.view("positions")[:] = np.tile(np.arange(shape.tokens), batch)
+    program.view("scale")[...] = 1.0 / rows
+    program.view("accumulate")[...] = 0
+    program.view("lr")[...] = LEARNING_RATE
+    program.view("max_norm")[...] = MAX_NORM
+    program.view("step")[...] = 0
+    data = batches(shape, batch)
+
+    def step(i: int) -> float:
+        tokens, targets = data[i]
+        program.view("tokens")[:] = tokens.reshape(-1)
+        program.view("targets")[:] = targets.reshape(-1)
+        program.call("step")
+        program.view("step")[...] += 1
+        program.call("update")
+        return float(program.view("loss.sum")) / rows
+
+    serve(step)
+
+
+if __name__ == "__main__":
+    main()
