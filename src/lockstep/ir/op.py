@@ -32,6 +32,7 @@ Attr = int | float | bool | str
 Array = NDArray[Any]
 Infer = Callable[..., tuple[Type, ...]]
 Reference = Callable[..., tuple[Array, ...]]
+Example = Callable[[np.random.Generator, "Mapping[str, Attr]"], "tuple[Array | None, ...]"]
 
 
 class GradientBuilder(Protocol):
@@ -104,6 +105,7 @@ class Op:
     tolerance: Tolerance
     row_inputs: frozenset[str] = frozenset()
     inplace: Mapping[str, str] = field(default_factory=dict)
+    example: Example | None = None
 
     def sizes(
         self, input_types: tuple[Type | None, ...], output_types: tuple[Type, ...]

@@ -1,0 +1,72 @@
+/* Elementary functions on vectors of float.
+ * Source of the polynomials: Cephes, expf.c and logf.c (S. Moshier). */
+#ifndef LOCKSTEP_VEC_MATH_H
+#define LOCKSTEP_VEC_MATH_H
+
+#include "vec.h"
+
+/* a * 2^n for whole n between -300 and 300, rounded once. */
+INLINE vf vf_ldexp(vf a, vf n) {
+#if VL == 16
+  return _mm512_scalef_ps(a, n);
+#else
+  /* Two factors, because 2^n alone overflows or underflows where the product does not. */
+  vi whole = vf_to_vi(n), half = whole >> 1;
+  vf first = vf_from_bits((half + 127) << 23), second = vf_from_bits((whole - half + 127) << 23);
+  return a * first * second;
+#endif
+}
+
+/* e^x, at most 2 ulp off; 0 for -inf, inf for inf, NaN for NaN, 1 for 0. */
+INLINE vf vf_exp(vf x) {
+  const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
+  x = vf_max(vf_set(-104.0f), x);       /* e^-104 rounds to 0 and e^89 to infinity */
+  x = vf_min(vf_set(89.0f), x);
+  vf n = vf_fma(x, vf_set(1.44269504088896341f), magic) - magic;
+  vf r = vf_fnma(n, vf_set(0.693359375f), x);
+  r = vf_fnma(n, vf_set(-2.12194440e-4f), r);
+  vf p = vf_fma(vf_set(1.9875691500e-4f), r, vf_set(1.3981999507e-3f));
+  p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+  p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+  p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+  p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+  p = vf_fma(p, r * r, r) + vf_set(1.0f);
+  p = vf_ldexp(p, n);
+#if VL != 16
+  p = vf_blend(vf_is_nan(x), x, p); /* a NaN has no whole number to scale by */
+#endif
+  return p;
+}
+
+/* Natural logarithm of normal numbers, at most 2 ulp off; inf for inf, -inf for 0, NaN below 0. */
+INLINE vf vf_log(vf x) {
+  vi bits = vf_bits(x);
+  /* x = m * 2^n with m between sqrt(1/2) and sqrt(2) */
+  vi shifted = bits - 0x3f3504f3;
+  vf n = vi_to_vf(shifted >> 23);
+  vf m = vf_from_bits((shifted & 0x007fffff) + 0x3f3504f3) - vf_set(1.0f);
+  vf p = vf_fma(vf_set(7.0376836292e-2f), m, vf_set(-1.1514610310e-1f));
+  p = vf_fma(p, m, vf_set(1.1676998740e-1f));
+  p = vf_fma(p, m, vf_set(-1.2420140846e-1f));
+  p = vf_fma(p, m, vf_set(1.4249322787e-1f));
+  p = vf_fma(p, m, vf_set(-1.6668057665e-1f));
+  p = vf_fma(p, m, vf_set(2.0000714765e-1f));
+  p = vf_fma(p, m, vf_set(-2.4999993993e-1f));
+  p = vf_fma(p, m, vf_set(3.3333331174e-1f));
+  vf square = m * m;
+  vf y = vf_fma(n, vf_set(-2.12194440e-4f), p * m * square);
+  y = vf_fnma(vf_set(0.5f), square, y) + m;
+  y = vf_fma(n, vf_set(0.693359375f), y);
+  const vf infinity = vf_set(INFINITY);
+  y = vf_blend(vf_lt(x, infinity), y, x); /* infinity and NaN stay */
+  y = vf_blend(vf_eq(x, vf_zero()), -infinity, y);
+  return vf_blend(vf_lt(x, vf_zero()), vf_set(NAN), y);
+}
+
+/* 1 / (1 + e^-x). */
+INLINE vf vf_sigmoid(vf x) {
+  const vf one = vf_set(1.0f);
+  return one / (one + vf_exp(-x));
+}
+
+#endif
