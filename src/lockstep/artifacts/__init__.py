@@ -1,6 +1,8 @@
 """Every file of a run directory: a typed record, its schema name, its history."""
 
-from lockstep.artifacts.codec import keyed
+from lockstep.artifacts.check import Check, all_pass
+from lockstep.artifacts.clock import run_stamp, utc_now
+from lockstep.artifacts.codec import Scalar, keyed
 from lockstep.artifacts.files import (
     append_bytes,
     atomic_write_bytes,
@@ -14,7 +16,10 @@ from lockstep.artifacts.run_dir import RunDir, lockstep_home, runs_root
 
 __all__ = [
     "Artifact",
+    "Check",
     "RunDir",
+    "Scalar",
+    "all_pass",
     "append_bytes",
     "append_line",
     "atomic_write_bytes",
@@ -26,5 +31,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_lines",
+    "run_stamp",
     "runs_root",
+    "utc_now",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lockstep.errors import GateError, InputError
 
+Scalar = bool | int | float | str | None
 _HINT = "write the file again with this version, or remove it"
 
 
@@ -19,11 +20,28 @@ def keyed(key: str) -> Any:
 
 
 @cache
-def keys_of(cls: type[Any]) -> dict[str, tuple[str, Any]]:
+def keys_of(cls: Any) -> dict[str, tuple[str, Any]]:
     """For each JSON key of a record, the name and the type of its field."""
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
     return {f.metadata.get("key", f.name): (f.name, hints[f.name]) for f in fields}
+
+
+def unexplained(record: Any, prefix: str = "") -> set[str]:
+    """The paths, without indices, of numbers that are null in a record that gives no reason."""
+    found: set[str] = set()
+    explained = bool(getattr(record, "reason", ""))
+    cls: Any = type(record)
+    for key, (name, hint) in keys_of(cls).items():
+        value = getattr(record, name)
+        if value is None:
+            is_number = not {int, float}.isdisjoint(get_args(hint))
+            found |= {prefix + key} if is_number and not explained else set()
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                if dataclasses.is_dataclass(item):
+                    found |= unexplained(item, f"{prefix}{key}.")
+    return found
 
 
 def encode(value: Any, where: str) -> Any:
@@ -41,7 +59,8 @@ def encode(value: Any, where: str) -> Any:
             )
         return float(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        keys = keys_of(type(value))
+        cls: Any = type(value)
+        keys = keys_of(cls)
         return {k: encode(getattr(value, n), f"{where}.{k}") for k, (n, _) in keys.items()}
     if isinstance(value, dict):
         if not all(isinstance(k, str) for k in value):

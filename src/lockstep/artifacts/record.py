@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from lockstep.artifacts.codec import decode, encode
+from lockstep.artifacts.codec import decode, encode, unexplained
 from lockstep.artifacts.files import append_bytes, atomic_write_text, read_bytes
 from lockstep.errors import InputError
 
@@ -27,6 +27,21 @@ class Artifact:
             cls.schema = schema
         if not (hasattr(cls, "file") and hasattr(cls, "schema")):
             raise TypeError(f"{cls.__name__}: expected file= and schema=, got neither or one")
+
+    def __post_init__(self) -> None:
+        """Insists that each number that is null has a reason.
+
+        Raises: InputError naming the key.
+        """
+        reasons: dict[str, str] | None = getattr(self, "not_measured", None)
+        if reasons is None:
+            return
+        for path in sorted(unexplained(self)):
+            if not reasons.get(path):
+                raise InputError(
+                    f"{self.file}: not_measured: expected a reason why {path} is null, got none",
+                    hint="write the file again with the step that makes it",
+                )
 
     def document(self) -> dict[str, Any]:
         """What is written: the schema, then the fields.
