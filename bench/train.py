@@ -34,7 +34,8 @@ class Worker:
         command = [sys.executable, str(HERE / script), shape.name, str(batch), str(threads)]
         command += [str(parameters), name]
         pipe = subprocess.PIPE
-        self.log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and block
+        # A file, because a pipe that nobody reads would fill and block.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self.log, text=True
         )
