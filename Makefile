@@ -1,0 +1,61 @@
+# Everything that a person types. Each target sets up the local environment first; `make help` lists them.
+
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN = $(VENV)/bin
+C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c')
+
+.PHONY: help demo test init doctor bench lint format docs environment clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo     data -> train -> prove -> compile -> draw, about two minutes on 2 cores'
+	@echo 'make test     the whole test suite'
+	@echo 'make init     set up the local environment and say what works on this machine'
+	@echo 'make doctor   say what works on this machine'
+	@echo 'make bench    speed and memory against PyTorch, on this machine'
+	@echo 'make lint     ruff, mypy and clang-format'
+	@echo 'make format   let ruff and clang-format rewrite the files'
+	@echo 'make docs     write the generated pages of docs/ again'
+	@echo 'make clean    delete the local environment; runs are kept'
+	@echo
+	@echo 'Variables: make test PYTEST_ARGS="-k rmsnorm"'
+	@echo '  VENV=DIR           where the environment is (default .venv)'
+	@echo '  PYTHON=PATH        the interpreter to make it with (default: the first python3 that is 3.11+)'
+	@echo '  TORCH_INDEX=URL    the package index to take PyTorch from'
+	@echo '  PYTEST_ARGS=ARGS   passed to pytest'
+	@echo '  LOCKSTEP_HOME=DIR  where runs and builds go (default ~/.cache/lockstep)'
+
+environment:
+	@.ci/environment $(VENV)
+
+demo: environment
+	@$(BIN)/lockstep demo
+
+test: environment
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+init: doctor
+
+doctor: environment
+	@$(BIN)/lockstep doctor
+
+bench: environment
+	@$(BIN)/lockstep bench
+
+lint: environment
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+format: environment
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(C_FILES)
+
+docs: environment
+	@$(BIN)/python docs/generate.py
+
+clean:
+	@rm -rf $(VENV)
