@@ -1,0 +1,20 @@
+"""C text to a running program: compilers, the build cache, arenas and callables."""
+
+from lockstep.native.compiler import Compiler, find_compiler, sanitizer_environment
+from lockstep.native.library import build_directory, compile_library
+from lockstep.native.manifest import ArenaRecord, Guard, Manifest, NodeRecord, ValueRecord
+from lockstep.native.program import Program
+
+__all__ = [
+    "ArenaRecord",
+    "Compiler",
+    "Guard",
+    "Manifest",
+    "NodeRecord",
+    "Program",
+    "ValueRecord",
+    "build_directory",
+    "compile_library",
+    "find_compiler",
+    "sanitizer_environment",
+]

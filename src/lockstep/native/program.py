@@ -1,0 +1,169 @@
+"""A program: a compiled library and its arenas, driven by the manifest and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.errors import EnvironmentLacks, UsageError
+from lockstep.native.manifest import Guard, Manifest
+from lockstep.native.memory import Bytes, allocate
+
+DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
+MAX_THREADS = 256  # as in codegen/pool.c
+
+# The thread pool belongs to the library, which two programs may share: one call at a time.
+_calling = threading.Lock()
+
+
+class Program:
+    """Runs the entries and the nodes of one emitted program on arenas of its own."""
+
+    def __init__(
+        self, library: Path, manifest: Manifest, *, threads: int | None = None, poison: bool = False
+    ) -> None:
+        """Loads the library.
+
+        `poison` lets the address sanitizer, which must be in the process, watch the guards.
+
+        Raises: EnvironmentLacks if the library cannot be loaded.
+        """
+        self.manifest = manifest
+        self._library = _load(library)
+        self._arenas = {a.name: allocate(a.n_bytes) for a in manifest.arenas}
+        pointers = [self._arenas[a.name].ctypes.data for a in manifest.arenas]
+        self._pointers = (ctypes.c_void_p * len(pointers))(*pointers)
+        self._nodes = {node.id: node.index for node in manifest.nodes}
+        self._poisoned = poison
+        for guard in manifest.guards:
+            self._guard_bytes(guard)[:] = guard.pattern
+        if poison:
+            self._poison()
+        self.set_threads(threads or len(os.sched_getaffinity(0)))
+
+    def set_threads(self, n_threads: int) -> None:
+        """How many threads the next calls use; no result depends on it.
+
+        Raises: UsageError if the number is not from 1 to 256.
+        """
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise UsageError(f"threads: expected 1 to {MAX_THREADS}, got {n_threads}")
+        self.threads = n_threads
+
+    def call(self, entry: str, rows: int | None = None) -> None:
+        """Runs an entry point; `rows` is the count of this call where the program has a symbol.
+
+        Raises: UsageError for an unknown entry, or rows that the program has no room for.
+        """
+        if entry not in self.manifest.entries:
+            raise UsageError(f"entry: expected one of {list(self.manifest.entries)}, got {entry!r}")
+        n_rows = self._rows(rows)
+        with _calling:
+            self._library.lockstep_set_threads(self.threads)
+            self._library.lockstep_call(self.manifest.entries[entry], self._live(), n_rows)
+
+    def run_node(self, node_id: str, rows: int | None = None) -> None:
+        """Runs one node alone, on what the arenas hold.
+
+        Raises: UsageError for an unknown node, or rows that the program has no room for.
+        """
+        if node_id not in self._nodes:
+            raise UsageError(f"node: expected a node of {self.manifest.name}, got {node_id!r}")
+        self._library.lockstep_run_node(self._nodes[node_id], self._live(), self._rows(rows))
+
+    def view(self, value_id: str) -> NDArray[Any]:
+        """The value's memory as an array, without a copy; a symbol's axis has its full length.
+
+        Raises: UsageError if the program has no such value.
+        """
+        record = self.manifest.values.get(value_id)
+        if record is None:
+            raise UsageError(f"value: expected one of {self.manifest.name}, got {value_id!r}")
+        dtype = np.dtype(DTYPES[record.dtype])
+        n_bytes = prod(record.dims) * dtype.itemsize
+        data = self.arena(record.arena)[record.offset : record.offset + n_bytes]
+        return data.view(dtype).reshape(record.dims)
+
+    def arena(self, name: str) -> Bytes:
+        """All bytes of an arena.
+
+        Raises: UsageError if the program has no such arena, or is closed.
+        """
+        if name not in self._arenas:
+            raise UsageError(f"arena: expected one of {list(self._arenas)}, got {name!r}")
+        return self._arenas[name]
+
+    def check_guards(self) -> list[str]:
+        """What lies in front of each guard that was overwritten; empty if all are as they were.
+
+        Raises: UsageError if the program has no guards, or the sanitizer watches them.
+        """
+        if not self.manifest.guards or self._poisoned:
+            raise UsageError(
+                "guards: expected a program built with guards that the sanitizer does not watch",
+                hint="build it with guards=True and without poison",
+            )
+        return [
+            guard.after or f"start of {guard.arena}"
+            for guard in self.manifest.guards
+            if (self._guard_bytes(guard) != guard.pattern).any()
+        ]
+
+    def close(self) -> None:
+        """Ends the threads and gives the memory back; views that are still held stay valid."""
+        with _calling:
+            self._library.lockstep_set_threads(1)
+        self._arenas = {}
+
+    def _live(self) -> ctypes.Array[ctypes.c_void_p]:
+        if not self._arenas and self.manifest.arenas:
+            raise UsageError(
+                f"program {self.manifest.name}: expected an open one, got a closed one"
+            )
+        return self._pointers
+
+    def _rows(self, rows: int | None) -> int:
+        bound = self.manifest.symbols.get("rows")
+        if bound is None:
+            if rows is not None:
+                raise UsageError("rows: expected none, this program's counts are all fixed")
+            return 0
+        n_rows = bound if rows is None else rows
+        if not 1 <= n_rows <= bound:
+            raise UsageError(f"rows: expected 1 to {bound}, got {n_rows}")
+        return n_rows
+
+    def _guard_bytes(self, guard: Guard) -> Bytes:
+        return self._arenas[guard.arena][guard.offset : guard.offset + guard.n_bytes]
+
+    def _poison(self) -> None:
+        sanitizer = ctypes.CDLL(None)
+        for guard in self.manifest.guards:
+            address = self._guard_bytes(guard).ctypes.data
+            sanitizer.__asan_poison_memory_region(
+                ctypes.c_void_p(address), ctypes.c_size_t(guard.n_bytes)
+            )
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"library {path}: expected one that loads, got: {error}",
+            hint="delete it and build again",
+        ) from error
+    pointer = ctypes.POINTER(ctypes.c_void_p)
+    for name in ("lockstep_call", "lockstep_run_node"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [ctypes.c_int32, pointer, ctypes.c_int64], None
+    library.lockstep_set_threads.argtypes = [ctypes.c_int32]
+    library.lockstep_set_threads.restype = None
+    return library
