@@ -1,0 +1,1 @@
+"""Sessions: prefill, decode and sample; training steps, checkpoints and weight files."""

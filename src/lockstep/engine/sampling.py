@@ -1,0 +1,128 @@
+"""Choosing the next token: greedy, or drawn from a filtered distribution with a seeded generator.
+
+The filters follow the order and the rules of the logits processors in transformers: repeat penalty,
+temperature, top-k, top-p, min-p. They work in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.errors import GateError, UsageError
+
+Logits = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a token is chosen; temperature 0 is greedy, the other defaults filter nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_window: int = 64  # how many of the last tokens are penalised; 0 is all of them
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100"),
+            ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
+            ("repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "0 to 100"),
+            ("repeat-last-n", self.repeat_window, self.repeat_window >= 0, "0 or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2**64 - 1"),
+        )
+        for name, value, holds, expected in rules:
+            if not holds:
+                raise UsageError(
+                    f"{name}: expected {expected}, got {value}", hint=f"choose another --{name}"
+                )
+
+
+class Sampler:
+    """Draws tokens; the same seed and the same logits give the same tokens on every machine."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._random = np.random.Generator(np.random.Philox(sampling.seed))
+
+    def choose(self, logits_V: Logits, history: Sequence[int] = ()) -> int:
+        """The next token after `history`.
+
+        Raises: GateError if a logit is NaN, or all of them are minus infinity.
+        """
+        s = self.sampling
+        scores_V = logits_V.astype(np.float64)
+        if np.isnan(scores_V).any() or not scores_V.max() > -np.inf:
+            raise GateError(
+                "logits: expected numbers, got NaN or nothing but minus infinity",
+                hint="check the weights with `lockstep compare`",
+            )
+        window = history[-s.repeat_window :] if s.repeat_window else history
+        scores_V = penalise(scores_V, window, s.repeat_penalty)
+        if s.temperature == 0:
+            return int(scores_V.argmax())
+        scores_V = keep_top_k(scores_V / s.temperature, s.top_k)
+        scores_V = keep_min_p(keep_top_p(scores_V, s.top_p), s.min_p)
+        cumulative_V = np.cumsum(softmax(scores_V))
+        # Scaled by the sum, so that rounding cannot push the draw past the last token.
+        draw = self._random.random() * cumulative_V[-1]
+        return int(np.searchsorted(cumulative_V, draw, side="right"))
+
+
+def softmax(scores_V: Logits) -> Logits:
+    """The probabilities that belong to the scores."""
+    weights_V = np.exp(scores_V - scores_V.max())
+    return np.asarray(weights_V / weights_V.sum())
+
+
+def penalise(scores_V: Logits, window: Sequence[int], penalty: float) -> Logits:
+    """Lowers the score of every token in the window: divided if positive, multiplied if negative.
+
+    Source: arXiv:1909.05858.
+    """
+    if penalty == 1.0 or not len(window):
+        return scores_V
+    seen = np.unique(np.asarray(window))
+    found = scores_V.copy()
+    found[seen] = np.where(found[seen] < 0, found[seen] * penalty, found[seen] / penalty)
+    return found
+
+
+def keep_top_k(scores_V: Logits, k: int) -> Logits:
+    """Keeps the k highest scores, and all that equal the lowest of them; 0 keeps everything."""
+    if k == 0 or k >= scores_V.size:
+        return scores_V
+    lowest = np.partition(scores_V, -k)[-k]
+    return np.where(scores_V < lowest, -np.inf, scores_V)
+
+
+def keep_top_p(scores_V: Logits, p: float) -> Logits:
+    """Keeps the likeliest tokens that together reach the probability p, and at least one.
+
+    Source: arXiv:1904.09751.
+    """
+    if p >= 1.0:
+        return scores_V
+    ascending = np.argsort(scores_V, kind="stable")
+    dropped = np.cumsum(softmax(scores_V)[ascending]) <= 1.0 - p
+    dropped[-1] = False
+    found = scores_V.copy()
+    found[ascending[dropped]] = -np.inf
+    return found
+
+
+def keep_min_p(scores_V: Logits, p: float) -> Logits:
+    """Keeps the tokens that have at least the share p of the likeliest token's probability."""
+    if p == 0.0:
+        return scores_V
+    probabilities_V = softmax(scores_V)
+    return np.where(probabilities_V < p * probabilities_V.max(), -np.inf, scores_V)
