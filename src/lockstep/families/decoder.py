@@ -1,0 +1,244 @@
+"""What the dense decoders share: the config, and the frame of the graph around their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from lockstep.errors import UsageError
+from lockstep.families.weight import Weight
+from lockstep.ir import Graph, Value, check, f32, i32
+from lockstep.ops import OPS
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """How Llama 3.1 slows down the low frequencies of rope.
+
+    Source: transformers modeling_rope_utils, `rope_type: llama3`.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: int  # context of the first training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """The dimensions and switches of a dense decoder."""
+
+    vocab: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    eps: float = 1e-6
+    theta: float = 10000.0
+    tied: bool = True
+    activation: Activation = "silu"
+    attention_bias: bool = False
+    scaling: Llama3Scaling | None = None
+
+    def __post_init__(self) -> None:
+        names = ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UsageError(f"config {name}: expected at least 1, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise UsageError(
+                f"config: expected heads to be a multiple of kv_heads, got {self.heads} and "
+                f"{self.kv_heads}",
+                hint="choose kv_heads that divides heads",
+            )
+        if self.head_dim % 2:
+            raise UsageError(
+                f"config head_dim: expected an even number, got {self.head_dim}",
+                hint="choose an even head_dim: rope turns pairs",
+            )
+        for name, value in (("eps", self.eps), ("theta", self.theta)):
+            if not (isfinite(value) and value > 0):
+                raise UsageError(f"config {name}: expected a positive number, got {value}")
+
+    @property
+    def q_width(self) -> int:
+        """Width of a row of queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of a row of keys or values."""
+        return self.kv_heads * self.head_dim
+
+
+class Decoder:
+    """A graph under construction: what a family's block is written with.
+
+    `weights` are its parameters by id; `attend` is causal attention over the sequences of the
+    batch, or over the cache.
+    """
+
+    def __init__(self, config: DecoderConfig, graph: Graph, weights: tuple[Weight, ...]) -> None:
+        self.config = config
+        self.graph = graph
+        self.weights = {w.id: graph.input(w.id, f32(*w.shape), "parameter") for w in weights}
+        self.attend: Callable[[str, Value, Value, Value], Value]
+        self._rope: tuple[Value, ...] = ()
+        self._positions: Value
+
+    def embed(self, tokens_M: Value) -> Value:
+        """The rows of the embedding table."""
+        return self.graph.add(OPS["embedding"], "embed", tokens_M, self.weights["embed.weight"])
+
+    def norm(self, id: str, x_MN: Value) -> Value:
+        """RMS norm, with one gain for the whole row or one for every head."""
+        gain_D = self.weights[f"{id}.weight"]
+        return self.graph.add(OPS["rmsnorm"], id, x_MN, gain_D, eps=self.config.eps)
+
+    def linear(self, id: str, x_MK: Value, weight: str | None = None) -> Value:
+        """A linear with its bias where the weight table has one."""
+        w_NK = self.weights[weight or f"{id}.weight"]
+        return self.graph.add(OPS["linear"], id, x_MK, w_NK, self.weights.get(f"{id}.bias"))
+
+    def rope(self, id: str, x_MN: Value) -> Value:
+        """The rows turned by their positions, half-split."""
+        op, (cos_CR, sin_CR) = OPS["rope"], self._rope
+        inputs = (x_MN, self._positions, cos_CR, sin_CR)
+        return self.graph.add(op, id, *inputs, interleaved=False, inverse=False)
+
+    def act_mul(self, id: str, gate_MF: Value, up_MF: Value) -> Value:
+        """The activated gate times `up`."""
+        name = "silu_mul" if self.config.activation == "silu" else "gelu_mul"
+        return self.graph.add(OPS[name], id, gate_MF, up_MF)
+
+    def add(self, id: str, a_MD: Value, b_MD: Value) -> Value:
+        """The residual sum."""
+        return self.graph.add(OPS["add"], id, a_MD, b_MD)
+
+    def head(self, x_MD: Value) -> Value:
+        """The logits, from the embedding table itself where it is tied."""
+        return self.linear("head", x_MD, "embed.weight" if self.config.tied else "head.weight")
+
+    def prepare_rope(self, positions_M: Value, context: int) -> None:
+        """Adds the rope tables for positions below `context`."""
+        scaling = self.config.scaling or Llama3Scaling(factor=1.0, low=1.0, high=4.0, original=1)
+        self._positions = positions_M
+        self.graph.section = "init"
+        self._rope = self.graph.add_node(
+            OPS["rope_table"],
+            "rope",
+            theta=self.config.theta,
+            context=context,
+            head_dim=self.config.head_dim,
+            factor=scaling.factor,
+            low=scaling.low,
+            high=scaling.high,
+            original=scaling.original,
+        )
+        self.graph.section = "forward"
+
+
+Block = Callable[[Decoder, str, Value], Value]  # (decoder, path of the layer, x_MD) -> x_MD
+
+
+def training_graph(
+    name: str,
+    config: DecoderConfig,
+    weights: tuple[Weight, ...],
+    block: Block,
+    batch: int,
+    tokens: int,
+) -> Graph:
+    """The forward graph of `batch` sequences of `tokens`, and its summed loss.
+
+    Raises: UsageError if the sequences are longer than the model's context.
+    """
+    _at_most_context(config, tokens)
+    graph = Graph(name)
+    rows = batch * tokens
+    tokens_M = graph.input("tokens", i32(rows), "input")
+    targets_M = graph.input("targets", i32(rows), "input")
+    positions_M = graph.input("positions", i32(rows), "input")
+    scale = graph.input("scale", f32(), "input")
+    decoder = Decoder(config, graph, weights)
+    decoder.prepare_rope(positions_M, tokens)
+
+    def attend(id: str, q_MN: Value, k_MO: Value, v_MO: Value) -> Value:
+        heads = {"heads": config.heads, "kv_heads": config.kv_heads}
+        return graph.add(OPS["attention"], id, q_MN, k_MO, v_MO, **heads, tokens=tokens)
+
+    decoder.attend = attend
+    logits_MV = decoder.head(_trunk(decoder, block, tokens_M))
+    loss_M = graph.add(OPS["cross_entropy"], "loss", logits_MV, targets_M, scale)
+    graph.outputs = {"loss": graph.add(OPS["loss_sum"], "loss.sum", loss_M).id}
+    return check(graph, "forward")
+
+
+def inference_graph(
+    name: str,
+    config: DecoderConfig,
+    weights: tuple[Weight, ...],
+    block: Block,
+    context: int,
+    chunk: int,
+    all_logits: bool,
+) -> Graph:
+    """The graph of one sequence that grows by up to `chunk` rows a call, up to `context` rows.
+
+    `start` is the number of rows in the caches before the call. Logits are those of all rows, or of
+    row `last` only.
+
+    Raises: UsageError if `context` is more than the model's.
+    """
+    _at_most_context(config, context)
+    if not 1 <= chunk <= context:
+        raise UsageError(f"chunk: expected 1 to {context} (the context), got {chunk}")
+    graph = Graph(name, {"rows": chunk})
+    tokens_M = graph.input("tokens", i32("rows"), "input")
+    positions_M = graph.input("positions", i32("rows"), "input")
+    start = graph.input("start", i32(), "input")
+    last = None if all_logits else graph.input("last", i32(), "input")
+    decoder = Decoder(config, graph, weights)
+    decoder.prepare_rope(positions_M, context)
+
+    def cached(id: str, new_MO: Value) -> Value:
+        cache_CO = graph.input(f"{id}_cache", f32(context, config.kv_width), "cache")
+        written = graph.add(OPS["cache_write"], f"{id}_write", new_MO, cache_CO, start)
+        graph.writes[written.id] = cache_CO.id
+        return written
+
+    def attend(id: str, q_MN: Value, k_MO: Value, v_MO: Value) -> Value:
+        at = id.removesuffix(".core")
+        keys_CO, values_CO = cached(f"{at}.k", k_MO), cached(f"{at}.v", v_MO)
+        heads = {"heads": config.heads, "kv_heads": config.kv_heads}
+        return graph.add(OPS["attention_cached"], id, q_MN, keys_CO, values_CO, start, **heads)
+
+    decoder.attend = attend
+    x_MD = _trunk(decoder, block, tokens_M)
+    if last is not None:
+        x_MD = graph.add(OPS["take_row"], "last_row", x_MD, last)
+    graph.outputs = {"logits": decoder.head(x_MD).id}
+    return check(graph, "forward")
+
+
+def _trunk(decoder: Decoder, block: Block, tokens_M: Value) -> Value:
+    """Embedding, all layers and the last norm."""
+    x_MD = decoder.embed(tokens_M)
+    for layer in range(decoder.config.layers):
+        x_MD = block(decoder, f"layers.{layer}", x_MD)
+    return decoder.norm("norm", x_MD)
+
+
+def _at_most_context(config: DecoderConfig, tokens: int) -> None:
+    if not 1 <= tokens <= config.context:
+        raise UsageError(
+            f"tokens: expected 1 to {config.context} (the model's context), got {tokens}",
+            hint="choose shorter sequences, or a config with a longer context",
+        )

@@ -1,0 +1,174 @@
+"""Reading and writing the settings that the configs of all dense decoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lockstep.errors import InputError, UsageError
+from lockstep.families.decoder import Activation, DecoderConfig, Llama3Scaling
+from lockstep.families.keys import Keys
+
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+# Keys of a Hugging Face config that do not change what the model computes.
+HF_IGNORED = {
+    "_name_or_path": "where it was loaded from",
+    "architectures": "the class is known from model_type",
+    "bos_token_id": "the tokenizer's business",
+    "dtype": "weights are read as float32 whatever they are stored as",
+    "eos_token_id": "the tokenizer's business",
+    "initializer_range": "only for new weights",
+    "model_type": "chose the family",
+    "pad_token_id": "padding is never fed",
+    "torch_dtype": "the older name of dtype",
+    "transformers_version": "who wrote it",
+    "use_cache": "how transformers runs it",
+}
+
+
+def hf_settings(keys: Keys, *, head_dim: int | None) -> dict[str, Any]:
+    """The fields of `DecoderConfig` from a Hugging Face config; `head_dim` is the class's default.
+
+    Raises: InputError naming the key that is missing, of another type or not supported.
+    """
+    width, heads = keys.take("hidden_size", int), keys.take("num_attention_heads", int)
+    keys.only("attention_dropout", 0.0, 0)
+    keys.only("hidden_act", *ACTIVATIONS)
+    theta, scaling = _hf_rope(keys)
+    return {
+        "vocab": keys.take("vocab_size", int),
+        "width": width,
+        "ffn": keys.take("intermediate_size", int),
+        "layers": keys.take("num_hidden_layers", int),
+        "heads": heads,
+        "kv_heads": keys.take("num_key_value_heads", int, heads),
+        "head_dim": keys.take("head_dim", int, head_dim or width // max(heads, 1)),
+        "context": keys.take("max_position_embeddings", int),
+        "eps": keys.take("rms_norm_eps", float, 1e-6),
+        "theta": theta,
+        "tied": keys.take("tie_word_embeddings", bool, False),
+        "activation": ACTIVATIONS[keys.take("hidden_act", str, "silu")],
+        "attention_bias": keys.take("attention_bias", bool, False),
+        "scaling": scaling,
+    }
+
+
+def _hf_rope(keys: Keys) -> tuple[float, Llama3Scaling | None]:
+    """Theta and scaling: `rope_parameters` since transformers 5, two keys before."""
+    new, old = keys.take_mapping("rope_parameters"), keys.take_mapping("rope_scaling")
+    outer_theta = keys.take("rope_theta", float, 10000.0)
+    if new is not None and old is not None and dict(new) != dict(old):
+        raise InputError(
+            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both"
+        )
+    given = new if new is not None else old
+    if given is None:
+        return outer_theta, None
+    rope = Keys(f"{keys.where} {'rope_scaling' if new is None else 'rope_parameters'}", given)
+    theta = rope.take("rope_theta", float, outer_theta)
+    if "rope_theta" in rope and "rope_theta" in keys and theta != outer_theta:
+        raise InputError(
+            f"{keys.where} rope_theta: expected {theta} as in {rope.where}, got {outer_theta}"
+        )
+    rope.only("partial_rotary_factor", 1.0, 1)
+    rope.only("rope_type", "default", "llama3")
+    rope.only("type", "default", "llama3")
+    kind = rope.take("rope_type", str, rope.take("type", str, "default"))
+    scaling = None
+    if kind == "llama3":
+        scaling = Llama3Scaling(
+            factor=rope.take("factor", float),
+            low=rope.take("low_freq_factor", float),
+            high=rope.take("high_freq_factor", float),
+            original=rope.take("original_max_position_embeddings", int),
+        )
+    rope.finish({})
+    return theta, scaling
+
+
+def hf_keys(config: DecoderConfig) -> dict[str, object]:
+    """The Hugging Face keys of the shared settings.
+
+    Rope is written as before transformers 5, which later versions read as well.
+    """
+    names: dict[Activation, str] = {ours: hf for hf, ours in ACTIVATIONS.items()}
+    keys: dict[str, object] = {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.eps,
+        "rope_theta": config.theta,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": names[config.activation],
+        "attention_bias": config.attention_bias,
+        "attention_dropout": 0.0,
+    }
+    if config.scaling is not None:
+        keys["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.scaling.factor,
+            "low_freq_factor": config.scaling.low,
+            "high_freq_factor": config.scaling.high,
+            "original_max_position_embeddings": config.scaling.original,
+        }
+    return keys
+
+
+def gguf_settings(keys: Keys, arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The fields of `DecoderConfig` from GGUF metadata; what it leaves out, the tensors show.
+
+    Raises: InputError naming the key that is missing, of another type or not supported.
+    """
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise InputError(f"{keys.where}: expected a matrix token_embd.weight, got none")
+    vocab, width = shapes["token_embd.weight"]
+    heads = keys.take(f"{arch}.attention.head_count", int)
+    head_dim = keys.take(f"{arch}.attention.key_length", int, width // max(heads, 1))
+    keys.only(f"{arch}.attention.value_length", head_dim)
+    keys.only(f"{arch}.rope.dimension_count", head_dim)
+    keys.only(f"{arch}.rope.scaling.type", "none")
+    keys.only(f"{arch}.vocab_size", vocab)
+    keys.only(f"{arch}.embedding_length", width)
+    return {
+        "vocab": vocab,
+        "width": width,
+        "ffn": keys.take(f"{arch}.feed_forward_length", int),
+        "layers": keys.take(f"{arch}.block_count", int),
+        "heads": heads,
+        "kv_heads": keys.take(f"{arch}.attention.head_count_kv", int, heads),
+        "head_dim": head_dim,
+        "context": keys.take(f"{arch}.context_length", int),
+        "eps": keys.take(f"{arch}.attention.layer_norm_rms_epsilon", float),
+        "theta": keys.take(f"{arch}.rope.freq_base", float, 10000.0),
+        "tied": "output.weight" not in shapes,
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+    }
+
+
+def architecture_keys(arch: str, metadata: Mapping[str, object]) -> Keys:
+    """The metadata keys that describe the graph; the others are the tokenizer's or about the file.
+
+    Raises: InputError if the file holds another architecture.
+    """
+    if metadata.get("general.architecture") != arch:
+        found = metadata.get("general.architecture")
+        raise InputError(f"gguf general.architecture: expected {arch!r}, got {found!r:.60}")
+    own = {k: v for k, v in metadata.items() if k.startswith(f"{arch}.")}
+    return Keys("gguf metadata", own)
+
+
+def made_from_file(Config: Any, where: str, settings: Mapping[str, Any]) -> Any:
+    """A config from settings that were read from a file.
+
+    Raises: InputError if they contradict each other.
+    """
+    try:
+        return Config(**settings)
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error

@@ -1,0 +1,55 @@
+"""What a family is: one record for each architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from lockstep.families.weight import TensorSource, Weight, read_parameters
+from lockstep.ir import Array, Graph
+
+C = TypeVar("C", bound=Any)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[C]):
+    """One architecture.
+
+    `training_graph(config, batch, tokens)` is the forward graph with its loss;
+    `inference_graph(config, context, chunk, all_logits)` reads and writes caches and takes at most
+    `chunk` rows a call. `TINY` and `variants` together switch every feature on and off.
+    """
+
+    name: str  # = GGUF general.architecture = HF model_type = the name of its file
+    Config: type[C]
+    weights: Callable[[C], tuple[Weight, ...]]
+    training_graph: Callable[[C, int, int], Graph]
+    inference_graph: Callable[[C, int, int, bool], Graph]
+    TINY: C
+    variants: Mapping[str, C]
+    hf_class: str  # the class of transformers that is the oracle
+    from_hf: Callable[[Mapping[str, object]], C]
+    to_hf: Callable[[C], dict[str, object]]
+    from_gguf: Callable[[Mapping[str, object], Mapping[str, tuple[int, ...]]], C]
+
+    @property
+    def small_configs(self) -> dict[str, C]:
+        """The small configs that the laws of all families are held to."""
+        return {"tiny": self.TINY, **self.variants}
+
+    def hf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
+        """The parameters by our id from a Hugging Face checkpoint.
+
+        Raises: InputError naming every tensor that is missing, extra or wrong.
+        """
+        # Some checkpoints with tied embeddings store the head as well.
+        copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tied else {}
+        return read_parameters(self.weights(config), source, "hf", copies)
+
+    def gguf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
+        """The parameters by our id from a GGUF file.
+
+        Raises: InputError naming every tensor that is missing, extra or wrong.
+        """
+        return read_parameters(self.weights(config), source, "gguf")

@@ -1,0 +1,77 @@
+"""Strict reading of a foreign config: a key is read, ignored for a stated reason, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from lockstep.errors import InputError
+
+T = TypeVar("T", int, float, bool, str)
+_HINT = "choose a model without this setting, or report it with its config as a wish"
+
+
+class Keys:
+    """The keys of one config, each of which must be taken or ignored."""
+
+    def __init__(self, where: str, given: Mapping[str, object]) -> None:
+        self.where = where
+        self._given = given
+        self._left = set(given)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._given
+
+    def take(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The value of a key; without a default the key is required, null counts as absent.
+
+        Raises: InputError if it is missing or of another type.
+        """
+        self._left.discard(key)
+        value = self._given.get(key)
+        if value is None:
+            if default is None:
+                raise InputError(f"{self.where}: expected a key {key}, got none")
+            return default
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{self.where} {key}: expected {kind.__name__}, got {value!r:.60}")
+        return value
+
+    def take_mapping(self, key: str) -> Mapping[str, object] | None:
+        """The mapping under a key, None where it is absent or null.
+
+        Raises: InputError if it is something else.
+        """
+        self._left.discard(key)
+        value = self._given.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{self.where} {key}: expected a mapping, got {value!r:.60}")
+        return value
+
+    def only(self, key: str, *allowed: object) -> None:
+        """Takes a key that may be absent, null or one of the values that we can carry out.
+
+        Raises: InputError naming the key and its value.
+        """
+        self._left.discard(key)
+        value = self._given.get(key)
+        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
+            wanted = " or ".join(repr(a) for a in allowed) or "null"
+            raise InputError(
+                f"{self.where} {key}: expected {wanted}, got {value!r:.60}, which is not supported",
+                hint=_HINT,
+            )
+
+    def finish(self, ignored: Mapping[str, str]) -> None:
+        """Ends the reading; `ignored` holds, for each key that needs no reading, the reason.
+
+        Raises: InputError naming every key that was neither read nor ignored.
+        """
+        unknown = sorted(self._left - set(ignored))
+        if unknown:
+            raise InputError(
+                f"{self.where}: expected only keys that are understood, got {', '.join(unknown)}",
+                hint=_HINT,
+            )

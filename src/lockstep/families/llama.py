@@ -1,0 +1,170 @@
+"""Llama: the dense decoder that most others descend from.
+
+Source: transformers modeling_llama; arXiv:2302.13971, arXiv:2407.21783 (rope scaling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lockstep.families import decoder
+from lockstep.families.decoder import Decoder, DecoderConfig, Llama3Scaling
+from lockstep.families.decoder_config import (
+    HF_IGNORED,
+    architecture_keys,
+    gguf_settings,
+    hf_keys,
+    hf_settings,
+    made_from_file,
+)
+from lockstep.families.family import Family
+from lockstep.families.keys import Keys
+from lockstep.families.weight import Table, Weight
+from lockstep.ir import Graph, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(DecoderConfig):
+    """The dimensions and switches of a Llama model."""
+
+    mlp_bias: bool = False
+
+
+TINY = Config(
+    vocab=89,
+    width=48,
+    ffn=80,
+    layers=2,
+    heads=6,
+    kv_heads=3,
+    head_dim=12,
+    context=40,
+    tied=False,
+)
+
+VARIANTS = {
+    "tied, biased, scaled": Config(
+        vocab=61,
+        width=32,
+        ffn=72,
+        layers=2,
+        heads=4,
+        kv_heads=1,
+        head_dim=10,
+        context=50,
+        eps=1e-5,
+        theta=500.0,
+        activation="gelu_tanh",
+        attention_bias=True,
+        mlp_bias=True,
+        scaling=Llama3Scaling(factor=8.0, low=1.0, high=4.0, original=36),
+    ),
+}
+
+_HF_IGNORED = HF_IGNORED | {"pretraining_tp": "only how transformers split its matrices"}
+
+
+def from_hf(hf: Mapping[str, object]) -> Config:
+    """The config from a Hugging Face config.json.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = Keys("config.json", hf)
+    settings = hf_settings(keys, head_dim=None)
+    settings["mlp_bias"] = keys.take("mlp_bias", bool, False)
+    keys.finish(_HF_IGNORED)
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def to_hf(config: Config) -> dict[str, object]:
+    """The Hugging Face config.json of a config."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        **hf_keys(config),
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+def from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The config from GGUF metadata and the shapes of its tensors.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = architecture_keys("llama", metadata)
+    settings = gguf_settings(keys, "llama", shapes)
+    settings["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
+    keys.finish({})
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def weights(config: Config) -> tuple[Weight, ...]:
+    """The weight table, in the order of the parameters."""
+    c, table = config, Table()
+    table.linear("embed", (c.vocab, c.width), "model.embed_tokens", "token_embd")
+    for i in range(c.layers):
+        t = table.under(f"layers.{i}", f"model.layers.{i}", f"blk.{i}")
+        q, kv, bias = (c.q_width, c.width), (c.kv_width, c.width), c.attention_bias
+        t.gain("norm1", c.width, "input_layernorm", "attn_norm")
+        t.linear("attn.q", q, "self_attn.q_proj", "attn_q", bias=bias, gguf_heads=c.heads)
+        t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=bias, gguf_heads=c.kv_heads)
+        t.linear("attn.v", kv, "self_attn.v_proj", "attn_v", bias=bias)
+        t.linear("attn.o", q[::-1], "self_attn.o_proj", "attn_output", bias=bias)
+        t.gain("norm2", c.width, "post_attention_layernorm", "ffn_norm")
+        t.linear("ffn.gate", (c.ffn, c.width), "mlp.gate_proj", "ffn_gate", bias=c.mlp_bias)
+        t.linear("ffn.up", (c.ffn, c.width), "mlp.up_proj", "ffn_up", bias=c.mlp_bias)
+        t.linear("ffn.down", (c.width, c.ffn), "mlp.down_proj", "ffn_down", bias=c.mlp_bias)
+    table.gain("norm", c.width, "model.norm", "output_norm")
+    if not c.tied:
+        table.linear("head", (c.vocab, c.width), "lm_head", "output")
+    return tuple(table.weights)
+
+
+def block(d: Decoder, at: str, x_MD: Value) -> Value:
+    """One layer: attention, then a gated feed-forward block."""
+    h_MD = d.norm(f"{at}.norm1", x_MD)
+    q_MN = d.rope(f"{at}.attn.q_rope", d.linear(f"{at}.attn.q", h_MD))
+    k_MO = d.rope(f"{at}.attn.k_rope", d.linear(f"{at}.attn.k", h_MD))
+    v_MO = d.linear(f"{at}.attn.v", h_MD)
+    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
+    x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
+
+    h_MD = d.norm(f"{at}.norm2", x_MD)
+    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
+    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
+    return d.add(f"{at}.ffn.add", x_MD, d.linear(f"{at}.ffn.down", act_MF))
+
+
+def training_graph(config: Config, batch: int, tokens: int) -> Graph:
+    """The forward graph of a batch and its summed loss.
+
+    Raises: UsageError if the sequences are longer than the context.
+    """
+    return decoder.training_graph("llama", config, weights(config), block, batch, tokens)
+
+
+def inference_graph(config: Config, context: int, chunk: int, all_logits: bool) -> Graph:
+    """The graph of one growing sequence with its caches.
+
+    Raises: UsageError if the context or the chunk is too long.
+    """
+    table = weights(config)
+    return decoder.inference_graph("llama", config, table, block, context, chunk, all_logits)
+
+
+FAMILY = Family(
+    name="llama",
+    Config=Config,
+    weights=weights,
+    training_graph=training_graph,
+    inference_graph=inference_graph,
+    TINY=TINY,
+    variants=VARIANTS,
+    hf_class="LlamaForCausalLM",
+    from_hf=from_hf,
+    to_hf=to_hf,
+    from_gguf=from_gguf,
+)

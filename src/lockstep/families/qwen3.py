@@ -1,0 +1,162 @@
+"""Qwen3: a dense decoder with grouped queries and a norm on every query and key head.
+
+Source: transformers modeling_qwen3; arXiv:2505.09388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lockstep.families import decoder
+from lockstep.families.decoder import Decoder, DecoderConfig
+from lockstep.families.decoder_config import (
+    HF_IGNORED,
+    architecture_keys,
+    gguf_settings,
+    hf_keys,
+    hf_settings,
+    made_from_file,
+)
+from lockstep.families.family import Family
+from lockstep.families.keys import Keys
+from lockstep.families.weight import Table, Weight
+from lockstep.ir import Graph, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(DecoderConfig):
+    """The dimensions and switches of a Qwen3 model."""
+
+
+TINY = Config(vocab=101, width=48, ffn=80, layers=2, heads=6, kv_heads=2, head_dim=12, context=40)
+
+VARIANTS = {
+    "untied, biased": Config(
+        vocab=67,
+        width=40,
+        ffn=56,
+        layers=1,
+        heads=4,
+        kv_heads=4,
+        head_dim=8,
+        context=33,
+        eps=1e-5,
+        theta=1e6,
+        tied=False,
+        attention_bias=True,
+    ),
+}
+
+_HF_IGNORED = HF_IGNORED | {"max_window_layers": "only read when the sliding window is on"}
+
+
+def from_hf(hf: Mapping[str, object]) -> Config:
+    """The config from a Hugging Face config.json.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = Keys("config.json", hf)
+    keys.only("use_sliding_window", False)
+    if "use_sliding_window" not in keys:
+        keys.only("sliding_window")
+    settings = hf_settings(keys, head_dim=128)
+    keys.only("layer_types", ["full_attention"] * settings["layers"])
+    ignored = _HF_IGNORED | {"sliding_window": "the sliding window is off"}
+    keys.finish(ignored)
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def to_hf(config: Config) -> dict[str, object]:
+    """The Hugging Face config.json of a config."""
+    return {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        **hf_keys(config),
+        "use_sliding_window": False,
+    }
+
+
+def from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The config from GGUF metadata and the shapes of its tensors.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = architecture_keys("qwen3", metadata)
+    settings = gguf_settings(keys, "qwen3", shapes)
+    keys.finish({})
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def weights(config: Config) -> tuple[Weight, ...]:
+    """The weight table, in the order of the parameters."""
+    c, table = config, Table()
+    table.linear("embed", (c.vocab, c.width), "model.embed_tokens", "token_embd")
+    for i in range(c.layers):
+        t = table.under(f"layers.{i}", f"model.layers.{i}", f"blk.{i}")
+        q, kv, bias = (c.q_width, c.width), (c.kv_width, c.width), c.attention_bias
+        t.gain("norm1", c.width, "input_layernorm", "attn_norm")
+        t.linear("attn.q", q, "self_attn.q_proj", "attn_q", bias=bias)
+        t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=bias)
+        t.linear("attn.v", kv, "self_attn.v_proj", "attn_v", bias=bias)
+        t.gain("attn.q_norm", c.head_dim, "self_attn.q_norm", "attn_q_norm")
+        t.gain("attn.k_norm", c.head_dim, "self_attn.k_norm", "attn_k_norm")
+        t.linear("attn.o", q[::-1], "self_attn.o_proj", "attn_output", bias=bias)
+        t.gain("norm2", c.width, "post_attention_layernorm", "ffn_norm")
+        t.linear("ffn.gate", (c.ffn, c.width), "mlp.gate_proj", "ffn_gate")
+        t.linear("ffn.up", (c.ffn, c.width), "mlp.up_proj", "ffn_up")
+        t.linear("ffn.down", (c.width, c.ffn), "mlp.down_proj", "ffn_down")
+    table.gain("norm", c.width, "model.norm", "output_norm")
+    if not c.tied:
+        table.linear("head", (c.vocab, c.width), "lm_head", "output")
+    return tuple(table.weights)
+
+
+def block(d: Decoder, at: str, x_MD: Value) -> Value:
+    """One layer: attention with normed heads, then a gated feed-forward block."""
+    h_MD = d.norm(f"{at}.norm1", x_MD)
+    q_MN = d.norm(f"{at}.attn.q_norm", d.linear(f"{at}.attn.q", h_MD))
+    k_MO = d.norm(f"{at}.attn.k_norm", d.linear(f"{at}.attn.k", h_MD))
+    v_MO = d.linear(f"{at}.attn.v", h_MD)
+    q_MN, k_MO = d.rope(f"{at}.attn.q_rope", q_MN), d.rope(f"{at}.attn.k_rope", k_MO)
+    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
+    x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
+
+    h_MD = d.norm(f"{at}.norm2", x_MD)
+    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
+    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
+    return d.add(f"{at}.ffn.add", x_MD, d.linear(f"{at}.ffn.down", act_MF))
+
+
+def training_graph(config: Config, batch: int, tokens: int) -> Graph:
+    """The forward graph of a batch and its summed loss.
+
+    Raises: UsageError if the sequences are longer than the context.
+    """
+    return decoder.training_graph("qwen3", config, weights(config), block, batch, tokens)
+
+
+def inference_graph(config: Config, context: int, chunk: int, all_logits: bool) -> Graph:
+    """The graph of one growing sequence with its caches.
+
+    Raises: UsageError if the context or the chunk is too long.
+    """
+    table = weights(config)
+    return decoder.inference_graph("qwen3", config, table, block, context, chunk, all_logits)
+
+
+FAMILY = Family(
+    name="qwen3",
+    Config=Config,
+    weights=weights,
+    training_graph=training_graph,
+    inference_graph=inference_graph,
+    TINY=TINY,
+    variants=VARIANTS,
+    hf_class="Qwen3ForCausalLM",
+    from_hf=from_hf,
+    to_hf=to_hf,
+    from_gguf=from_gguf,
+)

@@ -1,0 +1,110 @@
+"""Transformers' own class of a family, carrying our weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+
+from lockstep.families import Family, Weight
+from lockstep.ir import Array
+from lockstep.oracle.exact import KeepFloat64
+
+Precision = Literal["float32", "float64"]
+Attention = Literal["eager", "sdpa"]
+IGNORED_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the oracle says about one batch; the loss is the mean over its valid tokens.
+
+    Shapes: logits (B, T, V)
+    """
+
+    logits: Array
+    loss: float
+    n_tokens: int
+    gradients: dict[str, Array]
+
+
+class Oracle:
+    """A model of transformers, seen through our ids."""
+
+    def __init__(self, model: Any, weights: tuple[Weight, ...], precision: Precision) -> None:
+        self.model = model
+        self.precision = precision
+        self.dtype = getattr(torch, precision)
+        named = dict(model.named_parameters())
+        self.parameters: dict[str, Any] = {w.id: named[w.hf] for w in weights}
+
+    def exactly(self) -> AbstractContextManager[Any]:
+        """The context in which the model really computes in its precision."""
+        return KeepFloat64() if self.precision == "float64" else contextlib.nullcontext()
+
+    def logits(self, tokens_BT: Array) -> Any:
+        """The logits as a tensor of torch, with its graph."""
+        with self.exactly():
+            ids_BT = torch.from_numpy(np.ascontiguousarray(tokens_BT, dtype=np.int64))
+            return self.model(input_ids=ids_BT, use_cache=False).logits
+
+    def summed_loss(self, logits_BTV: Any, targets_BT: Array) -> Any:
+        """The cross-entropy summed over the targets that are not ignored."""
+        targets = torch.from_numpy(np.ascontiguousarray(targets_BT, dtype=np.int64)).reshape(-1)
+        flat_MV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+        return torch.nn.functional.cross_entropy(
+            flat_MV, targets, ignore_index=IGNORED_TARGET, reduction="sum"
+        )
+
+    def losses_and_gradients(self, tokens_BT: Array, targets_BT: Array) -> Answer:
+        """Logits, mean loss and the gradient of every parameter."""
+        n_tokens = int((np.asarray(targets_BT) != IGNORED_TARGET).sum())
+        self.model.zero_grad(set_to_none=True)
+        with self.exactly():
+            logits = self.logits(tokens_BT)
+            loss = self.summed_loss(logits, targets_BT) / n_tokens
+            loss.backward()
+        gradients = {id: p.grad.numpy().copy() for id, p in self.parameters.items()}
+        return Answer(logits.detach().numpy(), float(loss.detach()), n_tokens, gradients)
+
+    def values(self) -> dict[str, Array]:
+        """A copy of the parameters by our id."""
+        return {id: p.detach().numpy().copy() for id, p in self.parameters.items()}
+
+
+def hf_model(
+    family: Family[Any],
+    config: Any,
+    parameters: Mapping[str, Array],
+    *,
+    precision: Precision = "float32",
+    attention: Attention = "sdpa",
+) -> Oracle:
+    """Transformers' class with the weights that we have.
+
+    Raises: ValueError if the parameters are not exactly those of the class: our bug.
+    """
+    model_class = getattr(transformers, family.hf_class)
+    settings = model_class.config_class.from_dict(family.to_hf(config))
+    settings._attn_implementation = attention
+    dtype = getattr(torch, precision)
+    exactly = KeepFloat64() if precision == "float64" else contextlib.nullcontext()
+    with exactly:
+        model = model_class(settings).to(dtype).eval()
+    weights = family.weights(config)
+    named = dict(model.named_parameters())
+    if set(named) != {w.hf for w in weights}:
+        raise ValueError(f"{family.name}: names differ: {set(named) ^ {w.hf for w in weights}}")
+    with torch.no_grad():
+        for weight in weights:
+            given = torch.from_numpy(np.array(parameters[weight.id])).to(dtype)
+            if named[weight.hf].shape != given.shape:
+                raise ValueError(f"{weight.id}: {tuple(named[weight.hf].shape)} in {weight.hf}")
+            named[weight.hf].copy_(given)
+    return Oracle(model, weights, precision)
