@@ -98,7 +98,7 @@ class Op:
     infer: Infer
     reference: Reference
     gradient: Gradient | NotDifferentiable
-    source: str
+    source: str = field(repr=False)
     naive: str
     kernels: tuple[Kernel, ...]  # the last whose `when` holds is used
     cases: tuple[Mapping[str, Attr], ...]

@@ -12,7 +12,9 @@ def expect_type(where: str, got: Type, expected: Type) -> None:
     Raises: UsageError that names both.
     """
     if got != expected:
-        raise UsageError(f"{where}: expected {expected}, got {got}", hint="check the graph's shapes")
+        raise UsageError(
+            f"{where}: expected {expected}, got {got}", hint="check the graph's shapes"
+        )
 
 
 def expect_rank(where: str, got: Type, rank: int) -> None:
@@ -21,7 +23,9 @@ def expect_rank(where: str, got: Type, rank: int) -> None:
     Raises: UsageError that names both.
     """
     if len(got.dims) != rank:
-        raise UsageError(f"{where}: expected {rank} axes, got {got}", hint="check the graph's shapes")
+        raise UsageError(
+            f"{where}: expected {rank} axes, got {got}", hint="check the graph's shapes"
+        )
 
 
 def whole(where: str, dim: Dim) -> int:
