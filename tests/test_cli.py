@@ -201,6 +201,7 @@ def test_the_doctor_finds_what_is_missing(
     monkeypatch.setenv("PATH", str(tmp_path))  # neither a compiler nor a browser
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)  # no package of ours either
+    monkeypatch.setattr("lockstep.native.compiler.find_spec", lambda name: None)
     assert main.main(["doctor", "--json"]) == 3
     findings = {f["name"]: f for f in json.loads(capfd.readouterr().out)["findings"]}
     missing = {name for name, finding in findings.items() if not finding["works"]}
@@ -208,6 +209,28 @@ def test_the_doctor_finds_what_is_missing(
     assert all(findings[name]["mend"] for name in missing)
     assert main.main(["doctor"]) == 3
     assert "mend it: pip install ziglang" in capfd.readouterr().out
+
+
+def test_the_doctor_builds_with_zig_where_there_is_no_other_compiler(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    findings = {f.name: f for f in (doctor.look_at_compiler(), doctor.look_at_zig())}
+    assert findings["compiler"].works
+    assert findings["ziglang"].works
+    assert findings["compiler"].found in findings["ziglang"].found
+    assert not list((home / "build").glob("*.so")), "a visit of the doctor leaves no builds behind"
+
+
+def test_the_doctor_refuses_a_compiler_that_makes_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\necho broken 1.0\n")  # answers to --version, and to all else
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert not doctor.look_at_compiler().works
 
 
 def test_the_doctor_refuses_a_home_that_cannot_be_written(

@@ -12,18 +12,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
+from uuid import uuid4
 
 import click
 
 from lockstep.artifacts import lockstep_home
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.errors import EnvironmentLacks
+from lockstep.native import Compiler, compile_library, find_compiler
 
-PROBE_SECONDS = 120  # the first build with zig makes its own C library, which takes several seconds
+PROBE_SECONDS = 60  # a first import of torch, or the first answer of zig, takes several
 NEEDED_BYTES = 2 * 1024**3  # a demo run, its builds and its checkpoints, with room to spare
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-C_PROBE = "#include <math.h>\ndouble probe(double x) { return fma(x, x, 1.0); }\n"
+ZIG = (sys.executable, "-m", "ziglang", "cc")
+C_PROBE = """#include <math.h>
+double probe(double x);
+double probe(double x) { return fma(x, x, 1.0); }
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +45,8 @@ class Finding:
 
 def look() -> list[Finding]:
     """Everything that the doctor looks at, in the order in which a setup needs it."""
-    probes: Sequence[Callable[[], Finding]] = (
-        _python, look_at_home, _disk, _compiler, _zig, _torch, _transformers, _chromium
-    )  # fmt: skip
+    machine = (_python, look_at_home, _disk, look_at_compiler, look_at_zig)
+    probes: Sequence[Callable[[], Finding]] = (*machine, _torch, _transformers, _chromium)
     found = [probe() for probe in probes]
     return [replace(finding, mend=None) if finding.works else finding for finding in found]
 
@@ -94,30 +98,33 @@ def _disk() -> Finding:
     )
 
 
-def _compiler() -> Finding:
-    commands = [[name] for name in (os.environ.get("CC", ""), "cc", "gcc", "clang") if name]
-    tried = [_build(command) for command in commands if shutil.which(command[0])]
-    best = next((built for built in tried if built.works), None)
-    if best is None and _zig().works:
-        best = Built(works=True, found="none of the system's, the C compiler of ziglang serves")
-    found = best.found if best else "; ".join(built.found for built in tried) or "none found"
+def look_at_compiler() -> Finding:
+    try:
+        found, works = _build(find_compiler()), True
+    except EnvironmentLacks as error:
+        found, works = error.message, False
     return Finding(
         name="compiler",
-        works=best is not None,
+        works=works,
         found=found,
         needed_for="training and inference: models are compiled to C",
         required=True,
-        mend="install gcc or clang, or run `pip install ziglang`",
+        mend="apt-get install gcc, or pip install ziglang",
     )
 
 
-def _zig() -> Finding:
-    missing = find_spec("ziglang") is None
-    built = _build([sys.executable, "-m", "ziglang", "cc"]) if not missing else None
+def look_at_zig() -> Finding:
+    version = _answer([*ZIG, "--version"]) if find_spec("ziglang") else None
+    try:
+        found, works = "not installed", version is not None
+        if version is not None:
+            found = f"zig's {_build(Compiler(ZIG, version.splitlines()[0]))}"
+    except EnvironmentLacks as error:
+        found, works = error.message, False
     return Finding(
         name="ziglang",
-        works=bool(built and built.works),
-        found=built.found if built else "not installed",
+        works=works,
+        found=found,
         needed_for="machines without gcc and clang",
         mend="pip install ziglang",
     )
@@ -143,31 +150,21 @@ def _chromium() -> Finding:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """What came of a trial build."""
+def _build(compiler: Compiler) -> str:
+    """Compiles a function as a model is compiled, calls it, and returns the compiler's version.
 
-    works: bool
-    found: str
-
-
-def _build(command: Sequence[str]) -> Built:
-    """Compiles a function, loads it and calls it."""
-    name = " ".join(command[-3:]) if len(command) > 1 else command[0]
-    with tempfile.TemporaryDirectory() as directory:
-        source, library = Path(directory, "probe.c"), Path(directory, "probe.so")
-        source.write_text(C_PROBE)
-        caches = {f"ZIG_{kind}_CACHE_DIR": directory for kind in ("GLOBAL", "LOCAL")}
-        build = [*command, "-O2", "-shared", "-fPIC", str(source), "-o", str(library), "-lm"]
-        failure = _failure(build, caches)
-        if failure is None:
-            probe = ctypes.CDLL(str(library)).probe
-            probe.restype, probe.argtypes = ctypes.c_double, [ctypes.c_double]
-            failure = None if probe(3.0) == 10.0 else "its program computes 3*3+1 wrongly"
-    if failure is not None:
-        return Built(works=False, found=f"{name} cannot build a program: {failure}")
-    version = (_answer([*command, "--version"]) or "unknown version").splitlines()[0]
-    return Built(works=True, found=f"{name}: {version}")
+    Raises: EnvironmentLacks if that does not work.
+    """
+    library = compile_library(f"/* {uuid4()} */\n{C_PROBE}", compiler=compiler)
+    try:
+        probe = ctypes.CDLL(str(library)).probe
+        probe.restype, probe.argtypes = ctypes.c_double, [ctypes.c_double]
+        if (answer := probe(3.0)) != 10.0:
+            raise EnvironmentLacks(f"{compiler.version}: expected fma(3, 3, 1) = 10, got {answer}")
+    finally:
+        for suffix in (".so", ".c", ".sha256"):  # each visit builds anew, and leaves nothing
+            library.with_suffix(suffix).unlink(missing_ok=True)
+    return compiler.version
 
 
 def _package(name: str, needed_for: str) -> Finding:
@@ -195,21 +192,6 @@ def _answer(command: Sequence[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def _failure(command: Sequence[str], environment: dict[str, str]) -> str | None:
-    """Why a command fails, or None if it does not."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            env={**os.environ, **environment},
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr.strip() or "no message").splitlines()[0]
 
 
 def describe(found: Sequence[Finding]) -> str:

@@ -1,0 +1,63 @@
+"""The pages say what the code does: generated pages are current, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lockstep import __version__
+from lockstep.cli.main import VERBS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+def load_generator() -> ModuleType:
+    spec = spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cli.md", "artifacts.md"])
+def test_a_generated_page_is_current(name: str) -> None:
+    page = load_generator().PAGES[name]()
+    assert (ROOT / "docs" / name).read_text() == page, "run `make docs` and commit what it writes"
+
+
+def broken_links(text: str, place: Path) -> list[str]:
+    """The relative links of a page that lead nowhere."""
+    targets = [t for t in LINK.findall(text) if not t.startswith(("http://", "https://"))]
+    return [target for target in targets if not (place / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert not broken_links(page.read_text(), page.parent)
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("")
+    text = "[a](there.md#top) [b](gone.md) [c](https://example.org/gone.md)"
+    assert broken_links(text, tmp_path) == ["gone.md"]
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text()))
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_the_readme_lists_the_verbs_that_exist() -> None:
+    rows = re.findall(r"^\| `lockstep ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == list(VERBS)
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
