@@ -1,0 +1,13 @@
+"""Files of weights: list their leaves, read one, write; knows no model."""
+
+from lockstep.formats.gguf import GGUFFile
+from lockstep.formats.hf_directory import HFDirectory, write_hf_directory
+from lockstep.formats.safetensors import SafetensorsFile, write_safetensors
+
+__all__ = [
+    "GGUFFile",
+    "HFDirectory",
+    "SafetensorsFile",
+    "write_hf_directory",
+    "write_safetensors",
+]

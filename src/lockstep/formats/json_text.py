@@ -1,0 +1,48 @@
+"""JSON that other people wrote, read without guessing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import InputError
+
+MAX_BYTES = 256 << 20  # the largest index of a real checkpoint has some ten megabytes
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises: InputError if the file cannot be read, is not an object or has a key twice.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: expected at most {MAX_BYTES} bytes of JSON")
+        return parse_json_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
+
+
+def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises: InputError if it is not an object or has a key twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({k for k, _ in pairs}) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: expected JSON, got something else: {error}", hint="download the file again"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value

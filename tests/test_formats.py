@@ -1,0 +1,203 @@
+"""Files of weights: exact values, whole files or none, hostile files refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.formats import (
+    GGUFFile,
+    HFDirectory,
+    SafetensorsFile,
+    write_hf_directory,
+    write_safetensors,
+)
+from lockstep.formats.elements import as_f32
+
+TENSORS = {
+    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4) / 7,
+    "b.weight": np.array([-0.0, 1e-40, np.float32(1) / 3], dtype=np.float32),
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    write_hf_directory(tmp_path / "model", {"model_type": "qwen3"}, TENSORS)
+    return tmp_path / "model"
+
+
+def sharded(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    places = {}
+    for i, (name, array) in enumerate(TENSORS.items()):
+        places[name] = f"model-{i}.safetensors"
+        save_file({name: array}, path / places[name])
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+def test_a_directory_is_read_back_bit_for_bit(directory: Path) -> None:
+    read = HFDirectory(directory)
+    assert read.config == {"model_type": "qwen3"}
+    assert read.shapes == {name: array.shape for name, array in TENSORS.items()}
+    for name, array in TENSORS.items():
+        assert read.read(name).tobytes() == array.tobytes()
+
+
+def test_shards_are_read_as_one(tmp_path: Path) -> None:
+    read = HFDirectory(sharded(tmp_path / "model"))
+    assert {n: read.read(n).tobytes() for n in read.shapes} == {
+        n: a.tobytes() for n, a in TENSORS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "says"),
+    [
+        ({"a.weight": "model-0.safetensors", "c": "model-1.safetensors"}, "b.weight in model-1"),
+        ({"a.weight": "../model-0.safetensors"}, "without folders"),
+        ({"a.weight": "model-9.safetensors"}, "model-9"),
+        ({}, "weight_map"),
+    ],
+)
+def test_an_index_that_is_not_true_is_refused(
+    tmp_path: Path, weight_map: dict[str, str], says: str
+) -> None:
+    path = sharded(tmp_path / "model")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=says):
+        HFDirectory(path)
+
+
+def test_an_existing_directory_is_replaced_only_when_told(directory: Path) -> None:
+    with pytest.raises(UsageError, match="it exists"):
+        write_hf_directory(directory, {}, TENSORS)
+    write_hf_directory(directory, {"new": True}, {"a.weight": TENSORS["a.weight"]}, force=True)
+    assert HFDirectory(directory).config == {"new": True}
+    assert [p.name for p in directory.parent.iterdir()] == ["model"]
+
+
+def test_nothing_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("in the way")
+    with pytest.raises(EnvironmentLacks, match="cannot be written"):
+        write_hf_directory(target / "model", {}, TENSORS)
+    with pytest.raises(EnvironmentLacks, match="cannot be written"):
+        write_safetensors(tmp_path / "none" / "a.safetensors", TENSORS)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("n_kept", [0, 7, 60, -1])
+def test_a_cut_off_file_is_refused(directory: Path, n_kept: int) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:n_kept])
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        HFDirectory(directory)
+
+
+def test_a_config_with_a_key_twice_is_refused(directory: Path) -> None:
+    (directory / "config.json").write_text('{"hidden_size": 8, "hidden_size": 9}')
+    with pytest.raises(InputError, match="occurs twice"):
+        HFDirectory(directory)
+
+
+def test_every_16_bit_pattern_is_widened_exactly() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = as_f32(bits.tobytes(), "F16", bits.shape, "x")
+    np.testing.assert_array_equal(halves, bits.view(np.float16).astype(np.float32))
+    brains = as_f32(bits.tobytes(), "BF16", bits.shape, "x")
+    assert (brains.view(np.uint32) >> 16 == bits).all()
+    assert not (brains.view(np.uint32) & 0xFFFF).any()
+
+
+def test_a_type_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
+    save_file({"x": np.ones(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="got F64"):
+        SafetensorsFile(tmp_path / "x.safetensors").read("x")
+
+
+@pytest.mark.torch
+def test_bfloat16_that_torch_wrote_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    x = torch.randn(5, 3).to(torch.bfloat16)
+    save_torch({"x": x}, tmp_path / "x.safetensors")
+    read = SafetensorsFile(tmp_path / "x.safetensors").read("x")
+    assert read.tobytes() == x.float().numpy().tobytes()
+
+
+def write_gguf(path: Path) -> Path:
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_uint32("qwen3.block_count", 2)
+    writer.add_float32("qwen3.rope.freq_base", 1e6)
+    writer.add_array("tokenizer.ggml.tokens", ["<a>", "é", ""])
+    writer.add_array("tokenizer.ggml.scores", [0.5, -1.0, 2.0])
+    for name, array in TENSORS.items():
+        writer.add_tensor(name, array)
+    writer.add_tensor("half", TENSORS["a.weight"].astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_of_the_gguf_package_is_read(tmp_path: Path) -> None:
+    read = GGUFFile(write_gguf(tmp_path / "m.gguf"))
+    assert read.metadata["general.architecture"] == "qwen3"
+    assert read.metadata["qwen3.block_count"] == 2
+    assert read.metadata["tokenizer.ggml.tokens"] == ["<a>", "é", ""]
+    assert read.metadata["tokenizer.ggml.scores"] == [0.5, -1.0, 2.0]
+    for name, array in TENSORS.items():
+        assert read.shapes[name] == array.shape
+        assert read.read(name).tobytes() == array.tobytes()
+    half = TENSORS["a.weight"].astype(np.float16).astype(np.float32)
+    assert read.read("half").tobytes() == half.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_gguf_file_is_refused_or_read_in_bounds(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf")
+    raw = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    else:
+        at = data.draw(st.integers(0, len(raw) - 9))
+        raw[at : at + 8] = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1)))
+    path.write_bytes(raw)
+    with contextlib.suppress(InputError):  # any other exception is a failure
+        read = GGUFFile(path)
+        for name in read.shapes:
+            assert read.read(name).nbytes <= 4 * len(raw)
+    os.remove(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [(8, 1 << 62, "more items"), (16, 1 << 62, "more items"), (4, 9, "version"), (0, 0, "GGUF")],
+)
+def test_gguf_counts_beyond_the_file_are_refused(
+    tmp_path: Path, field: int, value: int, says: str
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    raw = bytearray(path.read_bytes())
+    raw[field : field + (8 if field >= 8 else 4)] = struct.pack("<Q" if field >= 8 else "<I", value)
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=says):
+        GGUFFile(path)
