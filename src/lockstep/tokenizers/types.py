@@ -1,0 +1,75 @@
+"""Alphabets and pre-tokenizers, those that llama.cpp reproduces id for id."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, get_args
+
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+from lockstep.errors import InputError
+
+Kind = Literal["ascii_bpe", "bpe"]
+PreTokenizer = Literal["superbpe", "gpt-2", "smollm"]  # the names of `tokenizer.ggml.pre`
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PRE_TOKENIZERS: tuple[PreTokenizer, ...] = get_args(PreTokenizer)
+
+_ASCII_BYTES = (0x09, 0x0A, *range(0x20, 0x7F))
+_ASCII = frozenset(map(chr, _ASCII_BYTES))
+
+
+def _byte_images() -> dict[int, str]:
+    """For each byte, the printable character that stands for it in a byte-level vocabulary."""
+    shown = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+
+def alphabet(kind: Kind) -> list[str]:
+    """The characters that a vocabulary of this kind starts from, in byte order."""
+    images = _byte_images()
+    return [images[byte] for byte in (_ASCII_BYTES if kind == "ascii_bpe" else range(256))]
+
+
+def check_text(text: str, kind: Kind, where: str) -> None:
+    """Insists that every character can be encoded; the library would drop the others silently.
+
+    Raises: InputError naming row, column and character.
+    """
+    for i, character in enumerate(text):
+        known = character in _ASCII if kind == "ascii_bpe" else not _is_surrogate(character)
+        if not known:
+            line, column = text.count("\n", 0, i) + 1, i - text.rfind("\n", 0, i)
+            expected = "tab, newline or printable ASCII" if kind == "ascii_bpe" else "valid text"
+            raise InputError(
+                f"{where}, line {line}, column {column}: expected {expected}, "
+                f"got U+{ord(character):04X} {character!r}",
+                hint="map the text to ASCII first, or choose the tokenizer bpe",
+            )
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
+
+
+def pre_tokenizer(name: PreTokenizer) -> Any:
+    """The splitting of text before merges, as llama.cpp does it under this name."""
+    if name == "gpt-2":
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    if name == "smollm":
+        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        return Sequence(steps)
+    # Splits at runs of digits only, so merges may span quotes, blanks and brackets.
+    return Sequence(
+        [
+            Split(Regex(r"\p{N}+"), "isolated"),
+            Split(Regex(r"(?=(\d{3})+(?!\d))"), "isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def spelling(component: pre_tokenizers.PreTokenizer) -> Any:
+    """The JSON of a pre-tokenizer inside tokenizer.json, by which a loaded file is recognised."""
+    return json.loads(component.__getstate__())
