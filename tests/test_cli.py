@@ -208,7 +208,7 @@ def test_the_doctor_finds_what_is_missing(
     assert missing == {"compiler", "ziglang", "torch", "transformers", "chromium"}
     assert all(findings[name]["mend"] for name in missing)
     assert main.main(["doctor"]) == 3
-    assert "mend it: pip install ziglang" in capfd.readouterr().out
+    assert f"mend it: {sys.executable} -m pip install ziglang" in capfd.readouterr().out
 
 
 def test_the_doctor_builds_with_zig_where_there_is_no_other_compiler(

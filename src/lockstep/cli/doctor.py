@@ -24,6 +24,7 @@ from lockstep.native import Compiler, compile_library, find_compiler
 PROBE_SECONDS = 60  # a first import of torch, or the first answer of zig, takes several
 NEEDED_BYTES = 2 * 1024**3  # a demo run, its builds and its checkpoints, with room to spare
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PIP = f"{sys.executable} -m pip"
 ZIG = (sys.executable, "-m", "ziglang", "cc")
 C_PROBE = """#include <math.h>
 double probe(double x);
@@ -109,7 +110,7 @@ def look_at_compiler() -> Finding:
         found=found,
         needed_for="training and inference: models are compiled to C",
         required=True,
-        mend="apt-get install gcc, or pip install ziglang",
+        mend=f"apt-get install gcc, or {PIP} install ziglang",
     )
 
 
@@ -126,7 +127,7 @@ def look_at_zig() -> Finding:
         works=works,
         found=found,
         needed_for="machines without gcc and clang",
-        mend="pip install ziglang",
+        mend=f"{PIP} install ziglang",
     )
 
 
@@ -179,7 +180,7 @@ def _package(name: str, needed_for: str) -> Finding:
         works=version is not None,
         found=found,
         needed_for=needed_for,
-        mend=f"pip install {name}",
+        mend=f"{PIP} install {name}",
     )
 
 
