@@ -1,9 +1,19 @@
 """The graph: types, nodes, text form, checker and float64 referee."""
 
-from lockstep.ir.arena import ALIGN_BYTES, Layout, flat_layout
+from lockstep.ir.arena import ALIGN_BYTES, Layout, flat_layout, padded
 from lockstep.ir.check import CheckError, Stage, check
 from lockstep.ir.graph import SECTIONS, Graph, Input, Node, Role, Section, Value, make_node, renamed
 from lockstep.ir.interpret import interpret, run_reference
+from lockstep.ir.lowered import (
+    ARENAS,
+    Chain,
+    GuardSpot,
+    Mode,
+    ParallelStage,
+    Plan,
+    Schedule,
+    Spot,
+)
 from lockstep.ir.op import (
     Array,
     Attr,
@@ -19,23 +29,31 @@ from lockstep.ir.type import ITEM_BYTES, Dim, Type, f32, f64, i32, parse_type
 
 __all__ = [
     "ALIGN_BYTES",
+    "ARENAS",
     "ITEM_BYTES",
     "SECTIONS",
     "Array",
     "Attr",
+    "Chain",
     "CheckError",
     "Dim",
     "GradientBuilder",
     "Graph",
+    "GuardSpot",
     "Input",
     "Kernel",
     "Layout",
+    "Mode",
     "Node",
     "NotDifferentiable",
     "Op",
+    "ParallelStage",
+    "Plan",
     "Registry",
     "Role",
+    "Schedule",
     "Section",
+    "Spot",
     "Stage",
     "Tolerance",
     "Type",
@@ -47,6 +65,7 @@ __all__ = [
     "i32",
     "interpret",
     "make_node",
+    "padded",
     "parse_graph",
     "parse_type",
     "print_graph",

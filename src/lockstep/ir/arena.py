@@ -18,11 +18,16 @@ class Layout:
     n_bytes: int
 
 
-def flat_layout(values: Iterable[Value], symbols: Mapping[str, int]) -> Layout:
-    """Places the values in the given order."""
+def padded(n_bytes: int) -> int:
+    """The bytes up to the next boundary."""
+    return -(-n_bytes // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def flat_layout(values: Iterable[Value], symbols: Mapping[str, int], gap_bytes: int = 0) -> Layout:
+    """Places the values in the given order, with a gap in front of each and behind the last."""
     offsets: dict[str, int] = {}
-    end = 0
+    end = gap_bytes
     for value in values:
         offsets[value.id] = end
-        end += -(-value.type.n_bytes(symbols) // ALIGN_BYTES) * ALIGN_BYTES
+        end += padded(value.type.n_bytes(symbols)) + gap_bytes
     return Layout(offsets, end)
