@@ -1,6 +1,6 @@
 """Other people's implementations, asked the same questions as ours."""
 
-from lockstep.oracle.hf_model import Oracle, hf_model
-from lockstep.oracle.hf_training import OptimizerSettings, StepRecord, Trained, train
+from lockstep.oracle.transformers_model import Oracle, hf_model
+from lockstep.oracle.transformers_training import OptimizerSettings, StepRecord, Trained, train
 
 __all__ = ["OptimizerSettings", "Oracle", "StepRecord", "Trained", "hf_model", "train"]

@@ -99,8 +99,12 @@ def hf_model(
         model = model_class(settings).to(dtype).eval()
     weights = family.weights(config)
     named = dict(model.named_parameters())
-    if set(named) != {w.hf for w in weights}:
-        raise ValueError(f"{family.name}: names differ: {set(named) ^ {w.hf for w in weights}}")
+    for ours, theirs in (
+        ({w.hf for w in weights}, set(named)),
+        ({w.id for w in weights}, set(parameters)),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{family.name}: names differ: {sorted(ours ^ theirs)}")
     with torch.no_grad():
         for weight in weights:
             given = torch.from_numpy(np.array(parameters[weight.id])).to(dtype)

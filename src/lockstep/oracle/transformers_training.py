@@ -14,7 +14,13 @@ import torch
 from lockstep.errors import UsageError
 from lockstep.families import Family
 from lockstep.ir import Array
-from lockstep.oracle.hf_model import IGNORED_TARGET, Attention, Oracle, Precision, hf_model
+from lockstep.oracle.transformers_model import (
+    IGNORED_TARGET,
+    Attention,
+    Oracle,
+    Precision,
+    hf_model,
+)
 
 Microbatch = tuple[Array, Array]  # tokens (B, T) and targets (B, T); -1 is no target
 
