@@ -1,0 +1,143 @@
+"""The one function that walks family -> graph -> passes -> C -> program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lockstep.ops
+from lockstep.codegen import Emitted, emit
+from lockstep.families import Family
+from lockstep.ir import Graph, Mode, check
+from lockstep.native import Compiler, Manifest, Program, compile_library
+from lockstep.native.compiler import Sanitizer
+from lockstep.ops import OPS
+from lockstep.passes import (
+    OptimizerSpec,
+    add_optimizer,
+    autodiff,
+    fuse,
+    pack,
+    plan_memory,
+    schedule,
+)
+from lockstep.passes.plan_memory import GUARD_BYTES
+
+__all__ = ["Built", "OptimizerSpec", "inference_program", "link", "lower", "training_program"]
+
+Patch = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A program, the lowered graph that it runs, its C text, and the library that was built."""
+
+    program: Program
+    graph: Graph
+    emitted: Emitted
+    library: Path
+
+
+def training_program(
+    family: Family[Any],
+    config: Any,
+    *,
+    batch: int,
+    tokens: int,
+    optimizer: OptimizerSpec,
+    mode: Mode = "reuse",
+    threads: int | None = None,
+    guards: bool = False,
+    source_patch: Patch | None = None,
+    sanitize: tuple[Sanitizer, ...] = (),
+    compiler: Compiler | None = None,
+) -> Built:
+    """A training program: `init` once, `step` for each microbatch, `update` for each step."""
+    graph = family.training_graph(config, batch, tokens)
+    decayed = [weight.id for weight in family.weights(config) if weight.decay]
+    return link(
+        training_graph(graph, optimizer, decayed, guards=guards),
+        mode=mode,
+        threads=threads,
+        guards=guards,
+        source_patch=source_patch,
+        sanitize=sanitize,
+        compiler=compiler,
+    )
+
+
+def inference_program(
+    family: Family[Any],
+    config: Any,
+    *,
+    context: int,
+    chunk: int,
+    all_logits: bool = False,
+    mode: Mode = "reuse",
+    threads: int | None = None,
+    guards: bool = False,
+    source_patch: Patch | None = None,
+    sanitize: tuple[Sanitizer, ...] = (),
+    compiler: Compiler | None = None,
+) -> Built:
+    """An inference program: `init` once, then `forward` for up to `chunk` rows at a time."""
+    return link(
+        family.inference_graph(config, context, chunk, all_logits),
+        mode=mode,
+        threads=threads,
+        guards=guards,
+        source_patch=source_patch,
+        sanitize=sanitize,
+        compiler=compiler,
+    )
+
+
+def training_graph(
+    graph: Graph, optimizer: OptimizerSpec, decayed: Iterable[str], *, guards: bool = False
+) -> Graph:
+    """The graph of a loss with its gradient and its optimizer, fused."""
+    gap_bytes = GUARD_BYTES if guards else 0
+    training = add_optimizer(autodiff(graph), optimizer, decayed=set(decayed), gap_bytes=gap_bytes)
+    return fuse(training)
+
+
+def lower(graph: Graph, *, mode: Mode = "reuse", guards: bool = False) -> tuple[Graph, Emitted]:
+    """The lowered graph, and its program as text."""
+    lowered = pack(fuse(graph))
+    order = schedule(lowered)
+    plan = plan_memory(lowered, order, mode=mode, guards=guards)
+    headers, sources = _op_texts()
+    names = {op.name: sources[op.source] for op in OPS.values()}
+    return lowered, emit(check(lowered, "lowered"), order, plan, headers=headers, files=names)
+
+
+def link(
+    graph: Graph,
+    *,
+    mode: Mode = "reuse",
+    threads: int | None = None,
+    guards: bool = False,
+    source_patch: Patch | None = None,
+    sanitize: tuple[Sanitizer, ...] = (),
+    compiler: Compiler | None = None,
+) -> Built:
+    """A program from a graph that has all its sections; `source_patch` edits the C text first."""
+    lowered, emitted = lower(graph, mode=mode, guards=guards)
+    if source_patch is not None:
+        emitted = emitted.patched(source_patch(emitted.source))
+    library = compile_library(emitted.source, sanitize=sanitize, compiler=compiler)
+    poison = guards and "address" in sanitize
+    program = Program(library, Manifest.parse(emitted.manifest), threads=threads, poison=poison)
+    return Built(program=program, graph=lowered, emitted=emitted, library=library)
+
+
+@lru_cache(maxsize=1)
+def _op_texts() -> tuple[dict[str, str], dict[str, str]]:
+    """The headers of ops by name, and for each C source the file that holds it."""
+    folder = Path(lockstep.ops.__file__).parent
+    headers = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.h")}
+    sources = {path.read_text(encoding="utf-8"): f"ops/{path.name}" for path in folder.glob("*.c")}
+    return headers, sources
