@@ -40,7 +40,7 @@ class RoundTrip:
     """Every row of a corpus after the trip, and the id of each control tag."""
 
     rows: tuple[RowTrip, ...]
-    split_tags: tuple[str, ...]  # control tags that are not one id
+    split_tags: tuple[str, ...]  # control tags that are not one id everywhere
     repeatable: bool  # a second encoding gave the same ids
 
     @property
@@ -66,10 +66,11 @@ def round_trip(tokenizer: Tokenizer, rows: Sequence[str]) -> RoundTrip:
     """
     trips: list[RowTrip] = []
     repeatable = True
+    names = (*tokenizer.tags, tokenizer.eos)
+    split = {n for n in names if tokenizer.encode_row(n) != [tokenizer.token_id(n)]}
     for line_no, row in enumerate(rows, start=1):
         ids = tokenizer.encode_row(row, where=f"row {line_no}")
         repeatable &= ids == tokenizer.encode_row(row)
+        split |= {n for n in names if row.count(n) != ids.count(tokenizer.token_id(n))}
         trips.append(RowTrip(line_no, row, tokenizer.decode(ids), tuple(ids)))
-    names = (*tokenizer.tags, tokenizer.eos)
-    split = tuple(n for n in names if tokenizer.encode_row(n) != [tokenizer.token_id(n)])
-    return RoundTrip(tuple(trips), split, repeatable)
+    return RoundTrip(tuple(trips), tuple(n for n in names if n in split), repeatable)

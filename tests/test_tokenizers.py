@@ -1,0 +1,238 @@
+"""Tokenizers: one id for each control tag, exact trips, strict files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.tokenizers import (
+    KINDS,
+    PRE_TOKENIZERS,
+    Kind,
+    PreTokenizer,
+    Tokenizer,
+    round_trip,
+    train_tokenizer,
+)
+
+TAGS = ("[circle]", "[bar-chart]", "[bars:3]", "[palette:cool]", "[layout:top-left]")
+ROWS = tuple(
+    f'{TAGS[i % 5]}[palette:cool]<svg viewBox="0 0 64 64"><circle cx="{8 + i}" cy="{40 - i}" '
+    f'r="{i % 9}" fill="teal"/></svg><eos>'
+    for i in range(40)
+)
+EVERY = [(kind, splitting) for kind in KINDS for splitting in PRE_TOKENIZERS]
+
+
+def trained(kind: Kind = "ascii_bpe", splitting: PreTokenizer = "superbpe") -> Tokenizer:
+    return train_tokenizer(kind, ROWS, 340, TAGS, splitting)
+
+
+ONE = trained()
+
+
+@pytest.mark.parametrize(("kind", "splitting"), EVERY)
+def test_every_row_comes_back_to_the_byte(kind: Kind, splitting: PreTokenizer) -> None:
+    tokenizer = trained(kind, splitting)
+    trip = round_trip(tokenizer, ROWS)
+    assert trip.exact
+    assert len(trip.rows) == len(ROWS)
+    assert trip.n_equal_bytes == sum(map(len, ROWS))
+    assert (tokenizer.kind, tokenizer.pre_tokenizer) == (kind, splitting)
+
+
+@given(st.text(st.characters(codec="ascii", min_codepoint=32, max_codepoint=126)))
+def test_any_printable_text_comes_back(text: str) -> None:
+    assert ONE.decode(ONE.encode(text)) == text
+    assert ONE.decode(ONE.encode_row(text)) == text
+
+
+BYTES = trained("bpe")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_comes_back_through_bytes(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@pytest.mark.parametrize(("kind", "splitting"), EVERY)
+def test_each_tag_is_one_id_between_any_neighbours(kind: Kind, splitting: PreTokenizer) -> None:
+    tokenizer = trained(kind, splitting)
+    for tag in TAGS:
+        id_ = tokenizer.token_id(tag)
+        for before, after in (("", ""), ("a", "b"), ("[", "]"), ("<svg", '="'), (tag, " ")):
+            ids = tokenizer.encode(before + tag + after)
+            assert ids.count(id_) == 1 + before.count(tag)
+    ids = {tokenizer.token_id(tag) for tag in (*TAGS, "<eos>")}
+    assert ids == set(range(tokenizer.vocab_size - len(TAGS) - 1, tokenizer.vocab_size))
+
+
+def test_no_merge_is_spent_on_tags() -> None:
+    letters_of_tags = [p for p in ONE.pieces if "palette" in p and p not in TAGS]
+    assert letters_of_tags == []
+
+
+def test_users_cannot_type_the_end_token() -> None:
+    assert ONE.eos_id not in ONE.encode("<eos>[circle]<eos>")
+    assert ONE.encode_row("<eos>") == [ONE.eos_id]
+    assert ONE.decode(ONE.encode("<eos>")) == "<eos>"
+
+
+def merged(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """BPE as the paper has it: join the pair of the lowest rank until there is none."""
+    while len(pieces) > 1:
+        pairs = [(ranks.get(pair, 1 << 30), i) for i, pair in enumerate(pairwise(pieces))]
+        rank, at = min(pairs)
+        if rank == 1 << 30:
+            break
+        pieces = [*pieces[:at], pieces[at] + pieces[at + 1], *pieces[at + 2 :]]
+    return pieces
+
+
+@pytest.mark.parametrize(
+    ("splitting", "pattern"),
+    [
+        ("superbpe", r"\d{1,3}(?=(?:\d{3})*(?!\d))|\D+"),
+        ("gpt-2", r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s+"),
+    ],
+)
+def test_ids_are_those_of_plain_bpe(splitting: PreTokenizer, pattern: str) -> None:
+    tokenizer = trained("ascii_bpe", splitting)
+    ranks = {pair: i for i, pair in enumerate(tokenizer.merges)}
+    id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
+    bodies = [row[row.index("<svg") : -len("<eos>")] for row in ROWS]
+    for text in (*bodies, "x 1234567 it's  fine", "10 200 3000"):
+        spelled = [word.replace(" ", "Ġ") for word in re.findall(pattern, text)]
+        expected = [id_of[p] for word in spelled for p in merged(list(word), ranks)]
+        assert tokenizer.encode(text) == expected
+
+
+def test_training_is_repeatable() -> None:
+    assert trained().document == trained().document
+    assert trained().sha256 != trained("ascii_bpe", "gpt-2").sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("abc\u00e9", "column 4"), ("ab\ncd\re", "line 2, column 3"), ("\x01", "U+0001")],
+)
+def test_a_character_outside_the_alphabet_is_named(text: str, where: str) -> None:
+    for encode in (ONE.encode, ONE.encode_row):
+        with pytest.raises(InputError, match=re.escape(where)):
+            encode(text)
+    with pytest.raises(InputError, match=r"row 2, .*" + re.escape(where)):
+        train_tokenizer("ascii_bpe", ["fine", text], 340, TAGS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: train_tokenizer("ascii_bpe", ROWS, 100, TAGS),
+        lambda: train_tokenizer("bpe", ROWS, 256, TAGS),
+        lambda: train_tokenizer("bpe", ROWS, 400, ("[circle]", "[circle]")),
+        lambda: train_tokenizer("bpe", ROWS, 400, ("[a[b]]",)),
+        lambda: ONE.token_id("[square]"),
+    ],
+)
+def test_a_wrong_request_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError):
+        make()
+
+
+def test_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(InputError, match="got none"):
+        train_tokenizer("ascii_bpe", [], 340, TAGS)
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    for wrong in (-1, ONE.vocab_size):
+        with pytest.raises(InputError, match="ids below"):
+            ONE.decode([0, wrong])
+
+
+def test_a_file_gives_the_same_tokenizer(tmp_path: Path) -> None:
+    ONE.save(tmp_path)
+    again = Tokenizer.load(tmp_path, expect_sha256=ONE.sha256)
+    assert again.document == ONE.document
+    assert [again.encode_row(row) for row in ROWS] == [ONE.encode_row(row) for row in ROWS]
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_the_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
+    BYTES.save(tmp_path)
+    with pytest.raises(InputError, match="SHA-256"):
+        Tokenizer.load(tmp_path, expect_sha256=ONE.sha256)
+
+
+def test_a_directory_that_is_not_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentLacks, match="expected to write"):
+        ONE.save(tmp_path / "none")
+    with pytest.raises(InputError, match="readable tokenizer"):
+        Tokenizer.load(tmp_path / "none")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, len(ONE.document) - 1))
+def test_a_torn_file_is_refused(n_bytes: int) -> None:
+    with pytest.raises(InputError):
+        Tokenizer(ONE.document[:n_bytes])
+
+
+def changed(change: Callable[[Any], None]) -> str:
+    document = json.loads(ONE.document)
+    change(document)
+    return json.dumps(document)
+
+
+def drop_letter(document: Any) -> None:
+    del document["model"]["vocab"]["q"]
+
+
+def two_ends(document: Any) -> None:
+    document["added_tokens"][0]["special"] = True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(pre_tokenizer=None),
+        lambda d: d.update(normalizer={"type": "Lowercase"}),
+        lambda d: d["pre_tokenizer"]["pretokenizers"].reverse(),
+        lambda d: d.update(added_tokens=[]),
+        two_ends,
+        drop_letter,
+    ],
+)
+def test_a_file_of_another_make_is_refused(change: Callable[[Any], None]) -> None:
+    with pytest.raises(InputError):
+        Tokenizer(changed(change))
+
+
+def test_the_trip_sees_a_broken_decoder() -> None:
+    broken = Tokenizer(changed(lambda d: d.update(decoder=None)))
+    trip = round_trip(broken, ROWS)
+    assert not trip.exact
+    assert trip.rows[0].first_difference is not None
+
+
+def test_the_trip_sees_a_tag_that_is_not_one_id() -> None:
+    def only_alone(document: Any) -> None:
+        document["added_tokens"][0]["single_word"] = True
+
+    trip = round_trip(Tokenizer(changed(only_alone)), ["x[circle]x<eos>"])
+    assert trip.rows[0].exact  # the text comes back, so only the count of ids can tell
+    assert trip.split_tags == ("[circle]",)
+    assert not trip.exact
+
+
+def test_a_trip_over_nothing_is_not_exact() -> None:
+    assert not round_trip(ONE, []).exact
