@@ -27,7 +27,7 @@ from lockstep.families.weight import join_pairs, split_pairs
 from lockstep.formats import GGUFFile, HFDirectory, write_hf_directory
 
 # As published with Qwen/Qwen3-0.6B.
-QWEN3_06B = {
+QWEN3_06B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -56,7 +56,7 @@ QWEN3_06B = {
     "vocab_size": 151936,
 }
 # As published with meta-llama/Llama-3.2-1B.
-LLAMA_32_1B = {
+LLAMA_32_1B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -133,6 +133,11 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
         (QWEN3_06B, {"rms_norm_eps": float("nan")}, "eps: expected a positive number"),
         (QWEN3_06B, {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, "rope_theta"),
         (LLAMA_32_1B, {"rope_scaling": {"rope_type": "llama3"}}, "expected a key factor"),
+        (
+            LLAMA_32_1B,
+            {"rope_scaling": {**LLAMA_32_1B["rope_scaling"], "low_freq_factor": 4.0}},
+            "low < high",
+        ),
         (LLAMA_32_1B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA_32_1B, {"rope_parameters": {"rope_type": "default"}}, "got both"),
     ],

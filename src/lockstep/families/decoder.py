@@ -27,6 +27,12 @@ class Llama3Scaling:
     high: float
     original: int  # context of the first training
 
+    def __post_init__(self) -> None:
+        if not (self.factor > 0 and 0 < self.low < self.high and self.original > 0):
+            raise UsageError(
+                f"config scaling: expected factor > 0, 0 < low < high and original > 0, got {self}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:

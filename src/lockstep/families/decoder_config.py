@@ -77,12 +77,13 @@ def _hf_rope(keys: Keys) -> tuple[float, Llama3Scaling | None]:
     kind = rope.take("rope_type", str, rope.take("type", str, "default"))
     scaling = None
     if kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=rope.take("factor", float),
-            low=rope.take("low_freq_factor", float),
-            high=rope.take("high_freq_factor", float),
-            original=rope.take("original_max_position_embeddings", int),
-        )
+        settings = {
+            "factor": rope.take("factor", float),
+            "low": rope.take("low_freq_factor", float),
+            "high": rope.take("high_freq_factor", float),
+            "original": rope.take("original_max_position_embeddings", int),
+        }
+        scaling = made_from_file(Llama3Scaling, rope.where, settings)
     rope.finish({})
     return theta, scaling
 
