@@ -7,10 +7,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
 from lockstep import __version__
-from lockstep.cli.main import VERBS
+from lockstep.cli.main import VERBS, lockstep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,41 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "there.md").write_text("")
     text = "[a](there.md#top) [b](gone.md) [c](https://example.org/gone.md)"
     assert broken_links(text, tmp_path) == ["gone.md"]
+
+
+COMMAND = re.compile(r"^ {4}(?:\$ )?lockstep ([a-z].*)$|`lockstep ([a-z][^`]*)`", re.MULTILINE)
+
+
+def wrong_commands(text: str) -> list[str]:
+    """The commands on a page that have a verb or an option which does not exist."""
+    found = [indented or inline for indented, inline in COMMAND.findall(text)]
+    return [command for command in found if not _exists(command.split("#")[0].split())]
+
+
+def _exists(words: list[str]) -> bool:
+    context = click.Context(lockstep)
+    command: click.Command | None = lockstep
+    while isinstance(command, click.Group):
+        command = command.get_command(context, words.pop(0)) if words else command
+        if not words:
+            break
+    if command is None:
+        return False
+    options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    asked = {
+        word.strip("[]").partition("=")[0] for word in words if word.strip("[").startswith("-")
+    }
+    return asked <= options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_a_page_exist(page: Path) -> None:
+    assert not wrong_commands(page.read_text())
+
+
+def test_a_command_that_does_not_exist_is_found() -> None:
+    text = "`lockstep doctor --json` `lockstep cure`\n\n    lockstep doctor --fast  # now\n"
+    assert wrong_commands(text) == ["cure", "doctor --fast  # now"]
 
 
 def test_the_readme_leads_to_every_page() -> None:
