@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import lockstep.ops
-from lockstep.codegen import Emitted, emit
-from lockstep.families import Family
+from lockstep.artifacts.graph_file import GraphFile
+from lockstep.codegen import Emitted, emit, graph_record
+from lockstep.errors import UsageError
+from lockstep.families import Family, family_named
 from lockstep.ir import Graph, Mode, check
 from lockstep.native import Compiler, Manifest, Program, compile_library
 from lockstep.native.compiler import Sanitizer
@@ -26,7 +29,16 @@ from lockstep.passes import (
 )
 from lockstep.passes.plan_memory import GUARD_BYTES
 
-__all__ = ["Built", "OptimizerSpec", "inference_program", "link", "lower", "training_program"]
+__all__ = [
+    "Built",
+    "Model",
+    "OptimizerSpec",
+    "inference_program",
+    "link",
+    "lower",
+    "model_of",
+    "training_program",
+]
 
 Patch = Callable[[str], str]
 
@@ -39,6 +51,44 @@ class Built:
     graph: Graph
     emitted: Emitted
     library: Path
+
+    def graph_file(self) -> GraphFile:
+        """The lowered graph as the run directory keeps it."""
+        document = {"schema": GraphFile.schema, **graph_record(self.graph)}
+        return GraphFile.from_document(document, GraphFile.file)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A family and one of its configurations."""
+
+    family: Family[Any]
+    config: Any
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter by its id."""
+        return {weight.id: weight.shape for weight in self.family.weights(self.config)}
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the parameters are."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def model_of(family: str, settings: Mapping[str, Any]) -> Model:
+    """The model that a run's record names: a family and the fields of its config.
+
+    Raises: UsageError if there is no such family, or it has no such configuration.
+    """
+    found = family_named(family)
+    try:
+        return Model(found, found.Config(**settings))
+    except TypeError as error:
+        raise UsageError(
+            f"config of {family}: expected its own settings, got others: {error}",
+            hint="make the run again with `lockstep init`",
+        ) from error
 
 
 def training_program(

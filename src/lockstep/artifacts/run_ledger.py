@@ -8,6 +8,8 @@ from typing import Literal
 
 from lockstep.artifacts.record import Artifact
 
+Status = Literal["running", "interrupted", "completed", "failed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow(Artifact, file="run_ledger.jsonl", schema="lockstep.run_ledger/1"):
@@ -20,7 +22,7 @@ class LedgerRow(Artifact, file="run_ledger.jsonl", schema="lockstep.run_ledger/1
     stage_id: str
     stage_pass: int
     phase_label: str
-    status: Literal["running", "completed", "failed"]
+    status: Status
     dataset: str
     dataset_name: str
     dataset_sha256: str

@@ -1,0 +1,1 @@
+"""Runs: init, the training loop with its telemetry and checkpoints, evaluation, promotion."""

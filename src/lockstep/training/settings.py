@@ -1,0 +1,117 @@
+"""The settings of a training: what was said, what the run remembers, and defaults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lockstep.artifacts import RunDir
+from lockstep.artifacts.train_config import TrainConfig
+from lockstep.artifacts.train_settings import FREE, TrainSettings
+from lockstep.engine.checkpoint import list_checkpoints
+from lockstep.errors import UsageError
+from lockstep.training.loop import Budget
+
+DEFAULTS: Mapping[str, Any] = {
+    "tokenizer": "ascii_bpe",
+    "pre_tokenizer": "superbpe",
+    "packing": "sample",
+    "epochs": 3,
+    "batch": 8,
+    "grad_accum": 1,
+    "total_tokens": None,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "warmup_steps": 0,
+    "final_lr_share": 0.1,
+    "max_grad_norm": 1.0,
+    "save_every": 200,
+    "keep_last": 3,
+}
+WARMUP_SHARE = 0.05
+# What a training leaves in a run, apart from its work directory and the ledger, which are history.
+_TRACES = ("checkpoints", "dataset", "tokenizer.json", "metrics.jsonl", TrainSettings.file)
+
+
+def resolve_settings(
+    run: RunDir, config: TrainConfig, said: Mapping[str, Any], *, resume: bool
+) -> TrainSettings:
+    """The settings of a new training, or those of the one that is resumed.
+
+    Raises: UsageError if there is a training and it is not resumed, or other settings are asked
+    for than it has, naming each.
+    """
+    stored = TrainSettings.find(run.path)
+    if stored is not None and resume:
+        return _resumed(run, stored, said)
+    if list_checkpoints(run.checkpoints):
+        raise UsageError(
+            f"run {run.name}: expected a run without a training, got one with checkpoints",
+            hint="go on with --resume, or start again with --force",
+        )
+    own = {
+        "bpe_vocab_size": config.vocab_size,
+        "seq_len": config.context_len,
+        "seed": config.train_seed,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    settings = TrainSettings(**{**DEFAULTS, **own, **said})
+    _check(settings, config)
+    return settings
+
+
+def _resumed(run: RunDir, stored: TrainSettings, said: Mapping[str, Any]) -> TrainSettings:
+    wrong = [
+        f"--{name.replace('_', '-')} is {getattr(stored, name)}, got {value}"
+        for name, value in said.items()
+        if name not in FREE and getattr(stored, name) != value
+    ]
+    if wrong:
+        raise UsageError(
+            f"run {run.name}: expected the settings of the training, got others: "
+            + "; ".join(wrong),
+            hint="leave these flags out to resume, or start again with --force",
+        )
+    return replace(stored, **{name: value for name, value in said.items() if name in FREE})
+
+
+def _check(settings: TrainSettings, config: TrainConfig) -> None:
+    """Insists on numbers that a training can be made of."""
+    least = {
+        "epochs": 1, "seq_len": 1, "batch": 1, "grad_accum": 1, "bpe_vocab_size": 1, "threads": 1,
+        "save_every": 0, "keep_last": 0, "max_grad_norm": 0, "seed": 0,
+    }  # fmt: skip
+    for name, bound in least.items():
+        if not getattr(settings, name) >= bound:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: expected at least {bound}, "
+                f"got {getattr(settings, name)}",
+                hint="choose a larger number",
+            )
+    if settings.total_tokens is not None and settings.total_tokens < 1:
+        raise UsageError(f"--total-tokens: expected at least 1, got {settings.total_tokens}")
+    if settings.seq_len > config.context_len:
+        raise UsageError(
+            f"--seq-len: expected at most {config.context_len}, the context of the run, "
+            f"got {settings.seq_len}",
+            hint="choose a smaller --seq-len, or a run with a larger --context-len",
+        )
+
+
+def with_warmup(settings: TrainSettings, budget: Budget) -> TrainSettings:
+    """The settings with the warm-up that nobody named: a twentieth of all steps."""
+    return replace(settings, warmup_steps=int(WARMUP_SHARE * budget.total_steps))
+
+
+def clear_training(run: RunDir) -> None:
+    """Removes a training from a run, so that another can start."""
+    for name in _TRACES:
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
