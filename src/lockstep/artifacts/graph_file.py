@@ -28,7 +28,10 @@ class GraphInput:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphNode:
-    """One application of an op; `inputs` are ids of values, `covers` the nodes fused into it."""
+    """One application of an op.
+
+    `inputs` are ids of values, absent ones left out; `covers` are the nodes fused into it.
+    """
 
     id: str
     op: str

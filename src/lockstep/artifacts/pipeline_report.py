@@ -12,6 +12,9 @@ from lockstep.errors import InputError
 
 CANARY_FILE = "parity_pipeline.json"
 
+# The ids of a canary's checks.
+LOSS_MAX, LOSS_MEAN, PARAM_MAX = "loss_max", "loss_mean", "param_max"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossSummary:
@@ -69,3 +72,7 @@ class PipelineReport(Artifact, file="pipeline_report.json", schema="lockstep.pip
                 f"got {self.status!r}",
                 hint="run the pipeline again",
             )
+
+    def bound_of(self, check_id: str) -> float | None:
+        """The bound of the check with this id, if there is one."""
+        return next((check.bound for check in self.checks if check.id == check_id), None)
