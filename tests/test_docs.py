@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +87,31 @@ def test_commands_on_a_page_exist(page: Path) -> None:
 def test_a_command_that_does_not_exist_is_found() -> None:
     text = "`lockstep doctor --json` `lockstep cure`\n\n    lockstep doctor --fast  # now\n"
     assert wrong_commands(text) == ["cure", "doctor --fast  # now"]
+
+
+def test_the_op_of_the_page_keeps_the_laws(tmp_path: Path) -> None:
+    """Follows docs/add-an-op.md in a copy of the source."""
+    page = (ROOT / "docs" / "add-an-op.md").read_text()
+    blocks = dict(re.findall(r"^```(python|c)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    ops = tmp_path / "src" / "lockstep" / "ops"
+    (ops / "square.py").write_text(blocks["python"])
+    (ops / "square.c").write_text(blocks["c"])
+    with (ops / "__init__.py").open("a") as file:
+        file.write("import lockstep.ops.square\n")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = str(tmp_path / "src")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_ops.py", "-k", "square"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^\d{2,} passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_readme_leads_to_every_page() -> None:
