@@ -1,0 +1,198 @@
+"""Compilers, the build cache, arenas, the thread pool: what a program stands on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.native import Compiler, Manifest, Program, compile_library, find_compiler, library
+from lockstep.native.memory import HUGE_BYTES, allocate
+
+ANSWER = "#include <stdint.h>\nint32_t answer(void) { return 42; }\n"
+
+# A program by hand: one row of `work` for each row of the call, and the number of calls in `io`.
+PROGRAM = """
+#include <stdint.h>
+void lockstep_set_threads(int32_t n) { (void)n; }
+int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
+    float *out = arenas[1];
+    for (int64_t i = 0; i < rows + (entry == 1); i++) out[i] = (float)i + 1;
+    ++*(int32_t *)arenas[0];
+    return 0;
+}
+int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
+    (void)rows;
+    ((float *)arenas[1])[0] = (float)node + 7;
+    return 0;
+}
+"""
+MANIFEST = """{
+  "schema": "lockstep.program/1", "name": "hand", "mode": "keep", "source_sha256": "",
+  "arenas": [{"name": "io", "n_bytes": 64}, {"name": "work", "n_bytes": 128}],
+  "values": {
+    "calls": {"arena": "io", "offset": 0, "dtype": "i32", "dims": [], "symbols": [], "role": "input"},
+    "rows": {"arena": "work", "offset": 0, "dtype": "f32", "dims": [16], "symbols": ["rows"],
+             "role": "computed"}
+  },
+  "nodes": [{"index": 3, "id": "node", "op": "add", "section": "forward", "covers": [],
+             "inputs": ["calls", null], "outputs": ["rows"], "line": 1, "kernel": "k",
+             "instance": "i", "kernel_line": 1, "kernel_source": "ops/add.c:1"}],
+  "entries": {"forward": 0, "overrun": 1}, "symbols": {"rows": 16}, "outputs": {},
+  "guards": [{"arena": "work", "offset": 64, "n_bytes": 64, "pattern": 165, "after": "rows"}]
+}"""
+
+
+@pytest.fixture
+def program() -> Program:
+    return Program(compile_library(PROGRAM), Manifest.parse(MANIFEST))
+
+
+def built_at(source: str) -> tuple[Path, int]:
+    path = compile_library(source)
+    return path, path.stat().st_mtime_ns
+
+
+def test_second_build_comes_from_the_cache(home: Path) -> None:
+    assert built_at(ANSWER) == built_at(ANSWER)
+    assert compile_library(ANSWER).is_relative_to(home)
+    assert compile_library(ANSWER + "\n") != compile_library(ANSWER)
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+def test_damaged_library_is_built_again(home: Path, damage: bytes | None) -> None:
+    path = compile_library(ANSWER)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert compile_library(ANSWER).read_bytes() == whole
+
+
+def test_builds_at_the_same_time_do_not_disturb_each_other(home: Path) -> None:
+    made: list[Path] = []
+    workers = [threading.Thread(target=lambda: made.append(compile_library(ANSWER))) for _ in "abc"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(made) == 3
+    assert len(set(made)) == 1
+    assert sorted(p.suffix for p in (home / "build").iterdir()) == [".c", ".sha256", ".so"]
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "file"))
+    with pytest.raises(EnvironmentLacks, match="build cache .*expected to write there") as caught:
+        compile_library(ANSWER)
+    assert caught.value.hint.startswith("set LOCKSTEP_HOME")
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("lockstep.native.compiler.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentLacks, match="C compiler: expected cc, gcc, clang") as caught:
+        find_compiler()
+    assert caught.value.exit_code == 3
+    assert "pip install ziglang" in caught.value.hint
+
+
+def test_cc_names_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", f"{find_compiler().command[0]} -g0")
+    assert find_compiler().command[1:] == ("-g0",)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(EnvironmentLacks, match=r"\$CC.*'no-such-compiler'"):
+        find_compiler()
+
+
+def test_complaint_of_the_compiler_is_shown() -> None:
+    with pytest.raises(EnvironmentLacks, match=r"model\.c:2:.*error: .*nowhere"):
+        compile_library("int f(void) {\n  return nowhere;\n}\n")
+
+
+def test_compiler_that_does_not_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "COMPILE_SECONDS", 0.2)
+    spinning = Compiler((sys.executable, "-c", "import time; time.sleep(60)"), "spins")
+    with pytest.raises(EnvironmentLacks, match=r"expected an end within 0\.2 s"):
+        compile_library(ANSWER, compiler=spinning)
+    assert list((home / "build").iterdir()) == []
+
+
+def test_zig_serves_where_there_is_no_other_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("ziglang") is None:
+        pytest.skip("needs ziglang; `pip install ziglang`")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert find_compiler().is_zig
+    made = Program(compile_library(PROGRAM), Manifest.parse(MANIFEST))
+    made.call("forward", rows=2)
+    assert made.view("rows")[:3].tolist() == [1, 2, 0]
+
+
+def test_views_share_the_memory_of_the_program(program: Program) -> None:
+    program.call("forward", rows=3)
+    assert program.view("rows")[:4].tolist() == [1, 2, 3, 0]
+    program.view("calls")[...] = 10
+    program.call("forward")
+    assert program.view("calls") == 11
+    assert program.view("rows")[15] == 16
+    program.run_node("node")
+    assert program.view("rows")[0] == 10
+
+
+def test_guard_behind_a_value_notices_an_overrun(program: Program) -> None:
+    program.call("forward")
+    assert program.check_guards() == []
+    program.call("overrun")
+    assert program.check_guards() == ["rows"]
+
+
+def test_misuse_is_refused(program: Program) -> None:
+    for rows in (0, 17):
+        with pytest.raises(UsageError, match=f"expected 1 to 16, got {rows}"):
+            program.call("forward", rows=rows)
+    with pytest.raises(UsageError, match="got 'backward'"):
+        program.call("backward")
+    with pytest.raises(UsageError, match="got 'nothing'"):
+        program.run_node("nothing")
+    with pytest.raises(UsageError, match="got 'nothing'"):
+        program.view("nothing")
+    with pytest.raises(UsageError, match="expected 1 to 256, got 0"):
+        program.set_threads(0)
+    program.close()
+    with pytest.raises(UsageError, match="closed"):
+        program.call("forward")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("program/1", "program/2"),
+        ('"rows": 16}, "outputs"', '"outputs"'),
+        ('"role": "input"', '"x": 1'),
+    ],
+)
+def test_foreign_manifest_is_refused(before: str, after: str) -> None:
+    assert before in MANIFEST
+    with pytest.raises(InputError, match=r"manifest: expected schema lockstep\.program/1"):
+        Manifest.parse(MANIFEST.replace(before, after))
+
+
+def test_library_that_does_not_load(tmp_path: Path) -> None:
+    path = tmp_path / "bad.so"
+    path.write_bytes(b"not a library")
+    with pytest.raises(EnvironmentLacks, match=r"bad\.so: expected one that loads"):
+        Program(path, Manifest.parse(MANIFEST))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 4096, HUGE_BYTES + 64])
+def test_arenas_are_zeroed_and_aligned(n_bytes: int) -> None:
+    arena = allocate(n_bytes)
+    assert len(arena) == n_bytes
+    assert not arena.any()
+    assert n_bytes == 0 or arena.ctypes.data % (HUGE_BYTES if n_bytes >= HUGE_BYTES else 64) == 0
+    arena[:] = 1
