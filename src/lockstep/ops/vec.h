@@ -1,8 +1,8 @@
-/* Vectors of float: one set of names for AVX-512, AVX2 with FMA, NEON, and plain vector extensions.
+/* Vectors of float: one set of names for AVX-512, AVX2 with FMA, NEON, and plain vectors.
  *
- * vf  VL floats, lane i is element i. vi  VL int32. vd  VL/2 doubles. vm  one truth value per lane.
- * +, -, *, / and unary - work on vf and vd, and &, |, ^, +, -, <<, >> on vi, as in C. A multiply and an
- * add are never contracted (-ffp-contract=off): where one rounding is meant, vf_fma says so. */
+ * vf  VL floats, lane i is element i. vi  VL int32. vd  VL/2 doubles. vm  a truth value per lane.
+ * +, -, *, / and unary - work on vf and vd, and &, |, ^, +, -, <<, >> on vi, as in C. A multiply
+ * and an add are never contracted (-ffp-contract=off): vf_fma says where one rounding is meant. */
 #ifndef LOCKSTEP_VEC_H
 #define LOCKSTEP_VEC_H
 
@@ -11,7 +11,9 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#ifndef KERNEL /* a bench or a test may compile an op as a library */
 #define KERNEL static __attribute__((unused))
+#endif
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PREFETCH(p) __builtin_prefetch((p), 0, 3)
@@ -106,12 +108,15 @@ INLINE double vd_sum(vd x) {
 }
 
 /* vf_fma(a,b,c) = a*b+c and vf_fnma(a,b,c) = c-a*b, rounded once.
- * vf_min(a,b) = a<b ? a : b and vf_max(a,b) = a>b ? a : b, so a NaN in b is kept and one in a is lost.
- * vf_round: to the nearest integer, ties to even. vf_load_n reads n lanes, 0 <= n, the rest is 0. */
+ * vf_min(a,b) = a<b ? a : b and vf_max(a,b) = a>b ? a : b: a NaN in b is kept, one in a is lost.
+ * vf_round: to the nearest integer, ties to even.
+ * vf_load_n reads n lanes, 0 <= n, the rest is 0; vf_store_n writes n lanes. */
 #if VL == 16
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
-INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+INLINE vd vd_fma(vd a, vd b, vd c) {
+  return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
@@ -168,11 +173,15 @@ INLINE vi vi_blend(vm m, vi yes, vi no) { return (yes & m) | (no & ~m); }
 #if VL == 8
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
-INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+INLINE vd vd_fma(vd a, vd b, vd c) {
+  return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
 INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
-INLINE vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf vf_round(vf a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 INLINE vf vf_load_m(const float *p, vm m) { return _mm256_maskload_ps(p, (__m256i)m); }
 INLINE void vf_store_m(float *p, vf x, vm m) { _mm256_maskstore_ps(p, (__m256i)m, x); }
 #elif VL == 4
@@ -226,7 +235,9 @@ INLINE void vf_store_n(float *p, vf x, int64_t n) { vf_store_m(p, x, vm_first(n)
 /* Sum and maximum of the lanes; always the tree that folds the upper half onto the lower half.
  * vf_hmax keeps no promise about NaN. */
 #if VL == 16
-INLINE __m256 vf_upper(vf x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
+INLINE __m256 vf_upper(vf x) {
+  return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
+}
 INLINE __m256 vf_lower(vf x) { return _mm512_castps512_ps256(x); }
 #endif
 #if VL >= 8
@@ -252,6 +263,54 @@ INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 INLINE float vf_hmax(vf x) {
   float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
+}
+#endif
+
+/* x[i] lane j becomes x[j] lane i. */
+#if VL == 16
+INLINE void vf_transpose(vf *x) {
+  vf t[16];
+  UNROLL for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+  UNROLL for (int i = 0; i < 16; i += 4) UNROLL for (int j = 0; j < 2; j++) {
+    const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+    x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  UNROLL for (int i = 0; i < 16; i += 8) UNROLL for (int j = 0; j < 4; j++) {
+    t[i + j] = _mm512_shuffle_f32x4(x[i + j], x[i + j + 4], 0x88);
+    t[i + j + 4] = _mm512_shuffle_f32x4(x[i + j], x[i + j + 4], 0xdd);
+  }
+  UNROLL for (int j = 0; j < 8; j++) {
+    x[j] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0x88);
+    x[j + 8] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0xdd);
+  }
+}
+#elif VL == 8
+INLINE void vf_transpose(vf *x) {
+  vf t[8];
+  UNROLL for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  UNROLL for (int i = 0; i < 8; i += 4) UNROLL for (int j = 0; j < 2; j++) {
+    const __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + j + 2]);
+    x[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+    x[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+  }
+  UNROLL for (int j = 0; j < 4; j++) {
+    t[j] = _mm256_permute2f128_ps(x[j], x[j + 4], 0x20);
+    t[j + 4] = _mm256_permute2f128_ps(x[j], x[j + 4], 0x31);
+  }
+  UNROLL for (int j = 0; j < 8; j++) x[j] = t[j];
+}
+#else
+INLINE void vf_transpose(vf *x) {
+  vf t[4];
+  for (int j = 0; j < 4; j++) t[j] = (vf){x[0][j], x[1][j], x[2][j], x[3][j]};
+  for (int j = 0; j < 4; j++) x[j] = t[j];
 }
 #endif
 
