@@ -177,7 +177,7 @@ class Call:
         outputs = []
         for name, type in zip(self.op.outputs, infer(self.op, self.inputs, self.case), strict=True):
             shared = name if name in buffers else self.op.inplace.get(name) if inplace else None
-            outputs.append(buffers[shared] if shared else Buffer.of(type))
+            outputs.append(buffers[shared] if shared in buffers else Buffer.of(type))
         symbol = kernel.symbol if kernel else self.op.naive
         self._call(symbol, outputs, buffers, spans or (self.spans(kernel) if kernel else [(0, 0)]))
         for name, buffer in (*buffers.items(), *zip(self.op.outputs, outputs, strict=True)):
