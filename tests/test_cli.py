@@ -195,6 +195,27 @@ def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
     assert said == b""
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("--help > /dev/full", 3),
+        ("nope >&-", 2),
+        ("nope 2>&-", 2),
+        ("nope >&- 2>&-", 2),
+        ("nope --json >&-", 2),
+        ("nope --json > /dev/full", 3),
+        ("nope --json 2> /dev/full", 2),
+        ("nope --json <&- >&- 2>&-", 2),
+    ],
+)
+def test_streams_that_are_closed_or_full_show_no_traceback(command: str, code: int) -> None:
+    shell = f"exec '{sys.executable}' -c '{RUN_MAIN}' {command}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 def test_the_doctor_finds_what_is_missing(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

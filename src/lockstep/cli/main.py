@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from importlib import import_module
 
 import click
@@ -86,6 +86,7 @@ def lockstep(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; never raises what a user can cause."""
+    _open_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = _wants_json(args)
     try:
@@ -95,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return READER_GONE
+    except OSError as error:
+        _forget_stdout()
+        message = f"standard output: {(error.strerror or str(error)).lower()}"
+        hint = "send the output to a place that can be written"
+        return _failure("EnvironmentLacks", message, hint, EnvironmentLacks.exit_code).exit_code
 
 
 def _wants_json(args: Sequence[str]) -> bool:
@@ -149,7 +155,8 @@ def _environment_failure(error: OSError | MemoryError) -> Outcome | None:
 
 
 def _our_bug(error: BaseException) -> Outcome:
-    traceback.print_exception(error, file=sys.stderr)
+    with suppress(OSError):
+        traceback.print_exception(error, file=sys.stderr)
     message = f"{type(error).__name__}: {error}"
     hint = "report this as a bug of lockstep, with the lines above"
     return _failure("Bug", message, hint, LockstepError.exit_code)
@@ -157,9 +164,10 @@ def _our_bug(error: BaseException) -> Outcome:
 
 def _failure(kind: str, message: str, hint: str, exit_code: int) -> Outcome:
     """An outcome for an error; its text goes to stderr at once."""
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
-    if hint:
-        click.echo(click.style("  hint: ", bold=True) + hint, err=True)
+    with suppress(OSError):  # a message that cannot be shown does not change the exit code
+        click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+        if hint:
+            click.echo(click.style("  hint: ", bold=True) + hint, err=True)
     error = {"kind": kind, "message": message, "hint": hint or None}
     return Outcome({"error": error, "exit_code": exit_code}, exit_code=exit_code)
 
@@ -193,8 +201,16 @@ def _stdout_for_the_document() -> Iterator[None]:
         os.close(kept)
 
 
+def _open_streams() -> None:
+    """Gives a process that was started without stdout or stderr one that goes nowhere."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w"))
+
+
 def _forget_stdout() -> None:
-    """Keeps the interpreter from writing to a closed pipe when it ends."""
+    """Keeps the interpreter from writing once more, in vain, when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
