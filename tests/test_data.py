@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.data.corpus import SPLITS, Corpus, build_corpus, coverage, split_of
+from lockstep.data.corpus import (
+    SPLITS,
+    Corpus,
+    build_corpus,
+    corpus_of_rows,
+    coverage,
+    split_of,
+)
 from lockstep.data.draw import draw
 from lockstep.data.grammar import (
     CONTROL_TAGS,
@@ -160,6 +167,21 @@ def test_a_corpus_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "dev.txt").unlink()
     with pytest.raises(InputError, match=r"dev\.txt"):
         Corpus.load(tmp_path)
+
+
+def test_rows_of_any_kind_are_split_by_their_content(tmp_path: Path) -> None:
+    rows = [f"<svg><title>{i % 150}</title></svg>" for i in range(300)]
+    one, other = corpus_of_rows(rows), corpus_of_rows(reversed(rows))
+    parts = [set(one.rows(split)) for split in SPLITS]
+    assert all(parts)
+    assert set().union(*parts) == set(rows)
+    assert sum(map(len, parts)) == 150
+    assert parts == [set(other.rows(split)) for split in SPLITS]
+    few = corpus_of_rows(one.train[:1])
+    few.save(tmp_path)
+    assert Corpus.load(tmp_path) == few
+    with pytest.raises(InputError, match="got none"):
+        corpus_of_rows(one.holdout)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,19 @@ def test_a_stream_holds_each_next_token_once(rows: list[list[int]], length: int)
     assert len(windows) == -(-(len(tokens) - 1) // length)
 
 
+def rows_of(windows: Windows) -> list[tuple[int, ...]]:
+    """The rows in windows: each ends where no loss is taken, and padding is none."""
+    found: list[tuple[int, ...]] = []
+    for inputs, targets in zip(windows.inputs_WT, windows.targets_WT, strict=True):
+        row: list[int] = []
+        for id_, target in zip(inputs.tolist(), targets.tolist(), strict=True):
+            row.append(id_)
+            if target == IGNORED:
+                found += [tuple(row)] if id_ != 100 else []
+                row = []
+    return found
+
+
 @given(ROWS, st.integers(12, 30))
 def test_samples_stay_whole(rows: list[list[int]], length: int) -> None:
     pairs = [pair for row in rows for pair in pairwise(row)]
@@ -40,8 +53,16 @@ def test_samples_stay_whole(rows: list[list[int]], length: int) -> None:
     windows = pack(rows, length, "sample", pad_id=100)
     kept = windows.targets_WT != IGNORED
     found = zip(windows.inputs_WT[kept].tolist(), windows.targets_WT[kept].tolist(), strict=True)
-    assert list(found) == pairs
+    assert sorted(found) == sorted(pairs)
+    whole = [tuple(row) for row in rows if row]
+    assert sorted(whole) == sorted(rows_of(windows))
     assert windows.inputs_WT.shape == windows.targets_WT.shape == (len(windows), length)
+
+
+def test_samples_fill_most_of_a_window() -> None:
+    rows = [[1] * (20 + 37 * i % 70) for i in range(400)]
+    windows = pack(rows, 128, "sample", pad_id=0)
+    assert (windows.inputs_WT != 0).mean() > 0.9
 
 
 @pytest.mark.parametrize("packing", ["stream", "sample"])

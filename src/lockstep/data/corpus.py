@@ -17,7 +17,7 @@ from lockstep.data.grammar import CONTROL_TAGS, Prompt, all_prompts, split_row
 from lockstep.data.predicates import decide
 from lockstep.data.rows import read_rows
 from lockstep.data.svg import parse_svg
-from lockstep.errors import GateError
+from lockstep.errors import GateError, InputError
 
 Split = Literal["train", "dev", "holdout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -28,7 +28,11 @@ _DEV_PERCENT = 5
 
 def split_of(prompt: Prompt) -> Split:
     """The one split that all rows of a prompt belong to, decided by the hash of its text."""
-    digest = hashlib.sha256(prompt.text.encode("ascii")).digest()
+    return _split_of(prompt.text)
+
+
+def _split_of(content: str) -> Split:
+    digest = hashlib.sha256(content.encode("utf-8")).digest()
     percent = int.from_bytes(digest[:8], "big") % 100
     if percent < _HOLDOUT_PERCENT:
         return "holdout"
@@ -82,7 +86,8 @@ class Corpus:
         Raises: InputError if a file is missing, empty or not UTF-8.
         """
         train, dev, holdout = (
-            tuple(read_rows(Path(directory) / f"{split}.txt")) for split in SPLITS
+            tuple(read_rows(Path(directory) / f"{split}.txt", may_be_empty=split != "train"))
+            for split in SPLITS
         )
         return cls(train, dev, holdout)
 
@@ -113,6 +118,21 @@ def build_corpus(
         Random(f"{seed}/{split}").shuffle(rows_in_order)
         shuffled.append(tuple(rows_in_order))
     return Corpus(*shuffled)
+
+
+def corpus_of_rows(rows: Iterable[str]) -> Corpus:
+    """Rows of any kind, repeated ones once, split by the hash of what they hold.
+
+    Raises: InputError if no row is left to train on.
+    """
+    found: dict[Split, dict[str, None]] = {split: {} for split in SPLITS}
+    for row in rows:
+        found[_split_of(row)][row] = None
+    if not found["train"]:
+        raise InputError(
+            "corpus: expected rows to train on, got none", hint="give more rows than these"
+        )
+    return Corpus(*(tuple(found[split]) for split in SPLITS))
 
 
 @dataclass(frozen=True, slots=True)

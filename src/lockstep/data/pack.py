@@ -72,7 +72,8 @@ def pack(
     return windows
 
 
-Span = tuple[list[int], list[int]]
+Span = tuple[list[int], list[int]]  # the inputs and targets of one window
+_MAX_UNFILLED = 32
 
 
 def _targets(row: list[int], n_ignored: int) -> list[int]:
@@ -92,17 +93,29 @@ def _stream(pairs: list[tuple[list[int], int]], length: int) -> list[Span]:
 
 def _samples(pairs: list[tuple[list[int], int]], length: int) -> list[Span]:
     spans: list[Span] = []
+    unfilled: list[Span] = []  # few, so that the order of the rows stays roughly as it was
     for i, (row, n_ignored) in enumerate(pairs, start=1):
         if len(row) > length:
             raise InputError(
                 f"packing: row {i}: expected at most {length} tokens, got {len(row)}",
                 hint="raise the sequence length, drop the row, or pack as a stream",
             )
-        if not spans or len(spans[-1][0]) + len(row) > length:
-            spans.append(([], []))
-        spans[-1][0].extend(row)
-        spans[-1][1].extend(_targets(row, n_ignored))
+        fitting = [span for span in unfilled if len(span[0]) + len(row) <= length]
+        if fitting:
+            span = max(fitting, key=_n_tokens)
+        else:
+            span = ([], [])
+            spans.append(span)
+            unfilled.append(span)
+        span[0].extend(row)
+        span[1].extend(_targets(row, n_ignored))
+        if len(unfilled) > _MAX_UNFILLED:
+            unfilled.remove(max(unfilled, key=_n_tokens))
     return spans
+
+
+def _n_tokens(span: Span) -> int:
+    return len(span[0])
 
 
 class Cursor(NamedTuple):

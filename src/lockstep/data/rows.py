@@ -8,7 +8,7 @@ from lockstep.artifacts import read_bytes
 from lockstep.errors import InputError
 
 
-def read_rows(path: Path) -> list[str]:
+def read_rows(path: Path, *, may_be_empty: bool = False) -> list[str]:
     """The rows of a file; blank lines are none.
 
     Raises: InputError if the file is missing, empty, or not UTF-8 (naming line and byte).
@@ -24,6 +24,6 @@ def read_rows(path: Path) -> list[str]:
             hint="convert the file to UTF-8, for example with iconv",
         ) from error
     rows = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
-    if not rows:
+    if not rows and not may_be_empty:
         raise InputError(f"{path}: expected rows, got an empty file", hint="check the data set")
     return rows
