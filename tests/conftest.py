@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +19,27 @@ from lockstep.cli.doctor import find_chromium
 settings.register_profile("plain", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, max_examples=500)
 settings.load_profile("plain")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that writes goldens instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with tests/golden/<test file>/<name>; `--update-golden` writes it instead."""
+    folder = Path(__file__).parent / "golden" / Path(request.node.path).stem
+
+    def compare(name: str, text: str) -> None:
+        path = folder / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no {path.name}: run pytest --update-golden and read what it wrote"
+        assert text == path.read_text(), f"{path.name} differs: --update-golden, then read the diff"
+
+    return compare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ ROWS, VOCAB = 40, 29
 
 
 def small_graph(layers: int = 2, rows: int = ROWS, width: int = 24, ffn: int = 56) -> Graph:
-    """A forward graph with all that a pass meets: a tied table, biases, residuals, gates, a loss."""
+    """A forward graph with all that passes meet: a tied table, biases, residuals, gates, a loss."""
     graph = Graph("small")
     tokens_M = graph.input("tokens", i32(rows), "input")
     targets_M = graph.input("targets", i32(rows), "input")
@@ -85,7 +85,7 @@ def run_step(built: Built, inputs: dict[str, Array], *, threads: int = 1) -> dic
 
 
 def referee_step(graph: Graph, inputs: dict[str, Array], arena: Array) -> dict[str, Array]:
-    """The same in float64; `arena` is the program's flat gradient, of which only the norm is used."""
+    """The same in float64; `arena` is the program's flat gradient, used for its norm only."""
     before: tuple[Section, ...] = ("init", "pack", "forward", "backward")
     values = interpret(graph, inputs, before)
     given = {id: values[id] for id in graph.inputs}
