@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lockstep.errors import EnvironmentLacks, InputError
 
-_HINTS = {
+# What the person at the terminal can do about each refusal of the operating system.
+HINTS = {
     errno.ENOSPC: "free some space on that disk, then run the same command again",
     errno.EDQUOT: "free some space under your quota, then run the same command again",
     errno.EROFS: "choose a directory on a writable disk, for example through LOCKSTEP_HOME",
@@ -32,7 +33,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        hint = _HINTS.get(error.errno or 0, "check the disk and the directory, then run it again")
+        hint = HINTS.get(error.errno or 0, "check the disk and the directory, then run it again")
         raise EnvironmentLacks(f"{path}: expected to write it, got: {reason}", hint=hint) from error
 
 

@@ -7,7 +7,6 @@ whose callback returns an `Outcome`, and one line in `VERBS`. It is imported whe
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import os
 import sys
@@ -29,16 +28,6 @@ VERBS = {
 # Ends that are no verdict have the codes that a shell gives to them.
 INTERRUPTED = 130
 READER_GONE = 141
-
-# What the operating system refuses although the request made sense.
-_LACKS = {
-    errno.ENOSPC: "free some space, or point LOCKSTEP_HOME to another disk",
-    errno.EDQUOT: "free some of your quota, or point LOCKSTEP_HOME to another disk",
-    errno.EROFS: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
-    errno.EACCES: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
-    errno.EPERM: "choose a directory that can be written, or point LOCKSTEP_HOME to one",
-    errno.EMFILE: "raise the limit of open files with `ulimit -n`",
-}
 
 
 class _Verbs(click.Group):
@@ -143,15 +132,18 @@ def _click_failure(error: click.ClickException) -> Outcome:
 
 
 def _environment_failure(error: OSError | MemoryError) -> Outcome | None:
+    """The outcome of what the machine refuses although the request made sense."""
+    from lockstep.artifacts.files import HINTS  # not needed for --help, which is to be quick
+
     if isinstance(error, MemoryError):
-        hint, reason = "ask for a smaller model, batch or context", "not enough memory"
-    elif error.errno in _LACKS:
-        hint, reason = _LACKS[error.errno], error.strerror or type(error).__name__
+        where, reason = "lockstep", "not enough memory"
+        hint = "ask for a smaller model, batch or context"
+    elif error.errno in HINTS:
+        where, reason = error.filename or "lockstep", (error.strerror or "").lower()
+        hint = HINTS[error.errno]
     else:
         return None
-    where = getattr(error, "filename", None) or "lockstep"
-    code = EnvironmentLacks.exit_code
-    return _failure("EnvironmentLacks", f"{where}: {reason.lower()}", hint, code)
+    return _failure("EnvironmentLacks", f"{where}: {reason}", hint, EnvironmentLacks.exit_code)
 
 
 def _our_bug(error: BaseException) -> Outcome:
