@@ -121,7 +121,7 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_readme_lists_the_verbs_that_exist() -> None:
     rows = re.findall(r"^\| `lockstep ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert rows == list(VERBS)
+    assert rows == list(VERBS), "give each verb one row in the table of the README"
 
 
 def test_the_changelog_has_this_version() -> None:

@@ -2,6 +2,7 @@
 
 A verb is one file in this folder with a click command named `command` (`cls=Verb`, or `VerbGroup`)
 whose callback returns an `Outcome`, and one line in `VERBS`. It is imported when it is called.
+docs/contributing.md has the steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from lockstep.cli.verb import Outcome
 from lockstep.errors import EnvironmentLacks, LockstepError, UsageError
 
 VERBS = {
+    "init": "Make a run: its configuration and its initial weights.",
+    "train": "Train a run, promote it, and judge what it draws.",
+    "promote": "Make a checkpoint's weights those of the run.",
+    "run": "Generate text from a trained run.",
     "doctor": "Say what works here, what does not, and the command that mends it.",
 }
 

@@ -1,0 +1,61 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from lockstep.artifacts import RunDir
+from lockstep.cli.verb import Outcome
+from lockstep.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Outcome])
+
+MODEL_DIMS = (
+    ("--layers", "layers", "Number of layers."),
+    ("--embed-dim", "embed_dim", "Width of the model."),
+    ("--hidden-dim", "hidden_dim", "Width of the feed-forward blocks."),
+    ("--num-heads", "num_heads", "Number of query heads."),
+    ("--num-kv-heads", "num_kv_heads", "Number of key and value heads."),
+    ("--context-len", "context_len", "Longest sequence, in tokens."),
+    ("--vocab-size", "vocab_size", "Number of token ids."),
+)
+
+
+def run_option(callback: F) -> F:
+    """Passes `run: RunDir`, named as the argument RUN or with --run."""
+
+    @click.argument("run_name", metavar="[RUN]", required=False)
+    @click.option("--run", "run_flag", help="The run, by name or path; the same as RUN.")
+    @wraps(callback)
+    def with_run(run_name: str | None, run_flag: str | None, **rest: Any) -> Outcome:
+        names = [name for name in (run_name, run_flag) if name]
+        if len(names) != 1:
+            raise UsageError(
+                f"run: expected one name or path, got {len(names)}",
+                hint="name the run, for example `demo`, or a path with a '/'",
+            )
+        return callback(run=RunDir.resolve(names[0]), **rest)
+
+    return with_run  # type: ignore[return-value]  # click changes the signature
+
+
+def options(*groups: tuple[Any, ...]) -> Callable[[F], F]:
+    """Adds whole options `(flag, name, help, keywords)` in their order."""
+
+    def add(callback: F) -> F:
+        for flag, name, text, *keywords in reversed(groups):
+            callback = click.option(flag, name, help=text, **(keywords[0] if keywords else {}))(
+                callback
+            )
+        return callback
+
+    return add
+
+
+def said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given on the command line: all that is not None."""
+    return {name: value for name, value in values.items() if value is not None}
