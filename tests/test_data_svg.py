@@ -51,6 +51,8 @@ HOSTILE = {
     "a link": svg('<a href="javascript:alert(1)"><g/></a>'),
     "foreign markup": svg("<foreignObject><p>x</p></foreignObject>"),
     "an import": svg("<style>@import 'https://example.org/a.css';</style>"),
+    "an import in an element": svg("<style><title>@import 'a.css';</title></style>"),
+    "a root of an editor": "<inkscape:svg/>",
     "an escaped import": svg("<style>@im\\70ort 'a.css';</style>"),
     "a paint from outside": svg('<g fill="url(https://example.org/#a)"/>'),
     "a style from outside": svg('<g style="fill:url(//example.org/a)"/>'),
@@ -84,11 +86,12 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_svg_is_refused_quickly(what: str) -> None:
+def test_hostile_svg_is_refused_quickly(what: str, foreign: bool) -> None:
     start = time.process_time()
     with pytest.raises(InputError) as caught:
-        parse_svg(HOSTILE[what])
+        parse_svg(HOSTILE[what], foreign=foreign)
     assert caught.value.hint
     assert time.process_time() - start < 1.0
 
@@ -130,6 +133,8 @@ def test_a_torn_or_changed_text_is_read_or_refused(data: st.DataObject) -> None:
     changed = text[:at] + put + text[at + n_cut :]
     with suppress(InputError):  # any other error is a crash
         assert parse_svg(one_line(parse_svg(changed))) is not None
+    with suppress(InputError):
+        assert parse_svg(changed, foreign=True) is not None
 
 
 # Source: https://www.w3.org/TR/SVG2/paths.html#PathDataBNF

@@ -94,13 +94,15 @@ class _Reader:
             self.refuse(f"expected at most {MAX_ELEMENTS} elements, got more")
         if len(self.stack) + self.skipping >= MAX_DEPTH:
             self.refuse(f"expected elements at most {MAX_DEPTH} deep, got deeper ones")
-        if self.skipping or (self.foreign and self._is_foreign(tag)):
+        if self.skipping or (self.foreign and self.stack and self._is_foreign(tag)):
             self.skipping += 1
             return
         if not self.stack and tag != "svg":
             self.refuse(f"expected the root <svg>, got <{tag:.40}>")
         if tag not in ELEMENTS:
             self.refuse(f"expected an allowed element, got <{tag:.40}>")
+        if self.stack and self.stack[-1].tag == "style":
+            self.refuse(f"<style>: expected text alone, got <{tag}>")
         element = Element(tag, self._checked(tag, attributes))
         if self.stack:
             self.stack[-1].children.append(element)

@@ -132,7 +132,9 @@ class Tokenizer:
         """
         path = Path(directory) / FILE
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{FILE}.", suffix=".tmp", delete=False
+            ) as file:
                 try:
                     file.write(self.document.encode("utf-8"))
                     file.flush()
