@@ -1,13 +1,16 @@
 """The registry of ops; importing this room fills it."""
 
 import lockstep.ops.add
+import lockstep.ops.cache
 import lockstep.ops.cross_entropy
 import lockstep.ops.embedding
 import lockstep.ops.gelu_mul
 import lockstep.ops.linear
 import lockstep.ops.linear_packed
+import lockstep.ops.optimizer
 import lockstep.ops.rmsnorm
+import lockstep.ops.rope
 import lockstep.ops.silu_mul  # noqa: F401
-from lockstep.ops.registry import OPS
+from lockstep.ops.registry import OPS, VECTOR_HEADER
 
-__all__ = ["OPS"]
+__all__ = ["OPS", "VECTOR_HEADER"]

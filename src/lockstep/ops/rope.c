@@ -1,0 +1,101 @@
+/* rope: turns each pair of a head by the angle of its position.
+ * A head holds R pairs: (j, j+R) when halves are paired, (2j, 2j+1) when interleaved. */
+#include "vec.h"
+
+/* rope_table: cos and sin of position * frequency, frequency j = theta^(-j/R), stretched as in Llama 3. */
+INLINE double rope_frequency(int64_t j, int64_t R, double theta, double factor, double low,
+                             double high, double original) {
+  const double turn = 6.283185307179586;
+  double frequency = pow(theta, -(double)j / (double)R);
+  if (factor == 1.0) return frequency;
+  double turns = original * frequency / turn; /* how often it turns within the original context */
+  if (turns < low) return frequency / factor;
+  if (turns > high) return frequency;
+  double share = (turns - low) / (high - low);
+  return (1.0 - share) * frequency / factor + share * frequency;
+}
+
+KERNEL void rope_table_naive(float *cos_CR, float *sin_CR, int64_t C, int64_t R, double theta,
+                             int64_t context, int64_t head_dim, double factor, double low,
+                             double high, double original) {
+  (void)context, (void)head_dim;
+  for (int64_t c = 0; c < C; c++)
+    for (int64_t j = 0; j < R; j++) {
+      double angle = (double)c * rope_frequency(j, R, theta, factor, low, high, original);
+      cos_CR[c * R + j] = (float)cos(angle);
+      sin_CR[c * R + j] = (float)sin(angle);
+    }
+}
+
+#define ROPE_TILE 64 /* positions */
+
+KERNEL int64_t rope_table_f32_tiles(int64_t C, int64_t R, double theta, int64_t context,
+                                    int64_t head_dim, double factor, double low, double high,
+                                    double original) {
+  (void)R, (void)theta, (void)context, (void)head_dim, (void)factor, (void)low, (void)high;
+  (void)original;
+  return (C + ROPE_TILE - 1) / ROPE_TILE;
+}
+
+KERNEL void rope_table_f32(float *cos_CR, float *sin_CR, int64_t C, int64_t R, double theta,
+                           int64_t context, int64_t head_dim, double factor, double low,
+                           double high, double original, int64_t tile) {
+  (void)context, (void)head_dim;
+  int64_t begin = tile * ROPE_TILE, end = begin + ROPE_TILE < C ? begin + ROPE_TILE : C;
+  for (int64_t j = 0; j < R; j++) {
+    double frequency = rope_frequency(j, R, theta, factor, low, high, original);
+    for (int64_t c = begin; c < end; c++) {
+      cos_CR[c * R + j] = (float)cos((double)c * frequency);
+      sin_CR[c * R + j] = (float)sin((double)c * frequency);
+    }
+  }
+}
+
+KERNEL void rope_naive(float *y_MN, const float *x_MN, const int32_t *positions_M,
+                       const float *cos_CR, const float *sin_CR, int64_t M, int64_t N, int64_t C,
+                       int64_t R, int64_t interleaved, int64_t inverse) {
+  (void)C;
+  int64_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : R;
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t head = 0; head < N; head += 2 * R)
+      for (int64_t j = 0; j < R; j++) {
+        int64_t i = m * N + head + j * step;
+        float c = cos_CR[positions_M[m] * R + j], s = sin_CR[positions_M[m] * R + j];
+        if (inverse) s = -s;
+        float a = x_MN[i], b = x_MN[i + apart];
+        y_MN[i] = a * c - b * s;
+        y_MN[i + apart] = b * c + a * s;
+      }
+}
+
+INLINE void rope_half_lanes(float *y, const float *x, const float *c, const float *s, int64_t R,
+                            vm valid, vf sign) {
+  vf a = vf_load_m(x, valid), b = vf_load_m(x + R, valid);
+  vf cosine = vf_load_m(c, valid), sine = vf_load_m(s, valid) * sign;
+  vf_store_m(y, vf_fnma(b, sine, a * cosine), valid);
+  vf_store_m(y + R, vf_fma(a, sine, b * cosine), valid);
+}
+
+KERNEL void rope_f32(float *y_MN, const float *x_MN, const int32_t *positions_M,
+                     const float *cos_CR, const float *sin_CR, int64_t M, int64_t N, int64_t C,
+                     int64_t R, int64_t interleaved, int64_t inverse, int64_t row_begin,
+                     int64_t row_end) {
+  (void)M, (void)C;
+  float sign = inverse ? -1.0f : 1.0f;
+  for (int64_t m = row_begin; m < row_end; m++) {
+    const float *c = cos_CR + positions_M[m] * R, *s = sin_CR + positions_M[m] * R;
+    for (int64_t head = 0; head < N; head += 2 * R) {
+      const float *x = x_MN + m * N + head;
+      float *y = y_MN + m * N + head;
+      if (interleaved)
+        for (int64_t j = 0; j < R; j++) {
+          float a = x[2 * j], b = x[2 * j + 1], sine = s[j] * sign;
+          y[2 * j] = __builtin_fmaf(-b, sine, a * c[j]);
+          y[2 * j + 1] = __builtin_fmaf(a, sine, b * c[j]);
+        }
+      else
+        for (int64_t j = 0; j < R; j += VL)
+          rope_half_lanes(y + j, x + j, c + j, s + j, R, vm_first(R - j), vf_set(sign));
+    }
+  }
+}
