@@ -65,7 +65,7 @@ def test_good_rows_pass_every_gate(tmp_path: Path) -> None:
         ("contract_gate", GOOD + FALSE_ROW),
         ("contract_gate", GOOD + "<svg></svg>\n"),
         ("duplicates_gate", FALSE_ROW * 3),
-        ("row_length_gate", GOOD + f"<svg><title>{'a' * 40_000}</title></svg>\n"),
+        ("row_length_gate", GOOD + f"<svg><title>{'a' * 70_000}</title></svg>\n"),
     ],
 )
 def test_each_gate_fails_and_says_where(tmp_path: Path, gate: str, data: bytes | str) -> None:

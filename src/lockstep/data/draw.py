@@ -106,11 +106,17 @@ def _bar_chart(prompt: Prompt, style: str, color: str, rng: Random) -> str:
     return (axes if "[axes]" in prompt.tags else "") + "".join(bars)
 
 
+def _colors(palette: tuple[str, ...], rng: Random) -> list[str]:
+    """A colour and the one after it: which two go together can be learnt from few rows."""
+    first = rng.randrange(len(palette))
+    return [palette[first], palette[(first + 1) % len(palette)]]
+
+
 def draw(prompt: Prompt, rng: Random) -> str:
     """One drawing for a complete prompt, as SVG text."""
     palette = next(tag[9:-1] for tag in prompt.tags if tag.startswith("[palette:"))
     style = next(tag for tag in prompt.tags if tag.startswith("[style:"))
-    colors = rng.sample(PALETTES[palette], 2)
+    colors = _colors(PALETTES[palette], rng)
     # Paints come first, and once: a small model then learns each colour in one place.
     head = f'<svg {_paint(style, colors)} viewBox="0 0 64 64">'
     if prompt.tags[0] == "[bar-chart]":

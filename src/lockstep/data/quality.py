@@ -24,7 +24,7 @@ class QcRules:
     require_ascii: bool = True
     require_svg_rows: bool = True
     require_contract: bool = False
-    max_row_chars: int = 32_768
+    max_row_chars: int = 65_536
     max_duplicate_ratio: float = 0.5
 
 
