@@ -154,7 +154,8 @@ def test_a_wrong_command_line_exits_2_and_says_where_to_look(
 
 def test_no_verb_shows_the_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 0
-    assert all(verb in capfd.readouterr().out for verb in main.VERBS)
+    shown = capfd.readouterr().out
+    assert all(verb in shown for verb in main.VERBS)
 
 
 @pytest.mark.parametrize("verb", sorted(main.VERBS))

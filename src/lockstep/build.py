@@ -13,7 +13,7 @@ import lockstep.ops
 from lockstep.artifacts.graph_file import GraphFile
 from lockstep.codegen import Emitted, emit, graph_record
 from lockstep.errors import UsageError
-from lockstep.families import Family, family_named
+from lockstep.families import FAMILIES, Family, family_named
 from lockstep.ir import Graph, Mode, check
 from lockstep.native import Compiler, Manifest, Program, compile_library
 from lockstep.native.compiler import Sanitizer
@@ -30,6 +30,7 @@ from lockstep.passes import (
 from lockstep.passes.plan_memory import GUARD_BYTES
 
 __all__ = [
+    "FAMILY_NAMES",
     "Built",
     "Model",
     "OptimizerSpec",
@@ -39,6 +40,8 @@ __all__ = [
     "model_of",
     "training_program",
 ]
+
+FAMILY_NAMES = tuple(FAMILIES)
 
 Patch = Callable[[str], str]
 

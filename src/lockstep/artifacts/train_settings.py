@@ -23,6 +23,8 @@ class TrainSettings(Artifact, file="train_settings.json", schema="lockstep.train
     tokenizer: Literal["ascii_bpe", "bpe"]
     bpe_vocab_size: int
     pre_tokenizer: Literal["superbpe", "gpt-2", "smollm"]
+    require_ascii: bool
+    require_svg_rows: bool
     packing: Literal["stream", "sample"]
     epochs: int
     seq_len: int

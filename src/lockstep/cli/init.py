@@ -8,10 +8,11 @@ import click
 
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import AdamWSettings
+from lockstep.build import FAMILY_NAMES
 from lockstep.cli.options import MODEL_DIMS, options, run_option
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.initialise import Init
-from lockstep.training.create import TEMPLATES, ModelRequest, create_run
+from lockstep.training.create import ModelRequest, create_run
 
 _SHAPE = {"type": int, "show_default": True}
 _DEFAULT = {"layers": 2, "embed_dim": 128, "hidden_dim": 256, "num_heads": 8, "num_kv_heads": 4}
@@ -20,7 +21,7 @@ _DEFAULT |= {"context_len": 128, "vocab_size": 512}
 
 @click.command(cls=Verb)
 @run_option
-@click.option("--template", type=click.Choice(TEMPLATES), default="qwen3", show_default=True,
+@click.option("--template", type=click.Choice(FAMILY_NAMES), default="qwen3", show_default=True,
               help="The architecture.")  # fmt: skip
 @options(*((f, n, t, {**_SHAPE, "default": _DEFAULT[n]}) for f, n, t in MODEL_DIMS))
 @click.option("--head-dim", type=int, help="Width of one head.  [default: embed-dim / num-heads]")
@@ -49,9 +50,7 @@ def command(
 ) -> Outcome:  # fmt: skip
     """Make a run: its configuration, which never changes again, and its initial weights."""
     adamw = AdamWSettings(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-    config = create_run(
-        run, ModelRequest(**model), init=init, seed=seed, adamw=adamw, force=force
-    )
+    config = create_run(run, ModelRequest(**model), init=init, seed=seed, adamw=adamw, force=force)
     text = (
         f"{run.path}\n{config.template}, {config.num_layers} layers, width {config.embed_dim}, "
         f"{config.n_parameters:,} parameters\n"

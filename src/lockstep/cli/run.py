@@ -58,9 +58,7 @@ def command(
             yield id
 
     pieces = []
-    pieces_of = stream_text(
-        PieceBytes(tokenizer), tokens(), stop_ids=stop_ids, stop_texts=stop
-    )
+    pieces_of = stream_text(PieceBytes(tokenizer), tokens(), stop_ids=stop_ids, stop_texts=stop)
     for piece in pieces_of:
         pieces.append(piece)
         sys.stdout.write(piece)

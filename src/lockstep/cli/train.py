@@ -14,7 +14,6 @@ from lockstep.artifacts.metrics import MetricRow
 from lockstep.cli.options import MODEL_DIMS, options, run_option, said
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.pack import PACKINGS
-from lockstep.data.quality import QcRules
 from lockstep.engine.sampling import Sampling
 from lockstep.engine.schedule import Decay
 from lockstep.tokenizers import KINDS, PRE_TOKENIZERS
@@ -66,9 +65,15 @@ _SETTINGS: tuple[tuple[Any, ...], ...] = (
      "Steps between checkpoints; 0 saves at the end." + _default("save_every"), {"type": int}),
     ("--keep-last", "keep_last", "Checkpoints to keep; 0 is all." + _default("keep_last"),
      {"type": int}),
+    ("--require-ascii-data/--no-require-ascii-data", "require_ascii",
+     "Refuse rows that are not ASCII.  [default: for ascii_bpe]", {"default": None}),
+    ("--require-svg-rows/--no-require-svg-rows", "require_svg_rows",
+     "Refuse rows that are not [tags]<svg ...> or <svg ...>." + _default("require_svg_rows"),
+     {"default": None}),
     ("--threads", "threads", "Threads; the result does not depend on it.  [default: all cores]",
      {"type": int}),
 )  # fmt: skip
+_DATA_HELP = "Rows: a file, or a directory with train.txt.  [default: the run's own]"
 _NAMES = tuple(group[1] for group in _SETTINGS)
 _DIMS = tuple((flag, name, f"{text} Must be the run's.", {"type": int})
               for flag, name, text in MODEL_DIMS)  # fmt: skip
@@ -76,15 +81,10 @@ _DIMS = tuple((flag, name, f"{text} Must be the run's.", {"type": int})
 
 @click.command(cls=Verb)
 @run_option
-@click.option("--data", type=click.Path(path_type=Path),
-              help="Rows: a file, or a directory with train.txt.  [default: the run's own]")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), help=_DATA_HELP)
 @options(*_SETTINGS)
 @click.option("--template", help="The architecture. Must be the run's.")
 @options(*_DIMS)
-@click.option("--require-ascii-data/--no-require-ascii-data", default=None,
-              help="Refuse rows that are not ASCII.  [default: for ascii_bpe]")  # fmt: skip
-@click.option("--require-svg-rows/--no-require-svg-rows", default=True, show_default=True,
-              help="Refuse rows that are no [tags]<svg ...> or <svg ...>.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the newest valid checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the training that is there, start again.")
 @click.option("--promote/--no-promote", "promoted", default=True, show_default=True,
@@ -101,20 +101,15 @@ _DIMS = tuple((flag, name, f"{text} Must be the run's.", {"type": int})
               help="Share of true tags below which the pipeline fails.")  # fmt: skip
 def command(
     run: RunDir, data: Path | None, resume: bool, force: bool, promoted: bool, evaluated: bool,
-    require_ascii_data: bool | None, require_svg_rows: bool, eval_samples: int,
+    eval_samples: int,
     eval_temperature: float, min_valid_svg_rate: float, min_faithfulness: float, **rest: Any,
 ) -> Outcome:  # fmt: skip
     """Train a run; then promote and evaluate it. Exit code 1 if a gate of the pipeline fails."""
     settings = said({name: rest.pop(name) for name in _NAMES})
-    ascii_only = settings.get("tokenizer", DEFAULTS["tokenizer"]) == "ascii_bpe"
     training = TrainRequest(
         settings=settings,
         dims=said(rest),
         data=data,
-        rules=QcRules(
-            require_ascii=ascii_only if require_ascii_data is None else require_ascii_data,
-            require_svg_rows=require_svg_rows,
-        ),
         resume=resume,
         force=force,
     )

@@ -51,7 +51,6 @@ def prepare(
     config: TrainConfig,
     settings: TrainSettings,
     data: Path | None,
-    rules: QcRules,
     expect_tokenizer: str | None = None,
 ) -> Prepared:
     """Takes a data set into the run and makes windows of it; writes a record of each step.
@@ -62,6 +61,9 @@ def prepare(
     Raises: InputError if it is empty, not UTF-8 or too long; GateError if a gate fails; UsageError
     if data or tokenizer are not those of the run.
     """
+    rules = QcRules(
+        require_ascii=settings.require_ascii, require_svg_rows=settings.require_svg_rows
+    )
     qc = stage_dataset(run, data, rules)
     path = run.path / DATASET / TRAIN_FILE
     rows = read_rows(path)

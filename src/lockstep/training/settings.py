@@ -18,6 +18,7 @@ from lockstep.training.loop import Budget
 DEFAULTS: Mapping[str, Any] = {
     "tokenizer": "ascii_bpe",
     "pre_tokenizer": "superbpe",
+    "require_svg_rows": True,
     "packing": "sample",
     "epochs": 3,
     "batch": 8,
@@ -54,6 +55,7 @@ def resolve_settings(
             hint="go on with --resume, or start again with --force",
         )
     own = {
+        "require_ascii": said.get("tokenizer", DEFAULTS["tokenizer"]) == "ascii_bpe",
         "bpe_vocab_size": config.vocab_size,
         "seq_len": config.context_len,
         "seed": config.train_seed,

@@ -15,7 +15,6 @@ from lockstep.artifacts.train_report import TrainReport
 from lockstep.artifacts.train_settings import TrainSettings
 from lockstep.build import Model, OptimizerSpec, model_of, training_program
 from lockstep.data.pack import Batches, Cursor
-from lockstep.data.quality import QcRules
 from lockstep.engine.checkpoint import Checkpoint, Skipped, newest_valid
 from lockstep.engine.initialise import initialise
 from lockstep.engine.schedule import Schedule
@@ -38,7 +37,6 @@ class TrainRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, Scalar] = field(default_factory=dict)
     data: Path | None = None
-    rules: QcRules = field(default_factory=QcRules)
     resume: bool = False
     force: bool = False
 
@@ -120,7 +118,7 @@ def _ready(run: RunDir, request: TrainRequest) -> _Job:
     model = model_of(config.template, config.family_config)
     checkpoint, skipped = newest_valid(run.checkpoints, model.shapes)
     expected = checkpoint.state.tokenizer_sha256 if checkpoint else None
-    prepared = prepare(run, config, settings, request.data, request.rules, expected)
+    prepared = prepare(run, config, settings, request.data, expected)
     budget = Budget.of(settings, len(prepared.windows))
     if "warmup_steps" not in request.settings and checkpoint is None:
         settings = with_warmup(settings, budget)
