@@ -151,7 +151,10 @@
   function short(value) {
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace("e+", "e");
+    if (size < 1e-3 || size >= 1e6) {
+      const [digits, power] = value.toExponential(2).split("e");
+      return `${Number(digits)}e${Number(power)}`;
+    }
     return String(Number(value.toPrecision(size < 10 ? 5 : 6)));
   }
 

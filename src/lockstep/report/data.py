@@ -204,7 +204,7 @@ def _graph_details(run: RunEvidence) -> dict[str, Any]:
     errors: dict[str, list[list[str]]] = {}
     for pair in run.compare.comparisons if run.compare else ():
         for row in pair.nodes:
-            shown = "not compared" if row.local_error is None else f"{row.local_error:.3g}"
+            shown = "not measured" if row.local_error is None else f"{row.local_error:.3g}"
             errors.setdefault(row.id, []).append([pair.right, row.verdict, shown])
     nodes = [
         {

@@ -41,6 +41,7 @@
 
     // At first the top of the graph at a size at which names can be read.
     start() {
+      if (!this.canvas.clientWidth) return; // not shown yet
       const scale = Math.min(1.6, Math.max(1, this.width / this.canvas.clientWidth));
       this.box = { x: 0, y: -8, w: this.canvas.clientWidth * scale, h: this.canvas.clientHeight * scale };
       const spare = this.box.w - this.width;
@@ -56,6 +57,8 @@
     }
 
     resize() {
+      if (!this.canvas.clientWidth) return;
+      if (!this.box) { this.start(); return; }
       const scale = this.box.w / this.canvas.clientWidth;
       this.box.h = this.canvas.clientHeight * scale;
       this.apply();
@@ -63,7 +66,7 @@
 
     apply() {
       const { x, y, w, h } = this.box;
-      if (w > 0 && h > 0) this.svg.setAttribute("viewBox", `${x} ${y} ${w} ${h}`);
+      this.svg.setAttribute("viewBox", `${x} ${y} ${w} ${h}`);
     }
 
     zoom(factor, px = 0.5, py = 0.5) {

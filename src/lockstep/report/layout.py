@@ -98,18 +98,31 @@ def _groups(graph: GraphFile) -> dict[tuple[str, int], list[GraphNode]]:
 
 
 def _rows(nodes: list[GraphNode], *, upward: bool) -> list[list[GraphNode]]:
-    """The nodes in rows by their longest way from the start, wide rows wrapped."""
-    makers = {value.id: node.id for node in nodes for value in node.outputs}
-    rank: dict[str, int] = {}
+    """The nodes in rows, each as late as its first reader allows, wide rows wrapped."""
+    ranks = _ranks(nodes)
+    readers: dict[str, list[int]] = defaultdict(list)
+    for node in reversed(nodes):
+        below = [rank for value in node.outputs for rank in readers[value.id]]
+        ranks[node.id] = min(below, default=ranks[node.id] + 1) - 1
+        for id in node.inputs:
+            readers[id].append(ranks[node.id])
     ranked: dict[int, list[GraphNode]] = defaultdict(list)
     for node in nodes:
-        before = [rank[makers[i]] for i in node.inputs if i in makers and makers[i] in rank]
-        rank[node.id] = 1 + max(before, default=-1)
-        ranked[rank[node.id]].append(node)
+        ranked[ranks[node.id]].append(node)
     rows = []
     for _, line in sorted(ranked.items()):
         rows += [line[i : i + PER_ROW] for i in range(0, len(line), PER_ROW)]
     return rows[::-1] if upward else rows
+
+
+def _ranks(nodes: list[GraphNode]) -> dict[str, int]:
+    """For each node the length of its longest way from the start."""
+    makers = {value.id: node.id for node in nodes for value in node.outputs}
+    ranks: dict[str, int] = {}
+    for node in nodes:
+        before = [ranks[makers[i]] for i in node.inputs if i in makers and makers[i] in ranks]
+        ranks[node.id] = 1 + max(before, default=-1)
+    return ranks
 
 
 def _width(rows: list[list[GraphNode]]) -> float:

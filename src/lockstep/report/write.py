@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lockstep import __version__
 from lockstep.artifacts import RunDir, atomic_write_text
@@ -85,6 +85,7 @@ def _environment() -> Environment:
         "figure": _figure,
         "relation": _SIGNS.__getitem__,
         "tail": _tail,
+        "breakable": _breakable,
     }
     return environment
 
@@ -95,7 +96,18 @@ def _figure(value: float | None) -> str:
         return "–"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:.4g}"
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def _breakable(path: str) -> Markup:
+    """A path that may be broken after its slashes and underscores."""
+    text = str(escape(path))
+    for sign in "/_":
+        text = text.replace(sign, f"{sign}<wbr>")
+    return Markup(text)
 
 
 def _tail(id: str, room: int = 17) -> str:
