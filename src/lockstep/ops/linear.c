@@ -16,6 +16,7 @@ enum { MAT_ROWS = 6 }; /* 12 of 16 registers */
 enum {
   MAT_PANEL = 32,                 /* columns of one packed panel */
   MAT_BLOCK = 256,                /* terms of one chain; a panel of it fits the level-1 cache */
+  MAT_UNROLL = 2,                 /* terms per turn of the loop */
   MAT_CHUNK = 96,                 /* rows that stay in the level-2 cache over all columns */
   MAT_SKEWED = MAT_BLOCK + 16,    /* stride of copied rows: no two in the same cache sets */
   MAT_TILE_ROWS = 384,            /* rows of a tile of the large kernels */
@@ -30,27 +31,54 @@ typedef struct {
   int64_t c_row, a_row, a_term, b_panel, b_term, terms;
 } mat_block;
 
-/* One register tile: n_rows rows from `row`, n_vectors vectors from column `col`, n_cols valid. */
-INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, int64_t row,
-                     int64_t col, int64_t n_cols) {
-  vf acc[MAT_ROWS][8];
+/* One term of a register tile: a rank-one update; ahead_a and ahead_b lead to the term. */
+INLINE void mat_term(vf (*acc)[8], const int n_rows, const int n_vectors, const float *const *a,
+                     int64_t a_row, int64_t ahead_a, const float *b, int64_t b_panel) {
+  vf x[8];
+  UNROLL for (int v = 0; v < n_vectors; v++)
+    x[v] = vf_load(b + v * VL / MAT_PANEL * b_panel + v * VL % MAT_PANEL);
+  UNROLL for (int r = 0; r < n_rows; r++) {
+    const vf y = vf_set(a[r / 3][r % 3 * a_row + ahead_a]);
+    UNROLL for (int v = 0; v < n_vectors; v++) acc[r][v] = vf_fma(y, x[v], acc[r][v]);
+  }
+}
+
+/* The chain of a register tile of n_rows x n_vectors. `across` says that the rows of A are next to
+ * each other (a_row = 1), else its terms are (a_term = 1); both spare address arithmetic. */
+INLINE void mat_chain(vf (*acc)[8], const mat_block *t, const int n_rows, const int n_vectors,
+                      const int across, const float *first, const float *b) {
+  const int64_t a_row = across ? 1 : t->a_row, b_panel = t->b_panel, b_term = t->b_term;
+  const float *a[4] = {first, first + 3 * a_row, first + 6 * a_row, first + 9 * a_row};
   UNROLL for (int r = 0; r < n_rows; r++)
     UNROLL for (int v = 0; v < n_vectors; v++) acc[r][v] = vf_zero();
-  const int64_t a_row = t->a_row, a_term = t->a_term, b_term = t->b_term;
-  const float *a0 = t->a + row * a_row; /* four pointers reach twelve rows by index */
-  const float *a3 = n_rows > 3 ? a0 + 3 * a_row : a0, *a6 = n_rows > 6 ? a0 + 6 * a_row : a0;
-  const float *a9 = n_rows > 9 ? a0 + 9 * a_row : a0;
-  const float *b = t->b + col / MAT_PANEL * t->b_panel + col % MAT_PANEL;
-  for (int64_t k = t->terms; k > 0; k--) {
-    vf x[8];
-    UNROLL for (int v = 0; v < n_vectors; v++)
-      x[v] = vf_load(b + v * VL / MAT_PANEL * t->b_panel + v * VL % MAT_PANEL);
-    UNROLL for (int r = 0; r < n_rows; r++) {
-      const vf a = vf_set((r < 3 ? a0 : r < 6 ? a3 : r < 9 ? a6 : a9)[r % 3 * a_row]);
-      UNROLL for (int v = 0; v < n_vectors; v++) acc[r][v] = vf_fma(a, x[v], acc[r][v]);
+  int64_t left = t->terms;
+  if (across) {
+    for (; left > 0; left--) {
+      mat_term(acc, n_rows, n_vectors, a, 1, 0, b, b_panel);
+      UNROLL for (int i = 0; i < 4; i++) a[i] += t->a_term;
+      b += b_term;
     }
-    a0 += a_term, a3 += a_term, a6 += a_term, a9 += a_term, b += b_term;
+    return;
   }
+  for (; left >= MAT_UNROLL; left -= MAT_UNROLL) {
+    UNROLL for (int u = 0; u < MAT_UNROLL; u++)
+      mat_term(acc, n_rows, n_vectors, a, a_row, u, b + u * MAT_PANEL, b_panel);
+    UNROLL for (int i = 0; i < 4; i++) a[i] += MAT_UNROLL;
+    b += MAT_UNROLL * MAT_PANEL;
+  }
+  for (; left > 0; left--) {
+    mat_term(acc, n_rows, n_vectors, a, a_row, 0, b, b_panel);
+    UNROLL for (int i = 0; i < 4; i++) a[i] += 1;
+    b += MAT_PANEL;
+  }
+}
+
+/* One register tile: n_rows rows from `row`, n_vectors vectors from column `col`, n_cols valid. */
+INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, const int across,
+                     int64_t row, int64_t col, int64_t n_cols) {
+  vf acc[MAT_ROWS][8];
+  mat_chain(acc, t, n_rows, n_vectors, across, t->a + row * (across ? 1 : t->a_row),
+            t->b + col / MAT_PANEL * t->b_panel + col % MAT_PANEL);
   UNROLL for (int v = 0; v < n_vectors; v++) {
     const int64_t at = row * t->c_row + col + v * VL;
     const vm valid = vm_first(n_cols > v * VL ? n_cols - v * VL : 0);
@@ -66,7 +94,11 @@ INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, 
 
 #define MAT_CASE(rows, vectors) \
   case rows * 16 + vectors: \
-    mat_tile(t, rows, vectors, row, col, n_cols); \
+    mat_tile(t, rows, vectors, 0, row, col, n_cols); \
+    break;
+#define MAT_ACROSS(rows) \
+  case rows: \
+    mat_tile(t, rows, 2, 1, row, col, n_cols); \
     break;
 /* The register tile for a count of rows and vectors that are not constants. */
 static __attribute__((noinline)) void mat_any_tile(const mat_block *t, int64_t n_rows,
@@ -81,18 +113,29 @@ static __attribute__((noinline)) void mat_any_tile(const mat_block *t, int64_t n
     MAT_TALL(MAT_CASE(12, 1) MAT_CASE(12, 2))
   }
 }
+static __attribute__((noinline)) void mat_any_across(const mat_block *t, int64_t n_rows,
+                                                     int64_t row, int64_t col, int64_t n_cols) {
+  switch (n_rows) {
+    MAT_ACROSS(1) MAT_ACROSS(2) MAT_ACROSS(3) MAT_ACROSS(4) MAT_ACROSS(5) MAT_ACROSS(6)
+    MAT_TALL(MAT_ACROSS(7) MAT_ACROSS(8) MAT_ACROSS(9) MAT_ACROSS(10) MAT_ACROSS(11))
+    MAT_TALL(MAT_ACROSS(12))
+  }
+}
 
 /* All register tiles of a block; rows are split evenly, columns wider where rows are few. */
-static void mat_tiles(const mat_block *t, int64_t n_rows, int64_t n_cols) {
+static void mat_tiles(const mat_block *t, const int across, int64_t n_rows, int64_t n_cols) {
   const int64_t n_bands = (n_rows + MAT_ROWS - 1) / MAT_ROWS;
-  const int widest = n_rows == 1 ? 8 : n_rows <= 3 ? 4 : 2;
+  const int widest = across || n_rows > 3 ? 2 : n_rows == 1 ? 8 : 4;
   for (int64_t col = 0; col < n_cols;) {
     const int64_t left = n_cols - col;
-    int n_vectors = left > VL ? 2 : 1;
-    if (left >= widest * VL) n_vectors = widest;
-    for (int64_t band = 0; band < n_bands; band++) {
-      const int64_t row = n_rows * band / n_bands, end = n_rows * (band + 1) / n_bands;
-      mat_any_tile(t, end - row, n_vectors, row, col, left);
+    const int n_vectors = left >= widest * VL ? widest : left > VL || across ? 2 : 1;
+    for (int64_t band = 0, row = 0; band < n_bands; band++) {
+      const int64_t end = n_rows * (band + 1) / n_bands;
+      if (across)
+        mat_any_across(t, end - row, row, col, left);
+      else
+        mat_any_tile(t, end - row, n_vectors, row, col, left);
+      row = end;
     }
     col += n_vectors * VL;
   }
@@ -116,10 +159,10 @@ static void mat_rows(mat_block whole, int64_t n_rows, int64_t n_cols, int64_t n_
       t.c += row * t.c_row;
       t.add = k > 0 ? t.c : t.add ? t.add + row * t.c_row : NULL;
       if (k > 0) t.bias = NULL;
-      t.a += row * t.a_row + k, t.b += k * t.b_term;
+      t.a += row * t.a_row + k, t.b += k * MAT_PANEL;
       t.terms = n_terms - k < MAT_BLOCK ? n_terms - k : MAT_BLOCK;
       mat_unskew(&t, copy, rows);
-      mat_tiles(&t, rows, n_cols);
+      mat_tiles(&t, 0, rows, n_cols);
     }
   }
 }
@@ -156,7 +199,7 @@ INLINE void mat_pack_tile(mat_block t, const float *w, int64_t w_row, const int 
   float panels[MAT_TILE_COLS * MAT_BLOCK];
   float *const c = t.c;
   const float *const a = t.a;
-  t.b = panels, t.b_term = MAT_PANEL, t.b_panel = MAT_PANEL * MAT_BLOCK;
+  t.b = panels, t.b_panel = MAT_PANEL * MAT_BLOCK;
   for (int64_t k = 0; k < n_terms; k += MAT_BLOCK) {
     const int64_t terms = mat_least(n_terms - k, MAT_BLOCK);
     for (int64_t q = 0; q < n_cols; q += MAT_PANEL) {
@@ -189,8 +232,7 @@ INLINE void linear_part(float *y_MN, const float *x_MK, const float *w_NK, const
                         int64_t col, int64_t n_cols) {
   const int64_t at = row * N + col;
   const mat_block t = {.c = y_MN + at, .c_row = N, .bias = b_N ? b_N + col : NULL,
-                       .add = add_MN ? add_MN + at : NULL, .a = x_MK + row * K, .a_row = K,
-                       .a_term = 1};
+                       .add = add_MN ? add_MN + at : NULL, .a = x_MK + row * K, .a_row = K};
   mat_pack_tile(t, w_NK + col * K, K, 1, n_rows, n_cols, K);
 }
 
@@ -232,7 +274,7 @@ INLINE void linear_dx_part(float *dx_MK, const float *dy_MN, const float *w_NK,
                            int64_t col, int64_t n_cols) {
   const int64_t at = row * K + col;
   const mat_block t = {.c = dx_MK + at, .c_row = K, .add = add_MK ? add_MK + at : NULL,
-                       .a = dy_MN + row * N, .a_row = N, .a_term = 1};
+                       .a = dy_MN + row * N, .a_row = N};
   mat_pack_tile(t, w_NK + col, K, 0, n_rows, n_cols, N);
 }
 
@@ -296,7 +338,7 @@ KERNEL void linear_dw_f32(float *dw_NK, const float *dy_MN, const float *x_MK, c
                t.terms);
     for (int64_t i = 0; i < t.terms; i++)
       memcpy(rows + i * MAT_DW_ROWS, dy_MN + (m + i) * N + n, (size_t)n_rows * sizeof(float));
-    mat_tiles(&t, n_rows, n_cols);
+    mat_tiles(&t, 1, n_rows, n_cols);
     t.add = c;
   }
 }
@@ -394,7 +436,7 @@ KERNEL void linear_packed_f32(float *y_MN, const float *x_MK, const float *panel
   (void)M, (void)J, (void)n;
   const mat_block t = {.c = y_MN + row_begin * N, .c_row = N, .bias = b_N,
                        .add = add_MN ? add_MN + row_begin * N : NULL, .a = x_MK + row_begin * K,
-                       .a_row = K, .a_term = 1, .b = panels_JKQ, .b_term = Q, .b_panel = K * Q};
+                       .a_row = K, .b = panels_JKQ, .b_panel = K * Q};
   mat_rows(t, row_end - row_begin, N, K);
 }
 
@@ -418,6 +460,6 @@ KERNEL void linear_dx_packed_f32(float *dx_MK, const float *dy_MN, const float *
   (void)M, (void)J, (void)k;
   const mat_block t = {.c = dx_MK + row_begin * K, .c_row = K,
                        .add = add_MK ? add_MK + row_begin * K : NULL, .a = dy_MN + row_begin * N,
-                       .a_row = N, .a_term = 1, .b = panels_JNQ, .b_term = Q, .b_panel = N * Q};
+                       .a_row = N, .b = panels_JNQ, .b_panel = N * Q};
   mat_rows(t, row_end - row_begin, K, N);
 }
