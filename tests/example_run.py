@@ -41,6 +41,7 @@ from lockstep.artifacts.weights_manifest import WeightsManifest
 T = TypeVar("T")
 RUN_ID = "ascii_bpe_20260301_171735"
 SHA = "5f" * 32
+HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}<!--"
 _PLAIN = {str: "text", int: 1, float: 0.5, bool: True, type(None): None, Any: None}
 STAGES = {
     "D1": ("Largest loss difference, free-running", 2e-6, 1e-5, 5, "steps", "PyTorch"),
