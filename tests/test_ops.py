@@ -89,7 +89,7 @@ def test_kernels_agree_with_reference_and_keep_guards(op: Op, case: Case) -> Non
 def test_kernels_agree_for_any_size(op: Op, data: st.DataObject) -> None:
     case = dict(data.draw(st.sampled_from(op.cases)))
     for letter in letters_of(case):
-        case[letter] = data.draw(st.integers(1, 70), letter)
+        case[letter] = data.draw(st.integers(1, 3 if letter == "B" else 70), letter)
     for call in variants(op, case, data.draw(st.integers(0, 3))):
         assert_kernels_agree(call)
 

@@ -1,6 +1,7 @@
 """The registry of ops; importing this room fills it."""
 
 import lockstep.ops.add
+import lockstep.ops.attention
 import lockstep.ops.cache
 import lockstep.ops.cross_entropy
 import lockstep.ops.embedding

@@ -1,0 +1,390 @@
+/* attention: causal attention with grouped key and value heads, forward, cached and backward.
+ *
+ * Lanes are queries: a block holds ATT_LANES queries of one head, transposed, so that the softmax never
+ * works across lanes and every head width runs at full speed. Keys come in blocks that start at
+ * multiples of ATT_KEYS of the position, so a query's result depends neither on the block of queries
+ * that it is in nor on how many queries one call brings. */
+#include "vec_math.h"
+
+#define ATT_WIDE 2                    /* vectors of queries in one block */
+#define ATT_LANES (ATT_WIDE * VL)     /* queries in one block */
+#define ATT_KEYS 64                   /* keys in one block */
+#define ATT_STEP (VL == 16 ? 8 : 4)   /* keys or columns in one register tile */
+#define ATT_HEAD 256                  /* the widest head */
+
+KERNEL double attention_dot(const float *a, const float *b, int64_t E) {
+  double sum = 0.0;
+  for (int64_t e = 0; e < E; e++) sum += (double)a[e] * b[e];
+  return sum;
+}
+
+/* One query over keys 0..last. */
+KERNEL void attention_query_naive(float *o, float *lse, const float *q, const float *k,
+                                  const float *v, int64_t last, int64_t O, int64_t E) {
+  double top = -INFINITY, sum = 0.0, out[ATT_HEAD] = {0.0}, scale = 1.0 / sqrt((double)E);
+  for (int64_t j = 0; j <= last; j++) top = fmax(top, scale * attention_dot(q, k + j * O, E));
+  for (int64_t j = 0; j <= last; j++) {
+    double p = exp(scale * attention_dot(q, k + j * O, E) - top);
+    sum += p;
+    for (int64_t e = 0; e < E; e++) out[e] += p * v[j * O + e];
+  }
+  for (int64_t e = 0; e < E; e++) o[e] = (float)(out[e] / sum);
+  if (lse) *lse = (float)(top + log(sum));
+}
+
+KERNEL void attention_naive(float *o_MN, float *lse_MH, const float *q_MN, const float *k_MO,
+                            const float *v_MO, int64_t M, int64_t N, int64_t O, int64_t H,
+                            int64_t heads, int64_t kv_heads, int64_t tokens) {
+  int64_t E = N / heads, group = heads / kv_heads;
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t h = 0; h < heads; h++) {
+      int64_t at = m * N + h * E, first = m / tokens * tokens * O + h / group * E;
+      attention_query_naive(o_MN + at, lse_MH + m * H + h, q_MN + at, k_MO + first, v_MO + first,
+                            m % tokens, O, E);
+    }
+}
+
+KERNEL void attention_cached_naive(float *o_MN, const float *q_MN, const float *kcache_CO,
+                                   const float *vcache_CO, const int32_t *start, int64_t M,
+                                   int64_t N, int64_t C, int64_t O, int64_t heads,
+                                   int64_t kv_heads) {
+  (void)C;
+  int64_t E = N / heads, group = heads / kv_heads;
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t h = 0; h < heads; h++)
+      attention_query_naive(o_MN + m * N + h * E, NULL, q_MN + m * N + h * E,
+                            kcache_CO + h / group * E, vcache_CO + h / group * E, *start + m, O, E);
+}
+
+KERNEL void attention_grad_naive(float *dq_MN, float *dk_MO, float *dv_MO, const float *do_MN,
+                                 const float *q_MN, const float *k_MO, const float *v_MO,
+                                 const float *o_MN, const float *lse_MH, int64_t M, int64_t N,
+                                 int64_t O, int64_t H, int64_t heads, int64_t kv_heads,
+                                 int64_t tokens) {
+  int64_t E = N / heads, group = heads / kv_heads;
+  double scale = 1.0 / sqrt((double)E);
+  memset(dq_MN, 0, (size_t)(M * N) * sizeof(float));
+  memset(dk_MO, 0, (size_t)(M * O) * sizeof(float));
+  memset(dv_MO, 0, (size_t)(M * O) * sizeof(float));
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t h = 0; h < heads; h++) {
+      int64_t at = m * N + h * E, begin = m - m % tokens;
+      double delta = attention_dot(do_MN + at, o_MN + at, E);
+      for (int64_t j = begin; j <= m; j++) {
+        int64_t key = j * O + h / group * E;
+        double p = exp(scale * attention_dot(q_MN + at, k_MO + key, E) - lse_MH[m * H + h]);
+        double ds = p * (attention_dot(do_MN + at, v_MO + key, E) - delta) * scale;
+        for (int64_t e = 0; e < E; e++) {
+          dq_MN[at + e] += (float)(ds * k_MO[key + e]);
+          dk_MO[key + e] += (float)(ds * q_MN[at + e]);
+          dv_MO[key + e] += (float)(p * do_MN[at + e]);
+        }
+      }
+    }
+}
+
+/* t[e][lane] = scale * x[lane][e]; lanes from n on are 0. */
+INLINE void attention_transpose(float *t, const float *x, int64_t stride, int64_t n, int64_t E,
+                                float scale) {
+  for (int64_t e = 0; e < E; e++) {
+    for (int64_t i = 0; i < n; i++) t[e * ATT_LANES + i] = x[i * stride + e] * scale;
+    for (int64_t i = n; i < ATT_LANES; i++) t[e * ATT_LANES + i] = 0.0f;
+  }
+}
+
+/* The inverse, each lane scaled by a factor of its own. */
+INLINE void attention_untranspose(float *x, const float *t, int64_t stride, int64_t n, int64_t E,
+                                  const float *factor) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t e = 0; e < E; e++) x[i * stride + e] = t[e * ATT_LANES + i] * factor[i];
+}
+
+/* s[key][lane] = sum_e k[key][e] * q[e][lane] for n keys. Rows of s up to a multiple of ATT_STEP are
+ * written; those from n on repeat the last key. */
+INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, int64_t E,
+                           int64_t n) {
+  for (int64_t i = 0; i < n; i += ATT_STEP) {
+    const float *row[ATT_STEP];
+    vf sum[ATT_STEP][ATT_WIDE];
+    UNROLL for (int r = 0; r < ATT_STEP; r++) {
+      row[r] = k + (i + r < n ? i + r : n - 1) * O;
+      UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
+    }
+    for (int64_t e = 0; e < E; e++) {
+      vf lanes[ATT_WIDE];
+      UNROLL for (int w = 0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
+      UNROLL for (int r = 0; r < ATT_STEP; r++) {
+        vf x = vf_set(row[r][e]);
+        UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+      }
+    }
+    UNROLL for (int r = 0; r < ATT_STEP; r++)
+      UNROLL for (int w = 0; w < ATT_WIDE; w++)
+        vf_store(s + (i + r) * ATT_LANES + w * VL, sum[r][w]);
+  }
+}
+
+/* The lanes of vector w that may see a key: the key's place counted from the block's first query. */
+INLINE vm attention_sees(int64_t key, int w) {
+  vi lane;
+  int32_t number[VL];
+  for (int i = 0; i < VL; i++) number[i] = w * VL + i;
+  memcpy(&lane, number, sizeof lane);
+  return vm_not(vi_lt(lane, vi_set((int32_t)key)));
+}
+
+/* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for `width`
+ * columns. Keys from `open` on are seen by some lanes only: the others skip them, whatever they hold.
+ * `key` is the place of the first key, counted from the block's first query. */
+INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
+                              const float *p, int64_t n, int64_t key, int64_t E, const int width) {
+  vf sum[ATT_STEP][ATT_WIDE];
+  int64_t column[ATT_STEP];
+  UNROLL for (int r = 0; r < width; r++) {
+    column[r] = r < E ? r : E - 1;
+    UNROLL for (int w = 0; w < ATT_WIDE; w++)
+      sum[r][w] = vf_load(out + column[r] * ATT_LANES + w * VL) * vf_load(fade + w * VL);
+  }
+  int64_t open = 1 - key < n ? 1 - key : n, i = 0;
+  for (; i < open; i++) {
+    vf weight[ATT_WIDE];
+    UNROLL for (int w = 0; w < ATT_WIDE; w++) weight[w] = vf_load(p + i * ATT_LANES + w * VL);
+    UNROLL for (int r = 0; r < width; r++) {
+      vf y = vf_set(x[i * O + column[r]]);
+      UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(y, weight[w], sum[r][w]);
+    }
+  }
+  for (; i < n; i++) {
+    vf weight[ATT_WIDE];
+    vm sees[ATT_WIDE];
+    UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+      weight[w] = vf_load(p + i * ATT_LANES + w * VL);
+      sees[w] = attention_sees(key + i, w);
+    }
+    UNROLL for (int r = 0; r < width; r++) {
+      vf y = vf_set(x[i * O + column[r]]);
+      UNROLL for (int w = 0; w < ATT_WIDE; w++)
+        sum[r][w] = vf_blend(sees[w], vf_fma(y, weight[w], sum[r][w]), sum[r][w]);
+    }
+  }
+  UNROLL for (int r = 0; r < width; r++)
+    UNROLL for (int w = 0; w < ATT_WIDE; w++)
+      if (r < E) vf_store(out + r * ATT_LANES + w * VL, sum[r][w]);
+}
+
+INLINE void attention_gather(float *out, const float *fade, const float *x, int64_t O,
+                             const float *p, int64_t n, int64_t key, int64_t E) {
+  int64_t e = 0;
+  for (; e + ATT_STEP / 2 < E; e += ATT_STEP)
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP);
+  if (e < E) attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2);
+}
+
+/* Turns the scores of n keys into weights and updates the running top and sum of each lane; fade is
+ * what older weights are worth now. `key` as in attention_columns. */
+INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n,
+                              int64_t key) {
+  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+    float *column = s + w * VL;
+    vf old = vf_load(top + w * VL), high = old;
+    for (int64_t i = 0; i < n; i++) {
+      vf x = vf_load(column + i * ATT_LANES);
+      if (key + i > 0) {
+        x = vf_blend(attention_sees(key + i, w), x, vf_set(-INFINITY));
+        vf_store(column + i * ATT_LANES, x);
+      }
+      high = vf_max(high, x);
+    }
+    vf shrink = vf_exp(old - high), total = vf_load(sum + w * VL) * shrink;
+    for (int64_t i = 0; i < n; i++) {
+      vf p = vf_exp(vf_load(column + i * ATT_LANES) - high);
+      vf_store(column + i * ATT_LANES, p);
+      total = total + p;
+    }
+    vf_store(top + w * VL, high);
+    vf_store(sum + w * VL, total);
+    vf_store(fade + w * VL, shrink);
+  }
+}
+
+/* One block: n queries of one head, the first at position `first`; it sees keys 0..first+n-1. */
+INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, const float *k,
+                            const float *v, int64_t n, int64_t first, int64_t N, int64_t O,
+                            int64_t E) {
+  float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
+  float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
+  attention_transpose(q_EL, q, N, n, E, 1.0f / sqrtf((float)E));
+  for (int64_t i = 0; i < E * ATT_LANES; i += VL) vf_store(o_EL + i, vf_zero());
+  for (int i = 0; i < ATT_LANES; i++) top[i] = -INFINITY, sum[i] = 0.0f;
+  for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
+    int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
+    attention_dots(s_KL, k + begin * O, O, q_EL, E, keys);
+    attention_softmax(s_KL, top, sum, fade, keys, begin - first);
+    attention_gather(o_EL, fade, v + begin * O, O, s_KL, keys, begin - first, E);
+  }
+  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+    vf total = vf_load(sum + w * VL);
+    vf_store(factor + w * VL, vf_set(1.0f) / total);
+    vf_store(top + w * VL, vf_load(top + w * VL) + vf_log(total));
+  }
+  attention_untranspose(o, o_EL, N, n, E, factor);
+  if (lse)
+    for (int64_t i = 0; i < n; i++) lse[i * H] = top[i];
+}
+
+KERNEL int64_t attention_f32_tiles(int64_t M, int64_t N, int64_t O, int64_t H, int64_t heads,
+                                   int64_t kv_heads, int64_t tokens) {
+  (void)N, (void)O, (void)H, (void)kv_heads;
+  return M / tokens * heads * ((tokens + ATT_LANES - 1) / ATT_LANES);
+}
+
+KERNEL void attention_f32(float *o_MN, float *lse_MH, const float *q_MN, const float *k_MO,
+                          const float *v_MO, int64_t M, int64_t N, int64_t O, int64_t H,
+                          int64_t heads, int64_t kv_heads, int64_t tokens, int64_t tile) {
+  (void)M;
+  int64_t E = N / heads, blocks = (tokens + ATT_LANES - 1) / ATT_LANES;
+  int64_t h = tile / blocks % heads, b = tile / blocks / heads;
+  int64_t first = (blocks - 1 - tile % blocks) * ATT_LANES; /* the longest blocks first */
+  int64_t m = b * tokens + first, key = b * tokens * O + h / (heads / kv_heads) * E;
+  int64_t n = tokens - first < ATT_LANES ? tokens - first : ATT_LANES;
+  attention_block(o_MN + m * N + h * E, lse_MH + m * H + h, H, q_MN + m * N + h * E, k_MO + key,
+                  v_MO + key, n, first, N, O, E);
+}
+
+KERNEL int64_t attention_cached_f32_tiles(int64_t M, int64_t N, int64_t C, int64_t O,
+                                          int64_t heads, int64_t kv_heads) {
+  (void)N, (void)C, (void)O, (void)kv_heads;
+  return heads * ((M + ATT_LANES - 1) / ATT_LANES);
+}
+
+KERNEL void attention_cached_f32(float *o_MN, const float *q_MN, const float *kcache_CO,
+                                 const float *vcache_CO, const int32_t *start, int64_t M,
+                                 int64_t N, int64_t C, int64_t O, int64_t heads, int64_t kv_heads,
+                                 int64_t tile) {
+  (void)C;
+  int64_t E = N / heads, h = tile % heads, m = tile / heads * ATT_LANES;
+  int64_t n = M - m < ATT_LANES ? M - m : ATT_LANES, key = h / (heads / kv_heads) * E;
+  attention_block(o_MN + m * N + h * E, NULL, 0, q_MN + m * N + h * E, kcache_CO + key,
+                  vcache_CO + key, n, *start + m, N, O, E);
+}
+
+/* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for ATT_STEP keys and `wide`
+ * vectors of columns. Key r is seen by queries from `from` + r on (from 0 on, if that is negative). */
+INLINE void attention_rows(float *out, int64_t O, const float *p, const float *x, int64_t N,
+                           int64_t n, int64_t from, int64_t keys, float scale, vm valid,
+                           const int wide) {
+  vf sum[ATT_STEP][2];
+  UNROLL for (int r = 0; r < ATT_STEP; r++)
+    UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_zero();
+  int64_t i = from > 0 ? from : 0, all = from + ATT_STEP - 1;
+  for (; i < n && i < all; i++)
+    for (int r = 0; r < ATT_STEP && from + r <= i; r++)
+      for (int w = 0; w < wide; w++)
+        sum[r][w] = vf_fma(vf_set(p[r * ATT_LANES + i]), vf_load_m(x + i * N + w * VL, valid),
+                           sum[r][w]);
+  for (; i < n; i++) {
+    vf row[2];
+    UNROLL for (int w = 0; w < wide; w++) row[w] = vf_load_m(x + i * N + w * VL, valid);
+    UNROLL for (int r = 0; r < ATT_STEP; r++) {
+      vf y = vf_set(p[r * ATT_LANES + i]);
+      UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_fma(y, row[w], sum[r][w]);
+    }
+  }
+  for (int r = 0; r < ATT_STEP && r < keys; r++)
+    for (int w = 0; w < wide; w++) {
+      vf old = vf_load_m(out + r * O + w * VL, valid);
+      vf_store_m(out + r * O + w * VL, vf_fma(sum[r][w], vf_set(scale), old), valid);
+    }
+}
+
+INLINE void attention_scatter(float *out, int64_t O, const float *p, const float *x, int64_t N,
+                              int64_t n, int64_t key, int64_t keys, int64_t E, float scale) {
+  for (int64_t j = 0; j < keys; j += ATT_STEP) {
+    int64_t e = 0;
+    for (; e + 2 * VL <= E; e += 2 * VL)
+      attention_rows(out + j * O + e, O, p + j * ATT_LANES, x + e, N, n, key + j, keys - j, scale,
+                     vm_first(VL), 2);
+    for (; e < E; e += VL)
+      attention_rows(out + j * O + e, O, p + j * ATT_LANES, x + e, N, n, key + j, keys - j, scale,
+                     vm_first(E - e), 1);
+  }
+}
+
+/* Weights from the saved log-sums, and the gradient of the scores from that of the weights. */
+INLINE void attention_weights_grad(float *p, float *ds, const float *lse, const float *delta,
+                                   int64_t n, int64_t key) {
+  for (int64_t i = 0; i < n; i++)
+    UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+      int64_t at = i * ATT_LANES + w * VL;
+      vf weight = vf_exp(vf_load(p + at) - vf_load(lse + w * VL));
+      vf slope = weight * (vf_load(ds + at) - vf_load(delta + w * VL));
+      if (key + i > 0) {
+        weight = vf_blend(attention_sees(key + i, w), weight, vf_zero());
+        slope = vf_blend(attention_sees(key + i, w), slope, vf_zero());
+      }
+      vf_store(p + at, weight);
+      vf_store(ds + at, slope);
+    }
+}
+
+/* One block of queries against all keys that it sees; pointers are to the first query and key. */
+INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d_o, const float *q,
+                                 const float *k, const float *v, const float *o, const float *lse,
+                                 int64_t H, int64_t n, int64_t first, int64_t N, int64_t O,
+                                 int64_t E) {
+  float q_EL[ATT_HEAD * ATT_LANES], do_EL[ATT_HEAD * ATT_LANES], dq_EL[ATT_HEAD * ATT_LANES];
+  float p_KL[ATT_KEYS * ATT_LANES], ds_KL[ATT_KEYS * ATT_LANES];
+  float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f}, one[ATT_LANES], factor[ATT_LANES];
+  float scale = 1.0f / sqrtf((float)E);
+  attention_transpose(q_EL, q, N, n, E, scale);
+  attention_transpose(do_EL, d_o, N, n, E, 1.0f);
+  for (int64_t i = 0; i < E * ATT_LANES; i += VL) vf_store(dq_EL + i, vf_zero());
+  for (int i = 0; i < ATT_LANES; i++) one[i] = 1.0f, factor[i] = scale;
+  for (int64_t i = 0; i < n; i++) {
+    vf sum = vf_zero();
+    for (int64_t e = 0; e < E; e += VL)
+      sum = vf_fma(vf_load_n(d_o + i * N + e, E - e), vf_load_n(o + i * N + e, E - e), sum);
+    delta[i] = vf_sum(sum);
+    lse_L[i] = lse[i * H];
+  }
+  for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
+    int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
+    int64_t key = begin - first, at = begin * O;
+    attention_dots(p_KL, k + at, O, q_EL, E, keys);
+    attention_dots(ds_KL, v + at, O, do_EL, E, keys);
+    attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key);
+    attention_gather(dq_EL, one, k + at, O, ds_KL, keys, key, E);
+    attention_scatter(dv + at, O, p_KL, d_o, N, n, key, keys, E, 1.0f);
+    attention_scatter(dk + at, O, ds_KL, q, N, n, key, keys, E, scale);
+  }
+  attention_untranspose(dq, dq_EL, N, n, E, factor);
+}
+
+KERNEL int64_t attention_grad_f32_tiles(int64_t M, int64_t N, int64_t O, int64_t H, int64_t heads,
+                                        int64_t kv_heads, int64_t tokens) {
+  (void)N, (void)O, (void)H, (void)heads;
+  return M / tokens * kv_heads;
+}
+
+/* A tile owns one key head of one sequence, so that its gradients are summed in one fixed order. */
+KERNEL void attention_grad_f32(float *dq_MN, float *dk_MO, float *dv_MO, const float *do_MN,
+                               const float *q_MN, const float *k_MO, const float *v_MO,
+                               const float *o_MN, const float *lse_MH, int64_t M, int64_t N,
+                               int64_t O, int64_t H, int64_t heads, int64_t kv_heads,
+                               int64_t tokens, int64_t tile) {
+  (void)M;
+  int64_t E = N / heads, group = heads / kv_heads, g = tile % kv_heads;
+  int64_t begin = tile / kv_heads * tokens, key = begin * O + g * E;
+  for (int64_t t = 0; t < tokens; t++) {
+    memset(dk_MO + key + t * O, 0, (size_t)E * sizeof(float));
+    memset(dv_MO + key + t * O, 0, (size_t)E * sizeof(float));
+  }
+  for (int64_t h = g * group; h < (g + 1) * group; h++)
+    for (int64_t first = 0; first < tokens; first += ATT_LANES) {
+      int64_t n = tokens - first < ATT_LANES ? tokens - first : ATT_LANES;
+      int64_t at = (begin + first) * N + h * E;
+      attention_grad_block(dq_MN + at, dk_MO + key, dv_MO + key, do_MN + at, q_MN + at, k_MO + key,
+                           v_MO + key, o_MN + at, lse_MH + (begin + first) * H + h, H, n, first, N,
+                           O, E);
+    }
+}
