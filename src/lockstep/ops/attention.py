@@ -57,7 +57,7 @@ def _infer(
 
 
 def _queries(M: int, N: int, heads: int, kv_heads: int, tokens: int) -> Iterator[tuple[int, ...]]:
-    """Each query: its row, the rows it sees (begin, end), head, columns in q and k, their number."""
+    """Each query: row, the rows it sees (begin, end), head, columns in q and k, their number."""
     E = N // heads
     for m in range(M):
         for h in range(heads):
