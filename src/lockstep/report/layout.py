@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ WIDTH, HEIGHT = 128, 34
 GAP_X, GAP_Y = 12, 20
 PAD, TITLE = 14, 22
 BAND_GAP, COLUMN_GAP = 18, 56
-PER_ROW = 5
+COLUMNS = ("forward", "backward", "update", "pack", "init")  # others follow
+PER_ROW = {"update": 3, "pack": 3}  # as many as 5 elsewhere
+MANY_READERS = 6
 K = TypeVar("K")
 _LAYER = re.compile(r"\blayers?\.(\d+)\b")
 _BEFORE, _AFTER = -1, 1_000_000
@@ -32,7 +34,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A line from a node to one that reads from it; `far` says that it leaves its section."""
+    """A line from a node to one that reads from it.
+
+    `far` says that it leaves its section, or starts where very many start.
+    """
 
     source: str
     target: str
@@ -55,9 +60,11 @@ class Layout:
 def lay_out(graph: GraphFile) -> Layout:
     """Places every node; forward runs down, backward runs up beside it."""
     groups = _groups(graph)
-    sections = list(dict.fromkeys(node.section for node in graph.nodes))
+    present = {section for section, _ in groups}
+    others = sorted(present.difference(COLUMNS))
+    sections = [section for section in (*COLUMNS, *others) if section in present]
     bands = sorted({band for _, band in groups})
-    rows = {key: _rows(nodes, upward=key[0] == "backward") for key, nodes in groups.items()}
+    rows = {key: _rows(nodes, key[0]) for key, nodes in groups.items()}
     widths = {s: max(_width(r) for (t, _), r in rows.items() if t == s) for s in sections}
     heights = {b: max(_height(r) for (_, c), r in rows.items() if c == b) for b in bands}
 
@@ -65,39 +72,43 @@ def lay_out(graph: GraphFile) -> Layout:
     nodes: dict[str, Box] = {}
     frames = []
     for (section, band), lines in rows.items():
-        x, y = left[section], top[band]
-        frames.append(Box(_band_name(band), x, y, widths[section], heights[band]))
-        nodes |= _place(lines, x, y, widths[section], heights[band])
+        frame = Box(_band_name(band), left[section], top[band], widths[section], heights[band])
+        frames.append(frame)
+        spare = frame.h - _height(lines) if section in COLUMNS[:2] else 0.0
+        nodes |= _place(lines, frame, frame.y + TITLE + spare / 2)
     columns = tuple(Box(s, left[s], 0, widths[s], TITLE) for s in sections)
     return Layout(
-        width=sum(widths.values()) + COLUMN_GAP * (len(sections) - 1),
+        width=sum(widths.values()) + COLUMN_GAP * max(0, len(sections) - 1),
         height=max((f.y + f.h for f in frames), default=0),
         columns=columns,
         frames=tuple(frames),
-        nodes=tuple(nodes.values()),
+        nodes=tuple(nodes[node.id] for node in graph.nodes),
         edges=_edges(graph, nodes),
     )
 
 
 def _groups(graph: GraphFile) -> dict[tuple[str, int], list[GraphNode]]:
     """The nodes of each section and layer; those outside of a layer lie before or after all."""
-    known: dict[str, int] = {}
-    groups: dict[tuple[str, int], list[GraphNode]] = defaultdict(list)
+    bands: dict[str, int] = {}
     seen: set[str] = set()
-    for node in graph.nodes:
+    # What the forward section says about `embed` or `head` holds for the other sections too.
+    for node in sorted(graph.nodes, key=lambda node: node.section != "forward"):
         found = _LAYER.search(node.id)
+        later = (node.section in seen) != (node.section == "backward")
+        stem = re.split(r"[.:@]", node.id)[0]
         if found:
-            band = int(found[1])
             seen.add(node.section)
         else:
-            stem = node.id.split(".")[0].split(":")[0]
-            later = (node.section in seen) != (node.section == "backward")
-            band = known.setdefault(stem, _AFTER if later else _BEFORE)
+            bands.setdefault(stem, _AFTER if later else _BEFORE)
+    groups: dict[tuple[str, int], list[GraphNode]] = defaultdict(list)
+    for node in graph.nodes:
+        found = _LAYER.search(node.id)
+        band = int(found[1]) if found else bands[re.split(r"[.:@]", node.id)[0]]
         groups[node.section, band].append(node)
     return dict(groups)
 
 
-def _rows(nodes: list[GraphNode], *, upward: bool) -> list[list[GraphNode]]:
+def _rows(nodes: list[GraphNode], section: str) -> list[list[GraphNode]]:
     """The nodes in rows, each as late as its first reader allows, wide rows wrapped."""
     ranks = _ranks(nodes)
     readers: dict[str, list[int]] = defaultdict(list)
@@ -109,10 +120,10 @@ def _rows(nodes: list[GraphNode], *, upward: bool) -> list[list[GraphNode]]:
     ranked: dict[int, list[GraphNode]] = defaultdict(list)
     for node in nodes:
         ranked[ranks[node.id]].append(node)
-    rows = []
+    rows, wide = [], PER_ROW.get(section, 5)
     for _, line in sorted(ranked.items()):
-        rows += [line[i : i + PER_ROW] for i in range(0, len(line), PER_ROW)]
-    return rows[::-1] if upward else rows
+        rows += [line[i : i + wide] for i in range(0, len(line), wide)]
+    return rows[::-1] if section == "backward" else rows
 
 
 def _ranks(nodes: list[GraphNode]) -> dict[str, int]:
@@ -141,35 +152,41 @@ def _offsets(sizes: dict[K, float], gap: float, start: float) -> dict[K, float]:
     return offsets
 
 
-def _place(
-    rows: list[list[GraphNode]], x: float, y: float, width: float, height: float
-) -> dict[str, Box]:
-    """Centres the rows in a frame."""
+def _place(rows: list[list[GraphNode]], frame: Box, y: float) -> dict[str, Box]:
+    """The rows one below the other from a height on, each in the middle of the frame."""
     boxes = {}
-    line_y = y + TITLE + (height - _height(rows)) / 2
     for row in rows:
-        line_x = x + (width - (len(row) * (WIDTH + GAP_X) - GAP_X)) / 2
+        x = frame.x + (frame.w - (len(row) * (WIDTH + GAP_X) - GAP_X)) / 2
         for i, node in enumerate(row):
-            boxes[node.id] = Box(node.id, line_x + i * (WIDTH + GAP_X), line_y, WIDTH, HEIGHT)
-        line_y += HEIGHT + GAP_Y
+            boxes[node.id] = Box(node.id, x + i * (WIDTH + GAP_X), y, WIDTH, HEIGHT)
+        y += HEIGHT + GAP_Y
     return boxes
 
 
 def _edges(graph: GraphFile, boxes: dict[str, Box]) -> tuple[Edge, ...]:
     makers = {value.id: node for node in graph.nodes for value in node.outputs}
-    edges = []
-    for node in graph.nodes:
-        sources = {makers[i].id: makers[i] for i in node.inputs if i in makers}
-        for id, source in sources.items():
-            far = source.section != node.section
-            path = _across(boxes[id], boxes[node.id]) if far else _along(boxes[id], boxes[node.id])
-            edges.append(Edge(id, node.id, path, far))
-    return tuple(edges)
+    pairs = [
+        (makers[i], node) for node in graph.nodes for i in dict.fromkeys(node.inputs) if i in makers
+    ]
+    n_readers = Counter(source.id for source, _ in pairs)
+    edges = {}
+    for source, node in pairs:
+        a, b = boxes[source.id], boxes[node.id]
+        leaves = source.section != node.section
+        far = leaves or n_readers[source.id] > MANY_READERS
+        path = _across(a, b) if leaves else _along(a, b)
+        edges[source.id, node.id] = Edge(source.id, node.id, path, far)
+    return tuple(edges.values())
 
 
 def _along(a: Box, b: Box) -> str:
-    """A curve between boxes of one column, out of the side that faces the other."""
+    """A curve between boxes of one column, beside what stands in the way of a straight one."""
     down = b.y >= a.y
+    if abs(b.y - a.y) > 1.5 * (HEIGHT + GAP_Y) and abs(b.x - a.x) < WIDTH:
+        ax, bx = a.x + a.w, b.x + b.w
+        out = max(ax, bx) + min(60.0, 16 + abs(b.y - a.y) / 12)
+        ay, by = a.y + a.h / 2, b.y + b.h / 2
+        return f"M{ax:g} {ay:g}C{out:g} {ay:g} {out:g} {by:g} {bx:g} {by:g}"
     ax, ay = a.x + a.w / 2, a.y + (a.h if down else 0)
     bx, by = b.x + b.w / 2, b.y + (0 if down else b.h)
     bend = max(12.0, abs(by - ay) * 0.45) * (1 if down else -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -80,13 +81,14 @@ def _embedded(value: Any) -> Markup:
 @cache
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "grouped": lambda number: f"{number:,}".replace(",", "\u202f"),
         "figure": _figure,
         "relation": _SIGNS.__getitem__,
         "tail": _tail,
         "breakable": _breakable,
     }
+    environment.filters |= filters
     return environment
 
 
@@ -112,7 +114,7 @@ def _breakable(path: str) -> Markup:
 
 def _tail(id: str, room: int = 17) -> str:
     """The end of a path id, which is what tells neighbours apart."""
-    parts = id.split(".")
+    parts = id.replace(".weight", "").split(".")
     shown = parts[-1]
     for part in reversed(parts[:-1]):
         if part.isdigit() or len(part) + 1 + len(shown) > room:
