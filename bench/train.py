@@ -95,11 +95,11 @@ def parameters_file(shape: Shape, directory: str) -> Path:
     """Start weights for every worker: normal(0, 0.02), gains of one."""
     from worker_lockstep import config
 
-    from lockstep.families import FAMILIES
+    from lockstep.families import family_named
 
     rng = np.random.default_rng(0)
     arrays = {}
-    for weight in FAMILIES["qwen3"].weights(config(shape)):
+    for weight in family_named("qwen3").weights(config(shape)):
         draw = (
             np.ones(weight.shape) if len(weight.shape) == 1 else rng.normal(0, 0.02, weight.shape)
         )

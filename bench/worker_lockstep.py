@@ -12,13 +12,13 @@ from lockstep.build import training_program
 from protocol import LEARNING_RATE, MAX_NORM, THETA, batches, serve
 from shapes import SHAPES, Shape
 
-from lockstep.families import FAMILIES
+from lockstep.families import family_named
 from lockstep.passes import OptimizerSpec
 
 
 def config(shape: Shape) -> object:
     """The shape as a qwen3 configuration."""
-    return FAMILIES["qwen3"].from_hf(
+    return family_named("qwen3").from_hf(
         {
             "model_type": "qwen3", "vocab_size": shape.vocab, "hidden_size": shape.width,
             "intermediate_size": shape.ffn, "num_hidden_layers": shape.layers,
@@ -33,9 +33,9 @@ def config(shape: Shape) -> object:
 def main() -> None:
     """Builds the program that was asked for and serves steps."""
     shape, batch, threads = SHAPES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
-    optimizer = OptimizerSpec(name="adamw", weight_decay=0.01)
+    optimizer = OptimizerSpec(kind="adamw", weight_decay=0.01)
     program = training_program(
-        FAMILIES["qwen3"], config(shape), batch=batch, tokens=shape.tokens, optimizer=optimizer
+        family_named("qwen3"), config(shape), batch=batch, tokens=shape.tokens, optimizer=optimizer
     ).program
     program.set_threads(threads)
     with np.load(sys.argv[4]) as archive:

@@ -39,7 +39,7 @@ class NodeCheck:
 
 
 def relative_error(ours: Array, reference: Array) -> float:
-    """Max |a-b| over max |b|; infinite where one side is not finite and the other is, or shapes differ.
+    """Max |a-b| over max |b|; infinite where shapes differ, or one side alone is not finite.
 
     Positions where both sides hold the same NaN or infinity count as equal.
     """
@@ -97,7 +97,7 @@ def check_node(
 
 
 def _stray_writes(built: Built, node: Node, shadow: dict[str, Array]) -> tuple[str, ...]:
-    """The values and guards that changed though the node does not write them; updates the shadow."""
+    """What changed though the node does not write it; the shadow is brought up to date."""
     allowed = [_place(built, value.id) for value in node.outputs]
     found: list[str] = []
     for name, before in shadow.items():
