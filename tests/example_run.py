@@ -117,6 +117,7 @@ def records(hostile: str = "") -> list[Any]:
         make(TokenizerRoundtrip, line_eval=lines, sample_rows=(row,), control_tags=controls),
         make(StepProfile, train_tok_s=44_520.0, torch_tok_s=16_516.0),
         make(WeightsManifest, weights_sha256=SHA, step=120),
+        make(PipelineReport, checks=(check("loss_fell", 0.4, 1.0), check("dataset_qc", 0.0, 0.0))),
         regimen_record(),
         compare_record(),
         drawn,
@@ -173,12 +174,12 @@ def torch_reference(steps: int, salt: int) -> TorchReference:
 def pipeline_report(figure: float = 2e-6) -> PipelineReport:
     """A canary's verdict over a figure that is held against 1e-4."""
     checks = (
-        check(LOSS_MAX, figure),
-        check(LOSS_MEAN, 1e-6, 5e-5, name="Mean loss difference"),
-        check(PARAM_MAX, 1.4e-6, name="Largest difference of final parameters"),
+        check(f"canary_{LOSS_MAX}", figure),
+        check(f"canary_{LOSS_MEAN}", 1e-6, 5e-5, name="Mean loss difference"),
+        check(f"canary_{PARAM_MAX}", 1.4e-6, name="Largest difference of final parameters"),
     )
     good = figure <= 1e-4
-    failures = () if good else ("loss_max",)
+    failures = () if good else ("canary_loss_max",)
     status = "pass" if good else "fail"
     return make(PipelineReport, status=status, failures=failures, checks=checks)
 
@@ -236,7 +237,8 @@ def samples_record(hostile: str = "", n: int = 15) -> Samples:
     rows = []
     for i in range(n):
         shape, palette, body = _BODIES[i % len(_BODIES)]
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">{body}</svg>'
+        space = ' xmlns="http://www.w3.org/2000/svg"' if i % 2 else ""  # the data's rows have none
+        svg = f'<svg{space} viewBox="0 0 64 64">{body}</svg>'
         valid = i % 13 != 6
         text = svg if valid else svg[:70] + hostile
         pieces = [text[k : k + 6] + ("" if k else hostile) for k in range(0, len(text), 6)]

@@ -65,6 +65,9 @@ def test_a_good_run_passes_every_gate(good: RunDir) -> None:
     assert page.verdict == "pass"
     assert page.counts == {"pass": page.n_checks, "fail": 0, "missing": 0}
     assert all(check.compared > 0 for gate in page.gates for check in gate.checks)
+    ids = {gate.id: [check.id for check in gate.checks] for gate in page.gates}
+    assert ids["training"] == ["loss_fell"]
+    assert ids["demo"] == ["resume"]
 
 
 def test_an_empty_run_passes_nothing(tmp_path: Path) -> None:

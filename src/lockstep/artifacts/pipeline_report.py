@@ -12,7 +12,7 @@ from lockstep.errors import InputError
 
 CANARY_FILE = "parity_pipeline.json"
 
-# The ids of a canary's checks.
+# How the ids of a canary's checks end.
 LOSS_MAX, LOSS_MEAN, PARAM_MAX = "loss_max", "loss_mean", "param_max"
 
 
@@ -73,6 +73,6 @@ class PipelineReport(Artifact, file="pipeline_report.json", schema="lockstep.pip
                 hint="run the pipeline again",
             )
 
-    def bound_of(self, check_id: str) -> float | None:
-        """The bound of the check with this id, if there is one."""
-        return next((check.bound for check in self.checks if check.id == check_id), None)
+    def bound_of(self, ending: str) -> float | None:
+        """The bound of the check whose id ends so, if there is one."""
+        return next((check.bound for check in self.checks if check.id.endswith(ending)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from lockstep.report.layout import Layout, lay_out
 from lockstep.report.speed import Speed, speed_of
 from lockstep.report.tokens import TokenRow, rows_of
 
+_ROOT = re.compile(r"""\s*<svg((?:[^<>"']|"[^"]*"|'[^']*')*)>""")
 VERDICTS = ("pass", "fail", "missing")
 
 
@@ -165,7 +167,7 @@ def _gallery(run: RunEvidence) -> Gallery:
 def _card(index: int, sample: Sample) -> Card:
     image = ""
     if sample.svg is not None:
-        data = base64.b64encode(sample.svg.encode("utf-8")).decode("ascii")
+        data = base64.b64encode(_standalone(sample.svg).encode("utf-8")).decode("ascii")
         image = f"data:image/svg+xml;base64,{data}"
     return Card(
         index=index,
@@ -176,6 +178,14 @@ def _card(index: int, sample: Sample) -> Card:
         predicates=tuple(sample.predicates.items()),
         exact_copy=sample.exact_copy,
     )
+
+
+def _standalone(svg: str) -> str:
+    """The drawing with the name space that a browser needs to know it by."""
+    root = _ROOT.match(svg)
+    if root is None or "xmlns=" in root[1]:
+        return svg
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{svg[root.start(1) :]}'
 
 
 def _compare_rows(run: RunEvidence, worst: int = 8) -> tuple[dict[str, Any], ...]:

@@ -131,6 +131,7 @@ class RunEvidence:
     metrics: tuple[MetricRow, ...]
     speed: StepProfile | None
     canaries: tuple[CanaryEvidence, ...]
+    pipeline: PipelineReport | None
     regimen: Regimen | None
     compare: Compare | None
     evaluation: PostTrainEval | None
@@ -166,6 +167,7 @@ def gather(run: RunDir) -> RunEvidence:
         metrics=reader.metrics(),
         speed=reader.read(StepProfile, root),
         canaries=tuple(_canary(reader, row) for row in CANARY_ROWS),
+        pipeline=reader.read(PipelineReport, root),
         regimen=reader.read(Regimen, root),
         compare=reader.read(Compare, root),
         evaluation=reader.read(PostTrainEval, root),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lockstep.artifacts.check import Check
 from lockstep.artifacts.compare import Compare, Comparison
+from lockstep.artifacts.dataset_qc import DatasetQc
 from lockstep.artifacts.go import Go
 from lockstep.artifacts.pipeline_report import CANARY_FILE
 from lockstep.artifacts.post_train_eval import PostTrainEval
 from lockstep.artifacts.regimen import Regimen
+from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
 from lockstep.report.evidence import CanaryEvidence, RunEvidence
 
 REGIMEN_STAGES = {
@@ -39,11 +40,11 @@ class Gate:
 def gates_of(run: RunEvidence) -> tuple[Gate, ...]:
     """All gates that a run is judged by, in the order in which they are passed."""
     gates = [
-        Gate(id="data", title="Data set", source="dataset_qc.json", checks=(_data(run),)),
+        Gate(id="data", title="Data set", source=DatasetQc.file, checks=(_data(run),)),
         Gate(
             id="tokenizer",
             title="Tokenizer",
-            source="tokenizer_roundtrip.json",
+            source=TokenizerRoundtrip.file,
             checks=(_round_trip(run),),
         ),
         *(_canary(run, canary) for canary in run.canaries),
@@ -52,13 +53,19 @@ def gates_of(run: RunEvidence) -> tuple[Gate, ...]:
         _drawing(run),
         _go(run),
     ]
-    return (*gates, *_rest_of_demo(run, gates))
+    known = {check.id for gate in gates for check in gate.checks}
+    for id, title, record in (("training", "Training", run.pipeline), ("demo", "Demo", run.demo)):
+        rest = tuple(check for check in (record.checks if record else ()) if check.id not in known)
+        known |= {check.id for check in rest}
+        if record and rest:
+            gates.append(Gate(id=id, title=title, source=record.file, checks=rest))
+    return tuple(gates)
 
 
 def _data(run: RunEvidence) -> Check:
     name, against, unit = "Gates of the data set that fail", "its contract", "rows"
     if run.qc is None:
-        return _missing(run, "dataset_qc", name, against, unit, "dataset_qc.json")
+        return _missing(run, "dataset_qc", name, against, unit, DatasetQc.file)
     failed = run.qc.checks.failed
     return Check.measured(
         id="dataset_qc",
@@ -77,7 +84,7 @@ def _round_trip(run: RunEvidence) -> Check:
     name, against, unit = "Rows that do not come back", "the bytes of every row", "rows"
     trip = run.roundtrip
     if trip is None:
-        return _missing(run, "roundtrip", name, against, unit, "tokenizer_roundtrip.json")
+        return _missing(run, "tokenizer_roundtrip", name, against, unit, TokenizerRoundtrip.file)
     lines = trip.line_eval
     wrong = lines.total_non_empty_lines - lines.exact_match_lines
     others = [
@@ -90,7 +97,7 @@ def _round_trip(run: RunEvidence) -> Check:
         if bad
     ]
     return Check.measured(
-        id="roundtrip",
+        id="tokenizer_roundtrip",
         name=name,
         against=against,
         compared=lines.evaluated_lines,
@@ -118,7 +125,8 @@ def _canary(run: RunEvidence, canary: CanaryEvidence) -> Gate:
 
 def _regimen(run: RunEvidence) -> Gate:
     checks: list[Check] = []
-    for id, name in REGIMEN_STAGES.items():
+    names = {stage.id: stage.name for stage in (run.regimen.stages if run.regimen else ())}
+    for id, name in (names | REGIMEN_STAGES).items():
         stage = run.regimen.stage(id) if run.regimen else None
         if stage is None or stage.status == "SKIPPED" or not stage.checks:
             reason = f"stage {id} did not run" if run.regimen else run.lack(Regimen.file)
@@ -167,7 +175,7 @@ def _drawing(run: RunEvidence) -> Gate:
     stale = stale_weights(run, found.weights_sha256) if found else ""
     if found is None or found.status != "ok" or stale:
         reason = stale or (found.reason if found else run.lack(PostTrainEval.file))
-        rows = (("valid", "Valid SVG"), ("faithful", "Predicates true"))
+        rows = (("valid_svg_rate", "Valid SVG"), ("tag_faithfulness", "Predicates true"))
         checks = tuple(
             Check.missing(
                 id=id, name=name, against=against, unit=unit, reason=reason or "no reason"
@@ -183,7 +191,7 @@ def _drawing_checks(found: PostTrainEval, against: str) -> tuple[Check, ...]:
     n, predicates = found.sample_count, found.predicates_total
     return (
         Check.measured(
-            id="valid",
+            id="valid_svg_rate",
             name="Valid SVG",
             against=against,
             compared=n,
@@ -193,7 +201,7 @@ def _drawing_checks(found: PostTrainEval, against: str) -> tuple[Check, ...]:
             bound=found.min_valid_svg_rate,
         ),
         Check.measured(
-            id="faithful",
+            id="tag_faithfulness",
             name="Predicates true",
             against="the tags of the prompts",
             compared=predicates,
@@ -231,13 +239,6 @@ def _go(run: RunEvidence) -> Gate:
         reason="not held: " + ", ".join(missed) if missed else "",
     )
     return Gate(id="go", title="Checklist", source=Go.file, checks=(check,))
-
-
-def _rest_of_demo(run: RunEvidence, gates: Iterable[Gate]) -> tuple[Gate, ...]:
-    """What the demo checked beyond the gates above."""
-    known = {check.id for gate in gates for check in gate.checks}
-    rest = tuple(c for c in (run.demo.checks if run.demo else ()) if c.id not in known)
-    return (Gate(id="demo", title="Demo", source="demo.json", checks=rest),) if rest else ()
 
 
 def _missing(run: RunEvidence, id: str, name: str, against: str, unit: str, file: str) -> Check:
