@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -167,6 +168,43 @@ def test_nan_and_infinity_propagate_as_in_the_reference(op: Op, data: st.DataObj
             assert np.array_equal(np.isinf(a), np.isinf(b)), who
 
 
+heads_and_width = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 70))
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_grad"])
+@settings(max_examples=15)
+@given(shape=heads_and_width, tokens=st.integers(1, 140))
+def test_attention_agrees_for_any_heads_and_tokens(
+    name: str, shape: tuple[int, int, int], tokens: int
+) -> None:
+    group, kv_heads, E = shape
+    case = {"B": 2, "E": E, "heads": group * kv_heads, "kv_heads": kv_heads, "tokens": tokens}
+    assert_kernels_agree(Call(OPS[name], draw(OPS[name], case, 0), case))
+
+
+@settings(max_examples=15)
+@given(
+    shape=heads_and_width,
+    tokens=st.integers(1, 140),
+    cuts=st.lists(st.integers(0, 140), max_size=4),
+)
+def test_cached_attention_gives_the_bits_of_attention(
+    shape: tuple[int, int, int], tokens: int, cuts: list[int]
+) -> None:
+    """However a sequence is cut into calls, each query gets what the whole sequence gives it."""
+    group, kv_heads, E = shape
+    heads: dict[str, Any] = {"heads": group * kv_heads, "kv_heads": kv_heads}
+    case = {"B": 1, "E": E, **heads, "tokens": tokens}
+    q, k, v = draw(OPS["attention"], case, 0)
+    assert q is not None
+    whole = Call(OPS["attention"], (q, k, v), case)
+    expected = whole.run(whole.usable()[-1])[0]
+    cached = OPS["attention_cached"]
+    for begin, end in pairwise(sorted({0, tokens, *(c for c in cuts if c < tokens)})):
+        part = Call(cached, (q[begin:end], k, v, np.array(begin, np.int32)), heads)
+        assert same_bits(part.run(cached.kernels[-1])[0], expected[begin:end])
+
+
 class Tape:
     """A gradient builder for one node: adds to the same graph and accumulates nothing."""
 
@@ -252,9 +290,39 @@ def finite_difference(
     return direction, (ends[0] - ends[1]) / (2 * step)
 
 
-def test_a_kernel_that_writes_too_far_is_caught() -> None:
+def rmsnorm_call() -> tuple[Call, Kernel]:
     op = OPS["rmsnorm"]
-    call = Call(op, draw(op, op.cases[0], 0), op.cases[0])
-    kernel: Kernel = op.kernels[0]
+    return Call(op, draw(op, op.cases[0], 0), op.cases[0]), op.kernels[0]
+
+
+def test_a_kernel_that_writes_too_far_is_caught() -> None:
+    call, kernel = rmsnorm_call()
     with pytest.raises(AssertionError, match="wrote outside"):
         call.run(kernel, [(0, call.n_tiles(kernel) + 1)])
+
+
+def test_a_kernel_that_leaves_rows_out_is_caught() -> None:
+    call, kernel = rmsnorm_call()
+    got = call.run(kernel, [(0, call.n_tiles(kernel) - 1)])
+    with pytest.raises(AssertionError, match="nan off"):
+        assert_near(call, got, reference(call.op, call.inputs, call.case), kernel.symbol)
+
+
+@pytest.mark.parametrize("name", ["reference", "gradient"])
+def test_a_wrong_op_is_caught(name: str) -> None:
+    op, case = OPS["silu_mul"], OPS["silu_mul"].cases[0]
+
+    def reference_of_another(gate: Array, up: Array) -> tuple[Array, ...]:
+        return (gate * up,)
+
+    def gradient_with_a_slip(g: Any, node: Node, dh: Value | None) -> tuple[Value | None, ...]:
+        dgate, dup = op.gradient(g, node, dh)  # type: ignore[operator]
+        return dup, dgate
+
+    faulty = reference_of_another if name == "reference" else gradient_with_a_slip
+    broken = replace(op, **{name: faulty})
+    with pytest.raises(AssertionError):
+        if name == "reference":
+            assert_kernels_agree(Call(broken, draw(broken, case, 0), case))
+        else:
+            test_gradient_agrees_with_finite_differences(broken, case)

@@ -11,6 +11,7 @@
 #define ATT_KEYS 64                   /* keys in one block */
 #define ATT_STEP (VL == 16 ? 8 : 4)   /* keys or columns in one register tile */
 #define ATT_HEAD 256                  /* the widest head */
+#define ATT_RUN 64                    /* products in one chain; longer dots add up chains */
 
 KERNEL double attention_dot(const float *a, const float *b, int64_t E) {
   double sum = 0.0;
@@ -105,22 +106,26 @@ INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, 
                            int64_t n) {
   for (int64_t i = 0; i < n; i += ATT_STEP) {
     const float *row[ATT_STEP];
-    vf sum[ATT_STEP][ATT_WIDE];
-    UNROLL for (int r = 0; r < ATT_STEP; r++) {
-      row[r] = k + (i + r < n ? i + r : n - 1) * O;
-      UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
-    }
-    for (int64_t e = 0; e < E; e++) {
-      vf lanes[ATT_WIDE];
-      UNROLL for (int w = 0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
-      UNROLL for (int r = 0; r < ATT_STEP; r++) {
-        vf x = vf_set(row[r][e]);
-        UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+    UNROLL for (int r = 0; r < ATT_STEP; r++) row[r] = k + (i + r < n ? i + r : n - 1) * O;
+    for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
+      int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
+      vf sum[ATT_STEP][ATT_WIDE];
+      UNROLL for (int r = 0; r < ATT_STEP; r++)
+        UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
+      for (int64_t e = begin; e < end; e++) {
+        vf lanes[ATT_WIDE];
+        UNROLL for (int w = 0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
+        UNROLL for (int r = 0; r < ATT_STEP; r++) {
+          vf x = vf_set(row[r][e]);
+          UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+        }
       }
+      UNROLL for (int r = 0; r < ATT_STEP; r++)
+        UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+          float *out = s + (i + r) * ATT_LANES + w * VL;
+          vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
+        }
     }
-    UNROLL for (int r = 0; r < ATT_STEP; r++)
-      UNROLL for (int w = 0; w < ATT_WIDE; w++)
-        vf_store(s + (i + r) * ATT_LANES + w * VL, sum[r][w]);
   }
 }
 

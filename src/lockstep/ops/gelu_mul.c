@@ -13,10 +13,13 @@ KERNEL void gelu_mul_naive(float *h_MF, const float *gate_MF, const float *up_MF
   }
 }
 
-INLINE vf gelu_sigmoid(vf x) {
+/* e^-2u */
+INLINE vf gelu_exp(vf x) {
   vf cubic = vf_fma(x * x, vf_set((float)GELU_CUBE), vf_set(1.0f));
-  return vf_sigmoid(x * vf_set((float)(2.0 * GELU_ROOT)) * cubic);
+  return vf_exp(x * vf_set((float)(-2.0 * GELU_ROOT)) * cubic);
 }
+
+INLINE vf gelu_sigmoid(vf x) { return vf_set(1.0f) / (vf_set(1.0f) + gelu_exp(x)); }
 
 KERNEL void gelu_mul_f32(float *h_MF, const float *gate_MF, const float *up_MF, int64_t M,
                          int64_t F, int64_t row_begin, int64_t row_end) {
@@ -47,9 +50,11 @@ KERNEL void gelu_mul_grad_naive(float *dgate_MF, float *dup_MF, const float *dh_
 
 INLINE void gelu_mul_grad_lanes(vf *dgate, vf *dup, vf dh, vf gate, vf up) {
   const vf one = vf_set(1.0f);
-  vf s = gelu_sigmoid(gate);
+  vf e = gelu_exp(gate), s = one / (one + e);
+  /* 1 - s without cancellation; where e is infinite, s = 0 makes it irrelevant. */
+  vf rest = vf_min(vf_set(3.4e38f), e) * s;
   vf du = vf_fma(gate * gate, vf_set((float)(3.0 * GELU_CUBE)), one) * vf_set((float)(2.0 * GELU_ROOT));
-  *dgate = dh * up * s * vf_fma(gate * (one - s), du, one);
+  *dgate = dh * up * s * vf_fma(gate * rest, du, one);
   *dup = dh * gate * s;
 }
 

@@ -103,7 +103,7 @@ KERNEL void rmsnorm_dgain_naive(float *dgain_D, const float *dy_MN, const float 
 }
 
 #define RMSNORM_TILE 16 /* one cache line of every row */
-#define RMSNORM_RUN 64  /* chunks summed before they join the total: two levels keep the error small */
+#define RMSNORM_RUN 64  /* chunks summed in float before they join the total, which is double */
 
 KERNEL int64_t rmsnorm_dgain_f32_tiles(int64_t M, int64_t N, int64_t H, int64_t D) {
   (void)M, (void)N, (void)H;
@@ -118,15 +118,17 @@ KERNEL void rmsnorm_dgain_f32(float *dgain_D, const float *dy_MN, const float *x
   int64_t end = (tile + 1) * RMSNORM_TILE < D ? (tile + 1) * RMSNORM_TILE : D;
   for (int64_t d = tile * RMSNORM_TILE; d < end; d += VL) {
     vm valid = vm_first(end - d);
-    vf total = vf_zero();
+    vd low = vd_zero(), high = vd_zero();
     for (int64_t begin = 0; begin < M * H; begin += RMSNORM_RUN) {
       int64_t stop = begin + RMSNORM_RUN < M * H ? begin + RMSNORM_RUN : M * H;
       vf sum = vf_zero();
       for (int64_t c = begin; c < stop; c++)
         sum = vf_fma(vf_load_m(dy_MN + c * D + d, valid),
                      vf_load_m(x_MN + c * D + d, valid) * vf_set(rstd_MH[c]), sum);
-      total = total + sum;
+      low = low + vf_low(sum);
+      high = high + vf_high(sum);
     }
+    vf total = vf_join(low, high);
     if (add) total = vf_load_m(acc_D + d, valid) + total;
     vf_store_m(dgain_D + d, total, valid);
   }

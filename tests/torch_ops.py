@@ -1,0 +1,249 @@
+"""What PyTorch computes in float32 for each op: the measure of how exact a kernel has to be.
+
+Source of the formulas: PyTorch's own functions, optimizers and autograd wherever they exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Outputs = tuple[Tensor, ...]
+
+
+def backward(function: Callable[..., Tensor], upstream: Tensor, *inputs: Tensor) -> Outputs:
+    """The gradients of a function at these inputs, by autograd."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad(function(*leaves), leaves, upstream)
+
+
+def accumulated(new: Tensor, acc: Tensor | None, accumulate: Tensor | None) -> Outputs:
+    """The sum with what was there before, if it counts."""
+    counts = acc is not None and (accumulate is None or bool(accumulate))
+    return (acc + new if counts else new,)
+
+
+def plus(value: Tensor, *others: Tensor | None) -> Outputs:
+    """The sum with whatever is present."""
+    for other in others:
+        value = value if other is None else value + other
+    return (value,)
+
+
+def add(a: Tensor, b: Tensor) -> Outputs:
+    return (a + b,)
+
+
+def embedding_dw(ids: Tensor, dx: Tensor, acc: Tensor, accumulate: Tensor, vocab: int) -> Outputs:
+    table = torch.zeros(vocab, dx.shape[1])
+    (grad,) = backward(lambda w: functional.embedding(ids.long(), w), dx, table)
+    return accumulated(grad, acc, accumulate)
+
+
+def rmsnorm(x: Tensor, gain: Tensor, eps: float) -> Outputs:
+    x_MHD = x.view(len(x), -1, len(gain))
+    rstd = torch.rsqrt(x_MHD.pow(2).mean(-1) + eps)
+    return functional.rms_norm(x_MHD, gain.shape, gain, eps).view(x.shape), rstd
+
+
+def rmsnorm_dx(dy: Tensor, x: Tensor, gain: Tensor, rstd: Tensor, add: Tensor | None) -> Outputs:
+    x_MHD, r = x.view(len(x), -1, len(gain)), rstd[..., None]
+    direct = dy.view(x_MHD.shape) * gain
+    dx = r * (direct - x_MHD * r**2 * (direct * x_MHD).mean(-1, keepdim=True))
+    return plus(dx.view(x.shape), add)
+
+
+def rmsnorm_dgain(dy: Tensor, x: Tensor, rstd: Tensor, acc: Tensor, accumulate: Tensor) -> Outputs:
+    terms = (dy * x).view(*rstd.shape, -1) * rstd[..., None]
+    return accumulated(terms.sum((0, 1)), acc, accumulate)
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None, add: Tensor | None) -> Outputs:
+    return plus(functional.linear(x, w, b), add)
+
+
+def linear_packed(
+    x: Tensor, panels: Tensor, b: Tensor | None, add: Tensor | None, n: int
+) -> Outputs:
+    return linear(x, panels.transpose(1, 2).reshape(-1, panels.shape[1])[:n], b, add)
+
+
+def linear_dx(dy: Tensor, w: Tensor, add: Tensor | None) -> Outputs:
+    return plus(dy @ w, add)
+
+
+def linear_dx_packed(dy: Tensor, panels: Tensor, add: Tensor | None, k: int) -> Outputs:
+    return linear_dx(dy, panels.transpose(0, 1).reshape(panels.shape[1], -1)[:, :k], add)
+
+
+def linear_dw(dy: Tensor, x: Tensor, acc: Tensor, accumulate: Tensor) -> Outputs:
+    return accumulated(dy.T @ x, acc, accumulate)
+
+
+def linear_db(dy: Tensor, acc: Tensor, accumulate: Tensor) -> Outputs:
+    return accumulated(dy.sum(0), acc, accumulate)
+
+
+def rope_table(
+    theta: float,
+    context: int,
+    head_dim: int,
+    factor: float,
+    low: float,
+    high: float,
+    original: float,
+) -> Outputs:
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    if factor != 1.0:
+        turns = original * frequency / (2 * torch.pi)
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+        frequency = (1 - share) * frequency / factor + share * frequency
+    angle = torch.outer(torch.arange(context).float(), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rope(
+    x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> Outputs:
+    R = cos.shape[1]
+    c, s = cos[positions.long()][:, None], sin[positions.long()][:, None]
+    s = -s if inverse else s
+    pairs = x.view(len(x), -1, R, 2) if interleaved else x.view(len(x), -1, 2, R)
+    a, b = pairs.unbind(-1 if interleaved else -2)
+    turned = torch.stack((a * c - b * s, b * c + a * s), -1 if interleaved else -2)
+    return (turned.reshape(x.shape),)
+
+
+def heads_first(x: Tensor, heads: int, tokens: int) -> Tensor:
+    """(B*T, heads*E) as (B, heads, T, E)."""
+    return x.view(-1, tokens, heads, x.shape[1] // heads).transpose(1, 2)
+
+
+def rows_first(x: Tensor) -> Tensor:
+    """(B, heads, T, E) as (B*T, heads*E)."""
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The output, and the log-sums."""
+    q4 = heads_first(q, heads, tokens)
+    k4, v4 = (heads_first(x, kv_heads, tokens) for x in (k, v))
+    o = functional.scaled_dot_product_attention(q4, k4, v4, is_causal=True, enable_gqa=True)
+    wide = k4.repeat_interleave(heads // kv_heads, 1)
+    scores = q4 @ wide.transpose(-1, -2) / q4.shape[-1] ** 0.5
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    lse = scores.masked_fill(hidden, -torch.inf).logsumexp(-1)
+    return rows_first(o), lse.transpose(1, 2).reshape(-1, heads)
+
+
+def attention_grad(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, **attrs: int
+) -> Outputs:
+    return backward(lambda *x: attend(*x, **attrs)[0], do, q, k, v)
+
+
+def attention_cached(
+    q: Tensor, k: Tensor, v: Tensor, start: Tensor, heads: int, kv_heads: int
+) -> Outputs:
+    M, seen = len(q), int(start) + len(q)
+    q4 = heads_first(q, heads, M)
+    k4, v4 = (heads_first(x[:seen], kv_heads, seen) for x in (k, v))
+    mask = torch.ones(M, seen, dtype=torch.bool).tril(int(start))
+    o = functional.scaled_dot_product_attention(q4, k4, v4, attn_mask=mask, enable_gqa=True)
+    return (rows_first(o),)
+
+
+def gated(act: Callable[[Tensor], Tensor]) -> Callable[..., Outputs]:
+    return lambda gate, up: (act(gate) * up,)
+
+
+def gated_grad(act: Callable[[Tensor], Tensor]) -> Callable[..., Outputs]:
+    return lambda dh, gate, up: backward(lambda g, u: act(g) * u, dh, gate, up)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> Outputs:
+    def loss(x: Tensor) -> Tensor:
+        return functional.cross_entropy(x, targets.long(), ignore_index=-1, reduction="none")
+
+    (dlogits,) = backward(lambda x: loss(x).sum() * scale, torch.tensor(1.0), logits)
+    return loss(logits), dlogits
+
+
+def sum_squares(x: Tensor) -> Outputs:
+    return (torch.stack([run.double().pow(2).sum() for run in x.reshape(-1).split(4096)]),)
+
+
+def clip_scale(part: Tensor, max_norm: Tensor) -> Outputs:
+    norm = part.sum().sqrt()
+    coef = (max_norm / (norm.float() + 1e-6)).clamp(max=1.0)
+    return norm, coef if max_norm > 0 else torch.tensor(1.0)
+
+
+def sgd(p: Tensor, g: Tensor, coef: Tensor, lr: Tensor, weight_decay: float) -> Outputs:
+    weight = torch.nn.Parameter(p.clone())
+    weight.grad = g * coef
+    torch.optim.SGD([weight], lr=float(lr), weight_decay=weight_decay).step()
+    return (weight.detach(),)
+
+
+def adamw(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    lr: Tensor,
+    step: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Outputs:
+    weight = torch.nn.Parameter(p.clone())
+    weight.grad = g * coef
+    optimizer = torch.optim.AdamW(
+        [weight], lr=float(lr), betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+    )
+    moments = {"step": step.float() - 1, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+    optimizer.state[weight] = moments
+    optimizer.step()
+    return weight.detach(), moments["exp_avg"], moments["exp_avg_sq"]
+
+
+TORCH: dict[str, Callable[..., Outputs]] = {
+    "add": add,
+    "embedding_dw": embedding_dw,
+    "rmsnorm": rmsnorm,
+    "rmsnorm_dx": rmsnorm_dx,
+    "rmsnorm_dgain": rmsnorm_dgain,
+    "linear": linear,
+    "linear_packed": linear_packed,
+    "linear_dx": linear_dx,
+    "linear_dx_packed": linear_dx_packed,
+    "linear_dw": linear_dw,
+    "linear_db": linear_db,
+    "rope_table": rope_table,
+    "rope": rope,
+    "attention": attend,
+    "attention_grad": attention_grad,
+    "attention_cached": attention_cached,
+    "silu_mul": gated(functional.silu),
+    "silu_mul_grad": gated_grad(functional.silu),
+    "gelu_mul": gated(gelu),
+    "gelu_mul_grad": gated_grad(gelu),
+    "cross_entropy": cross_entropy,
+    "loss_sum": lambda loss: (loss.double().sum(),),
+    "sum_squares": sum_squares,
+    "clip_scale": clip_scale,
+    "sgd": sgd,
+    "adamw": adamw,
+}
