@@ -31,6 +31,7 @@ from lockstep.artifacts.pipeline_report import CANARY_FILE
 from lockstep.artifacts.post_train_eval import PostTrainEval
 from lockstep.artifacts.step_profile import StepProfile
 from lockstep.artifacts.weights_manifest import WeightsManifest
+from lockstep.cli.main import main
 from lockstep.errors import InputError
 from lockstep.report import write_report
 from lockstep.report.curves import MAX_POINTS, curves_of
@@ -303,3 +304,11 @@ def test_the_report_is_written_in_one_rename(run: RunDir) -> None:
     assert write_report(run) == run.report
     assert run.report.stat().st_ino != before
     assert not list(run.path.glob(".*.tmp"))
+
+
+def test_the_verb_writes_the_page(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"] == str(run.report)
+    assert run.report.exists()
+    assert main(["report", str(run.path / "nowhere")]) == 4
+    assert "nowhere" in capsys.readouterr().err

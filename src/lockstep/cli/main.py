@@ -27,6 +27,7 @@ VERBS = {
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Generate text from a trained run.",
+    "report": "Write the page that shows a run.",
     "doctor": "Say what works here, what does not, and the command that mends it.",
 }
 
