@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 
 import click
@@ -89,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = _run(args)
         return _print(outcome, as_json)
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(1)
         return READER_GONE
     except OSError as error:
-        _forget_stdout()
+        _forget(1)
         message = f"standard output: {(error.strerror or str(error)).lower()}"
         hint = "send the output to a place that can be written"
         return _failure("EnvironmentLacks", message, hint, EnvironmentLacks.exit_code).exit_code
@@ -153,7 +153,7 @@ def _environment_failure(error: OSError | MemoryError) -> Outcome | None:
 
 
 def _our_bug(error: BaseException) -> Outcome:
-    with suppress(OSError):
+    with _whatever_stderr_does():
         traceback.print_exception(error, file=sys.stderr)
     message = f"{type(error).__name__}: {error}"
     hint = "report this as a bug of lockstep, with the lines above"
@@ -162,7 +162,7 @@ def _our_bug(error: BaseException) -> Outcome:
 
 def _failure(kind: str, message: str, hint: str, exit_code: int) -> Outcome:
     """An outcome for an error; its text goes to stderr at once."""
-    with suppress(OSError):  # a message that cannot be shown does not change the exit code
+    with _whatever_stderr_does():
         click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
         if hint:
             click.echo(click.style("  hint: ", bold=True) + hint, err=True)
@@ -207,9 +207,19 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w"))
 
 
-def _forget_stdout() -> None:
+@contextmanager
+def _whatever_stderr_does() -> Iterator[None]:
+    """A message that cannot be shown does not change the exit code."""
+    try:
+        yield
+        sys.stderr.flush()
+    except OSError:
+        _forget(2)
+
+
+def _forget(descriptor: int) -> None:
     """Keeps the interpreter from writing once more, in vain, when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 if __name__ == "__main__":
