@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import chain, count
 from pathlib import Path
 
 from lockstep.artifacts import RunDir
@@ -30,7 +31,7 @@ def promote(run: RunDir, source: Path, name: str) -> WeightsManifest:
     manifest = WeightsManifest.load(source)
     root = run.path / PROMOTED
     remove_leftovers(root)
-    final = root / f"{name}-{manifest.weights_sha256[:12]}"
+    final = _free_name(root, f"{name}-{manifest.weights_sha256[:12]}")
     with new_directory(final) as directory:
         for file in FILES:
             _copy_synced(source / file, directory / file)
@@ -51,6 +52,12 @@ def promote(run: RunDir, source: Path, name: str) -> WeightsManifest:
         if path.is_dir() and not path.is_symlink() and path not in (final, before):
             shutil.rmtree(path, ignore_errors=True)
     return manifest
+
+
+def _free_name(root: Path, stem: str) -> Path:
+    """A directory that is not there yet: what is current is never replaced in place."""
+    names = chain((stem,), (f"{stem}-{n}" for n in count(2)))
+    return next(root / name for name in names if not (root / name).exists())
 
 
 def promoted_directory(run: RunDir) -> Path | None:

@@ -37,11 +37,12 @@ class Ledger:
         prepared: Prepared,
         *,
         steps: int,
+        resume: bool,
         resumed_from: int,
     ) -> Ledger:
         """Opens a new training, or the last one again if it is resumed, and writes its line."""
         rows = current(read_lines(run.ledger, LedgerRow)) if run.ledger.exists() else ()
-        again = rows[-1] if rows and resumed_from else None
+        again = rows[-1] if rows and resume else None
         run_id = again.run_id if again else _new_id(run, settings.tokenizer)
         row = LedgerRow(
             run_order=again.run_order if again else len(rows) + 1,

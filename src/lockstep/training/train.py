@@ -88,7 +88,7 @@ def train(run: RunDir, request: TrainRequest, progress: Progress | None = None) 
     rows = _earlier_rows(run, position.step)
     ledger = Ledger.start(
         run, job.settings, job.prepared,
-        steps=job.budget.total_steps, resumed_from=position.step,
+        steps=job.budget.total_steps, resume=request.resume, resumed_from=position.step,
     )  # fmt: skip
     observer = RunObserver(
         run,
