@@ -70,27 +70,34 @@ def random_inputs(graph: Graph, seed: int = 0, vocab: int = VOCAB) -> dict[str, 
     return inputs
 
 
-def run_step(built: Built, inputs: dict[str, Array], *, threads: int = 1) -> dict[str, Array]:
-    """Runs `init`, `step` and `update`; copies of all gradients, states and outputs afterwards."""
+def run_step(
+    built: Built,
+    inputs: dict[str, Array],
+    *,
+    threads: int = 1,
+    entries: tuple[str, ...] = ("init", "step", "update"),
+) -> dict[str, Array]:
+    """Runs the entries; copies of all gradients, states and outputs afterwards."""
     program = built.program
     program.set_threads(threads)
     for id, array in inputs.items():
         if built.graph.inputs[id].role != "gradients":
             program.view(id)[...] = array
-    for entry in ("init", "step", "update"):
+    for entry in entries:
         program.call(entry)
     roles = ("parameter", "gradient", "moment")
     kept = [v.id for role in roles for v in built.graph.with_role(role)]
     return {id: program.view(id).copy() for id in (*kept, *built.graph.outputs.values())}
 
 
-def referee_step(graph: Graph, inputs: dict[str, Array], arena: Array) -> dict[str, Array]:
-    """The same in float64; `arena` is the program's flat gradient, used for its norm only."""
+def referee_step(built: Built, inputs: dict[str, Array]) -> dict[str, Array]:
+    """The same in float64; the update starts from the program's gradients, whose signs Adam reads."""
+    graph = built.graph
     before: tuple[Section, ...] = ("init", "pack", "forward", "backward")
     values = interpret(graph, inputs, before)
     given = {id: values[id] for id in graph.inputs}
-    given |= {state: values[v] for v, state in graph.writes.items() if v in values}
-    given["gradients"] = arena.astype(np.float64)
+    states = ["gradients", *(v.id for v in graph.with_role("gradient"))]
+    given |= {id: built.program.view(id).astype(np.float64) for id in states}
     after = interpret(graph, given, ("update",))
     return {**values, **{k: v for k, v in after.items() if k not in values}}
 

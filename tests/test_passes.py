@@ -236,9 +236,13 @@ def overwritten(graph: Graph, order: Schedule, plan: Plan) -> list[str]:
         return graph.writes.get(a, a) == graph.writes.get(b, b)
 
     def read(node: Node) -> None:
-        for id in node.inputs:
-            if id is not None and id not in graph.inputs:
-                lost.extend(f"{node.id} reads {id}" for b in blocks(id) if not same(owner[b], id))
+        own_ids = {value.id for value in node.outputs}
+        for name, id in zip(node.op.inputs, node.inputs, strict=True):
+            if id is None or id in graph.inputs:
+                continue
+            fine = own_ids if name.startswith("acc_") else set()  # a sum may grow in its place
+            taken = [b for b in blocks(id) if not same(owner[b], id) and owner[b] not in fine]
+            lost.extend(f"{node.id} reads {id}" for _ in taken)
 
     for id in graph.inputs:
         own(id)

@@ -35,8 +35,8 @@ FLAGS = (
     "-shared",
     "-pthread",
 )
-# Frames and -O1 keep the report readable and the build quick.
-SANITIZER_FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+# Checks of optimised code take long to compile, and no access may be optimised away.
+SANITIZER_FLAGS = ("-O0", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 
 
 @dataclass(frozen=True, slots=True)

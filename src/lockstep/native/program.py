@@ -33,7 +33,7 @@ class Program:
 
         `poison` lets the address sanitizer, which must be in the process, watch the guards.
 
-        Raises: EnvironmentLacks if the library cannot be loaded.
+        Raises: EnvironmentLacks if the library, or the sanitizer, is not there.
         """
         self.manifest = manifest
         self._library = _load(library)
@@ -46,7 +46,7 @@ class Program:
             self._guard_bytes(guard)[:] = guard.pattern
         if poison:
             self._poison()
-        self.set_threads(threads or len(os.sched_getaffinity(0)))
+        self.set_threads(threads or min(_n_cores(), MAX_THREADS))
 
     def set_threads(self, n_threads: int) -> None:
         """How many threads the next calls use; no result depends on it.
@@ -144,12 +144,23 @@ class Program:
         return self._arenas[guard.arena][guard.offset : guard.offset + guard.n_bytes]
 
     def _poison(self) -> None:
-        sanitizer = ctypes.CDLL(None)
-        for guard in self.manifest.guards:
-            address = self._guard_bytes(guard).ctypes.data
-            sanitizer.__asan_poison_memory_region(
-                ctypes.c_void_p(address), ctypes.c_size_t(guard.n_bytes)
+        poison = getattr(ctypes.CDLL(None), "__asan_poison_memory_region", None)
+        if poison is None:
+            raise EnvironmentLacks(
+                "sanitizer: expected its runtime in this process, got none",
+                hint="start Python with sanitizer_environment()",
             )
+        for guard in self.manifest.guards:
+            if guard.pattern:  # guards of zeros lie among the gradients: the norm reads them
+                address = self._guard_bytes(guard).ctypes.data
+                poison(ctypes.c_void_p(address), ctypes.c_size_t(guard.n_bytes))
+
+
+def _n_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _load(path: Path) -> ctypes.CDLL:

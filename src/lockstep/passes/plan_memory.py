@@ -46,6 +46,12 @@ def plan_memory(graph: Graph, schedule: Schedule, *, mode: Mode, guards: bool = 
     for arena in _ROLES:
         planner.place_flat(arena, [v for v in graph.with_role(_ROLES[arena]) if _is_in(arena, v)])
     for value in graph.with_role("gradients"):
+        if value.type.n_bytes({}) != planner.arenas["grads"]:
+            raise UsageError(
+                f"memory plan: expected {value.id} to be the whole arena of gradients, "
+                f"{planner.arenas['grads']} bytes, got {value.type}",
+                hint="give add_optimizer and plan_memory the same guards",
+            )
         planner.spots[value.id] = Spot("grads", 0)
     edges = [produced[id] for id in dict.fromkeys(graph.outputs.values()) if id in produced]
     planner.place_flat("io", [*graph.with_role("input"), *edges])
