@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,29 @@ def test_a_config_that_we_cannot_carry_out_is_refused_by_name(
     family.from_hf(published)
     with pytest.raises(InputError, match=says):
         family.from_hf({**published, **change})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=4,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_of_any_key_is_read_or_refused(data: st.DataObject) -> None:
+    published = data.draw(st.sampled_from([QWEN3_06B, LLAMA_32_1B]))
+    rope = LLAMA_32_1B["rope_scaling"]
+    numbers = st.sampled_from([0, -1, 2**31, 10**400, 1e300, float("inf")])
+    values = JSON | numbers | st.sampled_from(sorted(rope)).map(lambda k: {**rope, k: 10**400})
+    key = data.draw(st.sampled_from([*sorted(published), "rope_parameters", "layer_types"]))
+    family = family_of_hf(published)
+    changed = {**published, key: data.draw(values)}
+    with contextlib.suppress(InputError):  # any other exception is a failure
+        config = family.from_hf(changed)
+        assert family.from_hf(family.to_hf(config)) == config
+        assert len(family.weights(config)) > 100
 
 
 def test_unknown_families_are_refused_with_the_known_ones() -> None:

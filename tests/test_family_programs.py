@@ -115,16 +115,33 @@ def test_a_fault_in_the_emitted_c_is_seen() -> None:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_prefill_equals_cached_decode_bit_for_bit(family: Family[Any]) -> None:
     config = family.TINY
-    built = inference_program(family, config, context=17, chunk=13, all_logits=True)
-    program = built.program
-    for id, array in drawn_parameters(family, config).items():
-        program.view(id)[...] = array
-    program.call("init")
+    built = inference_built(family)
     tokens_T = drawn_batch(config, 1, 13).tokens_BT[0]
     whole = run_chunks(built, tokens_T, [13])
     assert np.isfinite(whole).all()
     for chunks in ([1] * 13, [5, 1, 7], [12, 1]):
         assert run_chunks(built, tokens_T, chunks).tobytes() == whole.tobytes()
+
+
+def test_inference_gives_the_logits_that_training_saw() -> None:
+    family = FAMILIES["qwen3"]
+    config, batch = family.TINY, drawn_batch(family.TINY, 2, 11)
+    training = training_program(
+        family, config, batch=2, tokens=11, optimizer=OptimizerSpec(), mode="keep"
+    )
+    logits_BTV = step(training, drawn_parameters(family, config), batch)["logits"]
+    inference = inference_built(family)
+    for tokens_T, logits_TV in zip(batch.tokens_BT, logits_BTV, strict=True):
+        assert run_chunks(inference, tokens_T, [4, 7]).tobytes() == logits_TV.tobytes()
+
+
+def inference_built(family: Family[Any]) -> Built:
+    """An inference program of the small config, with its parameters."""
+    built = inference_program(family, family.TINY, context=17, chunk=13, all_logits=True)
+    for id, array in drawn_parameters(family, family.TINY).items():
+        built.program.view(id)[...] = array
+    built.program.call("init")
+    return built
 
 
 def run_chunks(built: Built, tokens_T: Array, chunks: list[int]) -> Array:

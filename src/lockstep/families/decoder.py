@@ -12,6 +12,10 @@ from lockstep.families.weight import Weight
 from lockstep.ir import Graph, Value, check, f32, i32
 from lockstep.ops import OPS
 
+# Far above every model that exists: a config that asks for more is broken, or hostile.
+MAX_LAYERS = 1000
+MAX_SIZE = 1 << 24
+
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -54,10 +58,10 @@ class DecoderConfig:
     scaling: Llama3Scaling | None = None
 
     def __post_init__(self) -> None:
-        names = ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise UsageError(f"config {name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
+            most = MAX_LAYERS if name == "layers" else MAX_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(f"config {name}: expected 1 to {most}, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise UsageError(
                 f"config: expected heads to be a multiple of kv_heads, got {self.heads} and "

@@ -33,7 +33,7 @@ class Keys:
             if default is None:
                 raise InputError(f"{self.where}: expected a key {key}, got none")
             return default
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1 << 53:
             value = float(value)
         if type(value) is not kind:
             raise InputError(f"{self.where} {key}: expected {kind.__name__}, got {value!r:.60}")

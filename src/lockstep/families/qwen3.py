@@ -61,7 +61,7 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     if "use_sliding_window" not in keys:
         keys.only("sliding_window")
     settings = hf_settings(keys, head_dim=128)
-    keys.only("layer_types", ["full_attention"] * settings["layers"])
+    keys.only("layer_types", ["full_attention"] * min(settings["layers"], decoder.MAX_LAYERS))
     ignored = _HF_IGNORED | {"sliding_window": "the sliding window is off"}
     keys.finish(ignored)
     config: Config = made_from_file(Config, keys.where, settings)
