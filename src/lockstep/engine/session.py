@@ -26,6 +26,7 @@ class InferenceSession:
         self._tokens_M = program.view("tokens")
         self._positions_M = program.view("positions")
         self._logits = program.view(program.manifest.outputs["logits"])
+        self._all_logits = "last" not in program.manifest.values
         program.call("init")
 
     @property
@@ -49,8 +50,8 @@ class InferenceSession:
         """
         self._check(ids)
         for begin in range(0, len(ids), self.chunk):
-            self._read(ids[begin : begin + self.chunk])
-        return np.array(self._logits[-1])
+            n_rows = self._read(ids[begin : begin + self.chunk])
+        return np.array(self._logits[n_rows - 1 if self._all_logits else 0])
 
     def decode(self, id: int) -> NDArray[Any]:
         """Reads one token and returns the logits after it.
@@ -75,14 +76,16 @@ class InferenceSession:
                 hint="use the tokenizer of this model",
             )
 
-    def _read(self, ids: Sequence[int]) -> None:
+    def _read(self, ids: Sequence[int]) -> int:
         n_rows = len(ids)
         self._tokens_M[:n_rows] = ids
         self._positions_M[:n_rows] = np.arange(self.length, self.length + n_rows)
         self.program.view("start")[...] = self.length
-        self.program.view("last")[...] = n_rows - 1
+        if not self._all_logits:
+            self.program.view("last")[...] = n_rows - 1
         self.program.call("forward", n_rows)
         self.length += n_rows
+        return n_rows
 
 
 def generate(

@@ -18,6 +18,7 @@ from lockstep.artifacts.train_report import (
     TrainReport,
 )
 from lockstep.artifacts.train_settings import TrainSettings
+from lockstep.artifacts.training_parity import TrainingParity
 from lockstep.artifacts.training_pipeline import (
     ModelDims,
     StageLoss,
@@ -177,12 +178,12 @@ def lineage(facts: Facts) -> TokenizerLineage:
 
 
 def save_all(facts: Facts) -> TrainReport:
-    """Writes the report into the work directory and the run, and the two files about the run."""
+    """Writes the report into the work directory and the run, and the files about the run."""
     report = train_report(facts)
     report.save(facts.run.work(facts.run_id))
     report.save(facts.run.path, E2E_FILE)
-    plan = training_plan(facts)
-    plan.save(facts.run.path)
+    TrainingParity(steps=(), source=SOURCE, not_measured={"steps": NO_TORCH}).save(facts.run.path)
+    training_plan(facts).save(facts.run.path)
     training_pipeline(facts).save(facts.run.path)
     return report
 
