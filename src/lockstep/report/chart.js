@@ -39,7 +39,8 @@
         value === null || this.series.torch[i] === null ? null : Math.abs(value - this.series.torch[i]));
       document.getElementById("curve-note").textContent = this.curve.note;
 
-      const left = 58, right = width - 14, split = Math.round(height * 0.6);
+      const compared = this.diff.some((value) => value !== null);
+      const left = 58, right = width - 14, split = compared ? Math.round(height * 0.6) : height - 10;
       const steps = this.curve.steps, first = steps[0], last = steps[steps.length - 1];
       this.x = (step) => left + (right - left) * (last > first ? (step - first) / (last - first) : 0.5);
       const box = { left, right };
@@ -49,14 +50,12 @@
       this.line("torch", this.series.torch, this.main);
       this.line("ours", this.series.ours, this.main);
       const bound = this.series.bound;
-      if (this.diff.some((value) => value !== null)) {
+      this.lower = null;
+      if (compared) {
         this.lower = this.panel({ ...box, top: split + 22, bottom: height - 26 },
           bound === null ? this.diff : [...this.diff, bound], true, "difference, absolute");
         this.line("diff", this.diff, this.lower);
         if (bound !== null) this.bound(bound, left, right);
-      } else {
-        this.lower = null;
-        this.add("text", { class: "title", x: left, y: split + 22 }, "no difference: only one side has this curve");
       }
       this.steps(first, last, left, right, height);
       this.mark();

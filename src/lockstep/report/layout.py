@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -174,17 +175,20 @@ def _edges(graph: GraphFile, boxes: dict[str, Box]) -> tuple[Edge, ...]:
         a, b = boxes[source.id], boxes[node.id]
         leaves = source.section != node.section
         far = leaves or n_readers[source.id] > MANY_READERS
-        path = _across(a, b) if leaves else _along(a, b)
+        path = _across(a, b) if leaves else _along(a, b, boxes.values())
         edges[source.id, node.id] = Edge(source.id, node.id, path, far)
     return tuple(edges.values())
 
 
-def _along(a: Box, b: Box) -> str:
+def _along(a: Box, b: Box, boxes: Iterable[Box]) -> str:
     """A curve between boxes of one column, beside what stands in the way of a straight one."""
     down = b.y >= a.y
-    if abs(b.y - a.y) > 1.5 * (HEIGHT + GAP_Y) and abs(b.x - a.x) < WIDTH:
+    low, high = min(a.y, b.y) + HEIGHT, max(a.y, b.y)
+    middle = (a.x + b.x + WIDTH) / 2
+    long = high - low > HEIGHT and abs(b.x - a.x) < WIDTH
+    if long and any(low <= c.y < high and c.x <= middle <= c.x + c.w for c in boxes):
         ax, bx = a.x + a.w, b.x + b.w
-        out = max(ax, bx) + min(60.0, 16 + abs(b.y - a.y) / 12)
+        out = max(ax, bx) + min(60.0, 16 + (high - low) / 12)
         ay, by = a.y + a.h / 2, b.y + b.h / 2
         return f"M{ax:g} {ay:g}C{out:g} {ay:g} {out:g} {by:g} {bx:g} {by:g}"
     ax, ay = a.x + a.w / 2, a.y + (a.h if down else 0)
