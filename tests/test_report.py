@@ -25,7 +25,7 @@ from example_run import (
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.dataset_qc import DatasetQc, QcChecks
 from lockstep.artifacts.go import Go
-from lockstep.artifacts.graph_file import GraphFile
+from lockstep.artifacts.graph_file import GraphFile, GraphNode
 from lockstep.artifacts.metrics import MetricRow
 from lockstep.artifacts.pipeline_report import CANARY_FILE
 from lockstep.artifacts.post_train_eval import PostTrainEval
@@ -215,6 +215,15 @@ def test_a_graph_without_nodes_is_drawn_as_nothing(run: RunDir) -> None:
     GraphFile(name="empty", inputs=(), nodes=()).save(run.path)
     assert page_of(run).layout == lay_out(GraphFile(name="", inputs=(), nodes=()))
     write_report(run)
+    lone = GraphNode(id="x", op="sink", section="aside", inputs=("nowhere",), outputs=())
+    GraphFile(name="odd", inputs=(), nodes=(lone,)).save(run.path)
+    assert "makes nothing" in write_report(run).read_text()
+
+
+def test_nodes_show_their_shapes(good: RunDir) -> None:
+    shapes = page_of(good).shapes
+    assert shapes["layers.0.attn.mix"] == "f32 M×96"
+    assert good.report.read_text().count("f32 M×96</text>") == len(shapes)
 
 
 def test_token_texts_are_those_of_the_library() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.compare import NodeRow
-from lockstep.artifacts.graph_file import GraphFile
+from lockstep.artifacts.graph_file import GraphFile, GraphNode
 from lockstep.artifacts.samples import Sample
 from lockstep.report.curves import Curve, curves_of
 from lockstep.report.evidence import RunEvidence, Source, gather
@@ -81,6 +81,7 @@ class Page:
     speed: Speed
     layout: Layout | None
     ops: dict[str, str]
+    shapes: dict[str, str]
     graph_lack: str
     tokens: tuple[TokenRow, ...]
     gallery: Gallery
@@ -113,6 +114,7 @@ def page_of(run_dir: RunDir) -> Page:
         speed=speed_of(run),
         layout=lay_out(run.graph) if run.graph else None,
         ops={node.id: node.op for node in run.graph.nodes} if run.graph else {},
+        shapes={node.id: _shape(node) for node in run.graph.nodes} if run.graph else {},
         graph_lack=run.lack(GraphFile.file),
         tokens=rows_of(run),
         gallery=_gallery(run),
@@ -203,6 +205,14 @@ def _nearness(row: NodeRow) -> float:
     if error is None or not row.bound:
         return math.inf if row.verdict in ("culprit", "victim") else 0.0
     return error / row.bound
+
+
+def _shape(node: GraphNode) -> str:
+    """The type of the first output, for example f32 M×96."""
+    if not node.outputs:
+        return "makes nothing"
+    first = node.outputs[0]
+    return f"{first.dtype} " + ("×".join(map(str, first.dims)) or "scalar")
 
 
 def _graph_details(run: RunEvidence) -> dict[str, Any]:

@@ -146,10 +146,10 @@
 
     reveal(shape) {
       const rect = shape.querySelector("rect");
-      const [x, y] = [Number(rect.getAttribute("x")), Number(rect.getAttribute("y"))];
+      const [x, y, w, h] = ["x", "y", "width", "height"].map((name) => Number(rect.getAttribute(name)));
       const { box } = this;
-      if (x < box.x || x + 128 > box.x + box.w) box.x = x + 64 - box.w / 2;
-      if (y < box.y || y + 34 > box.y + box.h) box.y = y + 17 - box.h / 2;
+      if (x < box.x || x + w > box.x + box.w) box.x = x + w / 2 - box.w / 2;
+      if (y < box.y || y + h > box.y + box.h) box.y = y + h / 2 - box.h / 2;
       this.apply();
     }
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lockstep.artifacts.graph_file import GraphFile, GraphNode
 
-WIDTH, HEIGHT = 128, 34
+WIDTH, HEIGHT = 128, 46
 GAP_X, GAP_Y = 12, 20
 PAD, TITLE = 14, 22
 BAND_GAP, COLUMN_GAP = 18, 56
