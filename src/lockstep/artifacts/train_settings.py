@@ -16,6 +16,7 @@ FREE = frozenset({"save_every", "keep_last", "threads"})
 class TrainSettings(Artifact, file="train_settings.json", schema="lockstep.train_settings/1"):
     """One training; `total_tokens` are those of an epoch, null for the data once.
 
+    `prompt_loss` is whether the tags in front of a row are predicted too;
     `lr` is the highest rate, `save_every` 0 saves at the end only, `keep_last` 0 keeps all.
     History: 1 the first.
     """
@@ -26,6 +27,7 @@ class TrainSettings(Artifact, file="train_settings.json", schema="lockstep.train
     require_ascii: bool
     require_svg_rows: bool
     packing: Literal["stream", "sample"]
+    prompt_loss: bool
     epochs: int
     seq_len: int
     batch: int

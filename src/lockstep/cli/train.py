@@ -41,6 +41,8 @@ _SETTINGS: tuple[tuple[Any, ...], ...] = (
      {"type": click.Choice(PRE_TOKENIZERS)}),
     ("--pack-mode", "packing", "Whole rows (sample) or one stream." + _default("packing"),
      {"type": click.Choice(PACKINGS)}),
+    ("--prompt-loss/--no-prompt-loss", "prompt_loss",
+     "Predict the tags in front of rows too." + _default("prompt_loss"), {"default": None}),
     ("--epochs", "epochs", "How often the data is seen." + _default("epochs"), {"type": int}),
     ("--seq-len", "seq_len", "Tokens in one sequence.  [default: the model's context]",
      {"type": int}),

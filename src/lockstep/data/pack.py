@@ -35,6 +35,11 @@ class Windows:
         """How many targets a loss is taken at."""
         return int((self.targets_WT != IGNORED).sum())
 
+    def with_targets(self) -> Windows:
+        """The windows that a loss is taken in; a short one can lie within a prompt."""
+        kept = (self.targets_WT != IGNORED).any(axis=1)
+        return Windows(self.inputs_WT[kept], self.targets_WT[kept])
+
 
 def pack(
     rows: Sequence[Sequence[int]], length: int, packing: Packing, *, pad_id: int,

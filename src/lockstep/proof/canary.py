@@ -35,6 +35,7 @@ SETTINGS: Mapping[str, Any] = {
     "tokenizer": "ascii_bpe", "bpe_vocab_size": 2048, "epochs": 10, "seq_len": 64,
     "total_tokens": 1280, "batch": 1, "grad_accum": 1, "lr": 3e-4, "schedule": "constant",
     "warmup_steps": 0, "max_grad_norm": 1.0, "seed": 42, "packing": "stream", "save_every": 0,
+    "prompt_loss": True,
 }  # fmt: skip
 ADAMW = AdamWSettings(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,8 +196,21 @@ def control_tags(rows: Sequence[str]) -> tuple[str, ...]:
 def windows_of(rows: Sequence[str], tokenizer: Tokenizer, settings: TrainSettings) -> Windows:
     """Rows as training windows, each row ended by the end token.
 
+    Without `prompt_loss` the tags in front of a row are read, not predicted: which prompt comes
+    next is chance, and a loss on it only adds noise.
+
     Raises: InputError if a row is too long to be packed whole.
     """
     ends = (row if row.endswith(EOS) else row + EOS for row in rows)
     ids = [tokenizer.encode_row(row, where=f"row {i}") for i, row in enumerate(ends, 1)]
-    return pack(ids, settings.seq_len, settings.packing, pad_id=tokenizer.eos_id)
+    tags = {tokenizer.token_id(tag) for tag in tokenizer.tags}
+    n_ignored = [0 if settings.prompt_loss else _n_leading(row, tags) for row in ids]
+    windows = pack(
+        ids, settings.seq_len, settings.packing, pad_id=tokenizer.eos_id, n_ignored=n_ignored
+    )
+    return windows.with_targets()
+
+
+def _n_leading(row: Sequence[int], tags: Set[int]) -> int:
+    """How many tags stand in front of a row."""
+    return next((i for i, id_ in enumerate(row) if id_ not in tags), len(row))

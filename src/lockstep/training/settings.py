@@ -20,6 +20,7 @@ DEFAULTS: Mapping[str, Any] = {
     "pre_tokenizer": "superbpe",
     "require_svg_rows": True,
     "packing": "sample",
+    "prompt_loss": False,
     "epochs": 3,
     "batch": 8,
     "grad_accum": 1,
