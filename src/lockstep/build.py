@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import lockstep.ops
 from lockstep.artifacts.graph_file import GraphFile
 from lockstep.codegen import Emitted, emit, graph_record
 from lockstep.errors import UsageError
@@ -18,6 +16,7 @@ from lockstep.ir import Graph, Mode, check
 from lockstep.native import Compiler, Manifest, Program, compile_library
 from lockstep.native.compiler import Sanitizer
 from lockstep.ops import OPS
+from lockstep.ops.registry import FILES
 from lockstep.passes import (
     OptimizerSpec,
     add_optimizer,
@@ -162,9 +161,9 @@ def lower(graph: Graph, *, mode: Mode = "reuse", guards: bool = False) -> tuple[
     lowered = pack(fuse(graph))
     order = schedule(lowered)
     plan = plan_memory(lowered, order, mode=mode, guards=guards)
-    headers, sources = _op_texts()
-    names = {op.name: sources[op.source] for op in OPS.values()}
-    return lowered, emit(check(lowered, "lowered"), order, plan, headers=headers, files=names)
+    headers = {name: text for text, name in FILES.items() if name.endswith(".h")}
+    sources = {op.name: f"ops/{FILES[op.source]}" for op in OPS.values()}
+    return lowered, emit(check(lowered, "lowered"), order, plan, headers=headers, files=sources)
 
 
 def link(
@@ -185,12 +184,3 @@ def link(
     poison = guards and "address" in sanitize
     program = Program(library, Manifest.parse(emitted.manifest), threads=threads, poison=poison)
     return Built(program=program, graph=lowered, emitted=emitted, library=library)
-
-
-@lru_cache(maxsize=1)
-def _op_texts() -> tuple[dict[str, str], dict[str, str]]:
-    """The headers of ops by name, and for each C source the file that holds it."""
-    folder = Path(lockstep.ops.__file__).parent
-    headers = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.h")}
-    sources = {path.read_text(encoding="utf-8"): f"ops/{path.name}" for path in folder.glob("*.c")}
-    return headers, sources

@@ -8,11 +8,14 @@ from pathlib import Path
 from lockstep.ir import Registry
 
 OPS = Registry()
+FILES: dict[str, str] = {}  # C text -> the file in this folder that it was read from
 
 
 def source(name: str) -> str:
     """The C text of a file in this folder."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    FILES[text] = name
+    return text
 
 
 # What every kernel's text builds on, as one text without includes of its own files.
