@@ -250,6 +250,33 @@ def test_another_data_set_is_refused(copy: RunDir, tmp_path: Path) -> None:
     assert train(copy, "--resume") == 4, "the run's own rows were changed"
 
 
+def test_force_starts_again_and_checks_before_it_removes(copy: RunDir, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("no drawing\n")
+    before = result(copy)
+    assert train(copy, "--force", "--resume") == 2
+    assert train(copy, "--force", "--lr=0") == 2
+    assert train(copy, "--force", "--data", str(rows)) == 1
+    assert train(copy, "--force", "--data", str(tmp_path / "none.txt")) == 4
+    assert DatasetQc.load(copy.path).status == "pass"
+    assert result(copy) == before
+    assert train(copy, "--force", *TRAIN, *ALONE) == 0, "with the data that the run has"
+    assert result(copy) == before, "the same training from the start"
+    first, second = current(read_lines(copy.ledger, LedgerRow))
+    assert second.parent_run_id == first.run_id
+    assert TrainingPlan.load(copy.path).stages[0].runs[1].run_id == second.run_id
+
+
+def test_a_held_out_row_among_the_training_rows_is_refused(tmp_path: Path, data: Path) -> None:
+    leaky = shutil.copytree(data, tmp_path / "leaky")
+    row = (leaky / "holdout.txt").read_text().splitlines()[0]
+    with (leaky / "train.txt").open("a") as file:
+        file.write(row + "\n")
+    run = new_run(tmp_path / "run")
+    assert train(run, "--data", str(leaky), *TRAIN) == 1
+    assert not run.tokenizer.exists()
+
+
 def test_damaged_promoted_weights_are_refused(copy: RunDir) -> None:
     with (copy.weights).open("r+b") as file:
         file.seek(5000)
@@ -260,6 +287,7 @@ def test_damaged_promoted_weights_are_refused(copy: RunDir) -> None:
 def test_what_does_not_exist_is_no_traceback(tmp_path: Path) -> None:
     assert main(["run", str(tmp_path / "no"), "-p", "x"]) == 4
     assert main(["train", str(tmp_path / "no")]) == 4
+    assert main(["train", str(tmp_path / "no"), "--force"]) == 4
     run = new_run(tmp_path / "run")
     assert train(run) == 2, "no data"
     assert main(["run", str(run.path), "-p", "x"]) == 2, "initial weights"

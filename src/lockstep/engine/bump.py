@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lockstep import __version__
 from lockstep.artifacts import parse_json
 from lockstep.artifacts.codec import Scalar
-from lockstep.artifacts.files import content_hash, explained
+from lockstep.artifacts.files import content_hash
 from lockstep.artifacts.weights_manifest import WeightEntry, WeightsManifest
 from lockstep.engine.durable import write_synced
 from lockstep.errors import InputError
@@ -181,8 +181,7 @@ def read_bump(
 
 
 def _read_tensors(path: Path, manifest: WeightsManifest) -> dict[str, NDArray[Any]]:
-    with explained(path):
-        data = np.memmap(path, np.uint8, "r")
+    data = np.memmap(path, np.uint8, "r")
     slices = ((e, data[e.offset : e.offset + e.size]) for e in manifest.entries)
     return {e.name: part.view("<f4").reshape(e.shape) for e, part in slices}
 

@@ -61,21 +61,15 @@ def prepare(
     Raises: InputError if it is empty, not UTF-8 or too long; GateError if a gate fails; UsageError
     if data or tokenizer are not those of the run.
     """
-    rules = QcRules(
-        require_ascii=settings.require_ascii, require_svg_rows=settings.require_svg_rows
-    )
-    qc = stage_dataset(run, data, rules)
+    qc = stage_dataset(run, data, settings)
     path = run.path / DATASET / TRAIN_FILE
     rows = read_rows(path)
     tokenizer, reused = _tokenizer(run, config, settings, rows, expect_tokenizer)
     roundtrip = check_round_trip(tokenizer, path, run.tokenizer)
     roundtrip.save(run.path)
-    if roundtrip.status != "pass":
-        raise GateError(
-            f"tokenizer: expected every row back to the byte, got "
-            f"{roundtrip.line_eval.exact_match_lines} of {roundtrip.input_lines} rows",
-            hint=f"look at mismatch_rows in {run.path / roundtrip.file}",
-        )
+    _refuse_lossy(roundtrip, run)
+    for other in _other_splits(path.parent):
+        _refuse_lossy(check_round_trip(tokenizer, other, run.tokenizer), run)
     profile = profile_dataset(path, tokenizer)
     profile.save(run.path)
     return Prepared(
@@ -93,10 +87,21 @@ def prepare(
     )
 
 
-def stage_dataset(run: RunDir, data: Path | None, rules: QcRules) -> DatasetQc:
-    """Checks a data set and copies it into the run; the verdict is written also if it is a failure.
+def _refuse_lossy(trip: TokenizerRoundtrip, run: RunDir) -> None:
+    if trip.status != "pass":
+        raise GateError(
+            f"{trip.dataset_path}: expected every row back to the byte, got "
+            f"{trip.line_eval.exact_match_lines} of {trip.input_lines} rows",
+            hint=f"look at mismatch_rows in {run.path / trip.file}",
+        )
 
-    Raises: InputError, GateError or UsageError as `prepare` does.
+
+def _check_data(run: RunDir, data: Path | None, settings: TrainSettings) -> tuple[Path, DatasetQc]:
+    """Checks all splits of a data set, or of the run's own.
+
+    The verdict on a bad one is written if the run has no data yet, which it would be mistaken for.
+
+    Raises: UsageError if there is none; InputError or GateError if it is bad.
     """
     own = run.path / DATASET / TRAIN_FILE
     if data is None and not own.exists():
@@ -105,15 +110,42 @@ def stage_dataset(run: RunDir, data: Path | None, rules: QcRules) -> DatasetQc:
             hint="give one with --data, a file of rows or a directory with train.txt",
         )
     source = own if data is None else (data / TRAIN_FILE if data.is_dir() else data)
+    rules = QcRules(
+        require_ascii=settings.require_ascii, require_svg_rows=settings.require_svg_rows
+    )
     qc = check_dataset(source, rules)
+    if qc.status == "fail" and (source == own or not own.exists()):
+        qc.save(run.path)
+    _refuse_failed(qc, source)
+    rows = set(read_rows(source))
+    for other in _other_splits(source.parent) if data is None or data.is_dir() else ():
+        _refuse_failed(check_dataset(other, rules), other)
+        if shared := rows & set(read_rows(other)):
+            raise GateError(
+                f"{other}: expected no row of {source.name}, got {len(shared)}: {min(shared):.80}",
+                hint="split the rows again, so that what is held out is never trained on",
+            )
+    return source, qc
+
+
+def _other_splits(directory: Path) -> list[Path]:
+    return [path for name in OTHER_SPLITS if (path := directory / name).exists()]
+
+
+def stage_dataset(run: RunDir, data: Path | None, settings: TrainSettings) -> DatasetQc:
+    """Checks a data set and copies it into the run; the verdict is written also if it is bad.
+
+    Raises: InputError, GateError or UsageError as `prepare` does.
+    """
+    own = run.path / DATASET / TRAIN_FILE
+    source, qc = _check_data(run, data, settings)
     if own.exists() and content_hash(own) != qc.sha256:
         raise UsageError(
             f"{source}: expected the data set of run {run.name}, got another one",
             hint="leave --data out to go on with the run's own, or make another run",
         )
-    qc = replace(qc, path=str(own), dataset_dir=str(own.parent)) if qc.status == "pass" else qc
+    qc = replace(qc, path=str(own), dataset_dir=str(own.parent))
     qc.save(run.path)
-    _refuse_failed(qc, source)
     if source != own:
         _copy_splits(source, data, own.parent)
     return qc
@@ -134,9 +166,8 @@ def _refuse_failed(qc: DatasetQc, source: Path) -> None:
 def _copy_splits(source: Path, data: Path | None, target: Path) -> None:
     make_directory(target)
     if data is not None and data.is_dir():
-        for name in OTHER_SPLITS:
-            if (data / name).exists():
-                atomic_write_bytes(target / name, read_bytes(data / name))
+        for other in _other_splits(data):
+            atomic_write_bytes(target / other.name, read_bytes(other))
     # The file that says that a data set is there comes last.
     atomic_write_bytes(target / TRAIN_FILE, read_bytes(source))
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from lockstep.artifacts import RunDir, Scalar, utc_now
 from lockstep.artifacts.metrics import MetricRow
+from lockstep.artifacts.run_ledger import LedgerRow
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_report import (
     E2E_FILE,
@@ -59,7 +60,7 @@ class Facts:
     """What the records of one training are made of."""
 
     run: RunDir
-    run_id: str
+    ledger: LedgerRow
     config: TrainConfig
     settings: TrainSettings
     prepared: Prepared
@@ -69,6 +70,11 @@ class Facts:
     began: float  # of the monotonic clock
     rows: Sequence[MetricRow]
     params_sha256: str
+
+    @property
+    def run_id(self) -> str:
+        """The id of the training."""
+        return self.ledger.run_id
 
     @property
     def status(self) -> StageStatus:
@@ -203,9 +209,9 @@ def training_pipeline(facts: Facts) -> TrainingPipeline:
         final_loss=rows[-1].loss,
         drop_pct=_drop_pct(rows),
         points=tuple((r.step, r.loss) for r in rows[:: -(-len(rows) // _MAX_POINTS)]),
-        stage_pass=1,
-        run_order=1,
-        parent_run_id=None,
+        stage_pass=facts.ledger.stage_pass,
+        run_order=facts.ledger.run_order,
+        parent_run_id=facts.ledger.parent_run_id,
     )
     return TrainingPipeline(
         generated_at=utc_now(),

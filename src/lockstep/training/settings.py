@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import RunDir
+from lockstep.artifacts.dataset_profile import DatasetProfile
+from lockstep.artifacts.dataset_qc import DatasetQc
+from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_settings import FREE, TrainSettings
 from lockstep.engine.checkpoint import list_checkpoints
 from lockstep.errors import UsageError
 from lockstep.training.loop import Budget
+from lockstep.training.prepare import DATASET
 
 DEFAULTS: Mapping[str, Any] = {
     "tokenizer": "ascii_bpe",
@@ -36,21 +42,24 @@ DEFAULTS: Mapping[str, Any] = {
 }
 WARMUP_SHARE = 0.05
 # What a training leaves in a run, apart from its work directory and the ledger, which are history.
-_TRACES = ("checkpoints", "dataset", "tokenizer.json", "metrics.jsonl", TrainSettings.file)
+_TRACES = (
+    "checkpoints", "tokenizer.json", "metrics.jsonl", TrainSettings.file,
+    DatasetQc.file, DatasetProfile.file, TokenizerRoundtrip.file,
+)  # fmt: skip
 
 
 def resolve_settings(
-    run: RunDir, config: TrainConfig, said: Mapping[str, Any], *, resume: bool
+    run: RunDir, config: TrainConfig, said: Mapping[str, Any], *, resume: bool, force: bool
 ) -> TrainSettings:
     """The settings of a new training, or those of the one that is resumed.
 
-    Raises: UsageError if there is a training and it is not resumed, or other settings are asked
-    for than it has, naming each.
+    Raises: UsageError if there is a training that is neither resumed nor replaced, or one is
+    resumed with other settings than it has, naming each.
     """
     stored = TrainSettings.find(run.path)
     if stored is not None and resume:
         return _resumed(run, stored, said)
-    if list_checkpoints(run.checkpoints):
+    if list_checkpoints(run.checkpoints) and not force:
         raise UsageError(
             f"run {run.name}: expected a run without a training, got one with checkpoints",
             hint="go on with --resume, or start again with --force",
@@ -95,6 +104,8 @@ def _check(settings: TrainSettings, config: TrainConfig) -> None:
                 f"got {getattr(settings, name)}",
                 hint="choose a larger number",
             )
+    if not settings.lr > 0:
+        raise UsageError(f"--lr: expected more than 0, got {settings.lr}")
     if settings.total_tokens is not None and settings.total_tokens < 1:
         raise UsageError(f"--total-tokens: expected at least 1, got {settings.total_tokens}")
     if settings.seq_len > config.context_len:
@@ -110,11 +121,32 @@ def with_warmup(settings: TrainSettings, budget: Budget) -> TrainSettings:
     return replace(settings, warmup_steps=int(WARMUP_SHARE * budget.total_steps))
 
 
-def clear_training(run: RunDir) -> None:
-    """Removes a training from a run, so that another can start."""
-    for name in _TRACES:
-        path = run.path / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+@contextmanager
+def replacing_training(run: RunDir, *, keep_data: bool) -> Iterator[None]:
+    """Sets the training of a run aside while another one is prepared.
+
+    It comes back if the block raises, and goes if it does not.
+    """
+    aside = run.path / f".replaced.{os.getpid()}"
+    aside.mkdir(exist_ok=True)
+    names = _TRACES if keep_data else (*_TRACES, DATASET)
+    for name in names:
+        if (run.path / name).exists():
+            (run.path / name).rename(aside / name)
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            _remove(run.path / name)
+            if (aside / name).exists():
+                (aside / name).rename(run.path / name)
+        aside.rmdir()
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from lockstep.engine.checkpoint import Checkpoint, Skipped, newest_valid
 from lockstep.engine.initialise import initialise
 from lockstep.engine.schedule import Schedule
 from lockstep.engine.trainer import TrainingSession
-from lockstep.errors import InputError
+from lockstep.errors import InputError, UsageError
 from lockstep.training.create import differences, refuse_differences
 from lockstep.training.ledger import Ledger
 from lockstep.training.loop import Budget, Loop, Position, stop_on_signals
 from lockstep.training.observer import Identity, Progress, RunObserver
 from lockstep.training.prepare import Prepared, prepare
 from lockstep.training.records import Facts, save_all
-from lockstep.training.settings import clear_training, resolve_settings, with_warmup
+from lockstep.training.settings import replacing_training, resolve_settings, with_warmup
 from lockstep.training.telemetry import Telemetry
 
 
@@ -82,8 +83,11 @@ def train(run: RunDir, request: TrainRequest, progress: Progress | None = None) 
     Raises: UsageError if what is asked for is not what the run has; what `prepare` raises;
     GateError if the loss stops being a finite number; EnvironmentLacks if the disk refuses.
     """
-    job = _ready(run, request)
-    session = _session(job)
+    run.require()
+    keep_data = request.data is None
+    with replacing_training(run, keep_data=keep_data) if request.force else nullcontext():
+        job = _ready(run, request)
+        session = _session(job)
     position = job.position
     rows = _earlier_rows(run, position.step)
     ledger = Ledger.start(
@@ -110,11 +114,16 @@ def train(run: RunDir, request: TrainRequest, progress: Progress | None = None) 
 
 def _ready(run: RunDir, request: TrainRequest) -> _Job:
     """Everything that can be refused is refused here, before anything is built."""
-    config = TrainConfig.load(run.require().path)
+    config = TrainConfig.load(run.path)
     refuse_differences(run, differences(config, request.dims))
-    if request.force:
-        clear_training(run)
-    settings = resolve_settings(run, config, request.settings, resume=request.resume)
+    if request.resume and request.force:
+        raise UsageError(
+            "train: expected one of --resume and --force, got both",
+            hint="choose --resume to go on, or --force to start again",
+        )
+    settings = resolve_settings(
+        run, config, request.settings, resume=request.resume, force=request.force
+    )
     model = model_of(config.template, config.family_config)
     checkpoint, skipped = newest_valid(run.checkpoints, model.shapes)
     expected = checkpoint.state.tokenizer_sha256 if checkpoint else None
@@ -220,13 +229,13 @@ def _run(
     observer.show_policy()
     facts = Facts(
         run=job.run,
-        run_id=ledger.run_id,
         config=job.config,
         settings=job.settings,
         prepared=job.prepared,
         budget=job.budget,
         requested=job.requested,
         resumed_from=job.position.step,
+        ledger=ledger.row,
         began=began,
         rows=rows,
         params_sha256=session.parameters_sha256(),
