@@ -11,6 +11,8 @@
 #define ATT_KEYS 64                   /* keys in one block */
 #define ATT_STEP (VL == 16 ? 8 : 4)   /* keys or columns in one register tile */
 #define ATT_HEAD 256                  /* the widest head */
+#define ATT_LOG2E 1.4426950408889634 /* exponents are in units of log 2: 2^x is cheaper than e^x */
+#define ATT_LN2 0.693147180559945309f
 #define ATT_RUN 64                    /* products in one chain; longer dots add up chains */
 
 KERNEL double attention_dot(const float *a, const float *b, int64_t E) {
@@ -84,11 +86,10 @@ KERNEL void attention_grad_naive(float *dq_MN, float *dk_MO, float *dv_MO, const
     }
 }
 
-/* t[e][lane] = scale * x[lane][e]; lanes from n on are 0. */
-INLINE void attention_transpose(float *t, const float *x, int64_t stride, int64_t n, int64_t E,
-                                float scale) {
+/* t[e][lane] = x[lane][e]; lanes from n on are 0. */
+INLINE void attention_transpose(float *t, const float *x, int64_t stride, int64_t n, int64_t E) {
   for (int64_t e = 0; e < E; e++) {
-    for (int64_t i = 0; i < n; i++) t[e * ATT_LANES + i] = x[i * stride + e] * scale;
+    for (int64_t i = 0; i < n; i++) t[e * ATT_LANES + i] = x[i * stride + e];
     for (int64_t i = n; i < ATT_LANES; i++) t[e * ATT_LANES + i] = 0.0f;
   }
 }
@@ -100,33 +101,47 @@ INLINE void attention_untranspose(float *x, const float *t, int64_t stride, int6
     for (int64_t e = 0; e < E; e++) x[i * stride + e] = t[e * ATT_LANES + i] * factor[i];
 }
 
-/* s[key][lane] = sum_e k[key][e] * q[e][lane] for n keys. Rows of s up to a multiple of ATT_STEP are
- * written; those from n on repeat the last key. */
+/* s[key][lane] = sum_e k[key][e] * q[e][lane] for ATT_STEP keys and the vectors of lanes from `w0` on. */
+INLINE void attention_dots_step(float *s, const float *const *row, const float *q, int64_t E,
+                                const int w0) {
+  for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
+    int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
+    vf sum[ATT_STEP][ATT_WIDE];
+    UNROLL for (int r = 0; r < ATT_STEP; r++)
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
+    for (int64_t e = begin; e < end; e++) {
+      vf lanes[ATT_WIDE];
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
+      UNROLL for (int r = 0; r < ATT_STEP; r++) {
+        vf x = vf_set(row[r][e]);
+        UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+      }
+    }
+    UNROLL for (int r = 0; r < ATT_STEP; r++)
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) {
+        float *out = s + r * ATT_LANES + w * VL;
+        vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
+      }
+  }
+}
+
+/* The same for n keys. Rows of s up to a multiple of ATT_STEP are written; those from n on repeat the
+ * last key. Vectors of lanes that see none of a step's keys are left out; `key` is the place of the
+ * first key, counted from the block's first query. */
 INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, int64_t E,
-                           int64_t n) {
+                           int64_t n, int64_t key) {
   for (int64_t i = 0; i < n; i += ATT_STEP) {
     const float *row[ATT_STEP];
     UNROLL for (int r = 0; r < ATT_STEP; r++) row[r] = k + (i + r < n ? i + r : n - 1) * O;
-    for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
-      int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
-      vf sum[ATT_STEP][ATT_WIDE];
-      UNROLL for (int r = 0; r < ATT_STEP; r++)
-        UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
-      for (int64_t e = begin; e < end; e++) {
-        vf lanes[ATT_WIDE];
-        UNROLL for (int w = 0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
-        UNROLL for (int r = 0; r < ATT_STEP; r++) {
-          vf x = vf_set(row[r][e]);
-          UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
-        }
-      }
-      UNROLL for (int r = 0; r < ATT_STEP; r++)
-        UNROLL for (int w = 0; w < ATT_WIDE; w++) {
-          float *out = s + (i + r) * ATT_LANES + w * VL;
-          vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
-        }
-    }
+    if (key + i < VL) attention_dots_step(s + i * ATT_LANES, row, q, E, 0);
+    else attention_dots_step(s + i * ATT_LANES, row, q, E, 1);
   }
+}
+
+/* How many of n keys vector w sees with at least one of its lanes. */
+INLINE int64_t attention_seen(int64_t n, int64_t key, int w) {
+  int64_t seen = (w + 1) * VL - key;
+  return seen < n ? seen : n;
 }
 
 /* The lanes of vector w that may see a key: the key's place counted from the block's first query. */
@@ -138,9 +153,25 @@ INLINE vm attention_sees(int64_t key, int w) {
   return vm_not(vi_lt(lane, vi_set((int32_t)key)));
 }
 
+/* sum[column][lane] += x[column] * p[lane] for the vectors of lanes from `w0` on; in vector w0, where
+ * `partly`, only the lanes that see the key: the others skip it, whatever it holds. */
+INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
+                                   const int64_t *column, const float *p, int64_t key,
+                                   const int width, const int w0, const int partly) {
+  vf weight[ATT_WIDE];
+  vm sees = partly ? attention_sees(key, w0) : vm_first(VL);
+  UNROLL for (int w = w0; w < ATT_WIDE; w++) weight[w] = vf_load(p + w * VL);
+  UNROLL for (int r = 0; r < width; r++) {
+    vf y = vf_set(x[column[r]]);
+    UNROLL for (int w = w0; w < ATT_WIDE; w++) {
+      vf next = vf_fma(y, weight[w], sum[r][w]);
+      sum[r][w] = partly && w == w0 ? vf_blend(sees, next, sum[r][w]) : next;
+    }
+  }
+}
+
 /* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for `width`
- * columns. Keys from `open` on are seen by some lanes only: the others skip them, whatever they hold.
- * `key` is the place of the first key, counted from the block's first query. */
+ * columns; `key` as in attention_dots. */
 INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
                               const float *p, int64_t n, int64_t key, int64_t E, const int width) {
   vf sum[ATT_STEP][ATT_WIDE];
@@ -150,28 +181,13 @@ INLINE void attention_columns(float *out, const float *fade, const float *x, int
     UNROLL for (int w = 0; w < ATT_WIDE; w++)
       sum[r][w] = vf_load(out + column[r] * ATT_LANES + w * VL) * vf_load(fade + w * VL);
   }
-  int64_t open = 1 - key < n ? 1 - key : n, i = 0;
-  for (; i < open; i++) {
-    vf weight[ATT_WIDE];
-    UNROLL for (int w = 0; w < ATT_WIDE; w++) weight[w] = vf_load(p + i * ATT_LANES + w * VL);
-    UNROLL for (int r = 0; r < width; r++) {
-      vf y = vf_set(x[i * O + column[r]]);
-      UNROLL for (int w = 0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(y, weight[w], sum[r][w]);
-    }
-  }
-  for (; i < n; i++) {
-    vf weight[ATT_WIDE];
-    vm sees[ATT_WIDE];
-    UNROLL for (int w = 0; w < ATT_WIDE; w++) {
-      weight[w] = vf_load(p + i * ATT_LANES + w * VL);
-      sees[w] = attention_sees(key + i, w);
-    }
-    UNROLL for (int r = 0; r < width; r++) {
-      vf y = vf_set(x[i * O + column[r]]);
-      UNROLL for (int w = 0; w < ATT_WIDE; w++)
-        sum[r][w] = vf_blend(sees[w], vf_fma(y, weight[w], sum[r][w]), sum[r][w]);
-    }
-  }
+  int64_t open = 1 - key < n ? 1 - key : n, first = attention_seen(n, key, 0), i = 0;
+  for (; i < open; i++)
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 0);
+  for (; i < first; i++)
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 1);
+  for (; i < n; i++)
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 1, 1);
   UNROLL for (int r = 0; r < width; r++)
     UNROLL for (int w = 0; w < ATT_WIDE; w++)
       if (r < E) vf_store(out + r * ATT_LANES + w * VL, sum[r][w]);
@@ -185,24 +201,25 @@ INLINE void attention_gather(float *out, const float *fade, const float *x, int6
   if (e < E) attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2);
 }
 
-/* Turns the scores of n keys into weights and updates the running top and sum of each lane; fade is
- * what older weights are worth now. `key` as in attention_columns. */
-INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n,
-                              int64_t key) {
+/* Turns the dots of n keys into weights 2^(unit * (dot - top)) and updates the running top and sum of
+ * each lane; fade is what older weights are worth now. `key` as in attention_dots. */
+INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n, int64_t key,
+                              vf unit) {
   UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     float *column = s + w * VL;
+    int64_t seen = attention_seen(n, key, w), open = w * VL + 1 - key, i = 0;
     vf old = vf_load(top + w * VL), high = old;
-    for (int64_t i = 0; i < n; i++) {
+    for (; i < open && i < seen; i++) high = vf_max(high, vf_load(column + i * ATT_LANES));
+    for (; i < seen; i++) {
       vf x = vf_load(column + i * ATT_LANES);
-      if (key + i > 0) {
-        x = vf_blend(attention_sees(key + i, w), x, vf_set(-INFINITY));
-        vf_store(column + i * ATT_LANES, x);
-      }
+      x = vf_blend(attention_sees(key + i, w), x, vf_set(-INFINITY));
+      vf_store(column + i * ATT_LANES, x);
       high = vf_max(high, x);
     }
-    vf shrink = vf_exp(old - high), total = vf_load(sum + w * VL) * shrink;
-    for (int64_t i = 0; i < n; i++) {
-      vf p = vf_exp(vf_load(column + i * ATT_LANES) - high);
+    vf shift = high * unit, shrink = vf_exp2(old * unit - shift); /* exactly 1 for an old top */
+    vf total = vf_load(sum + w * VL) * shrink;
+    for (i = 0; i < seen; i++) {
+      vf p = vf_exp2(vf_fma(vf_load(column + i * ATT_LANES), unit, -shift));
       vf_store(column + i * ATT_LANES, p);
       total = total + p;
     }
@@ -218,19 +235,21 @@ INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, con
                             int64_t E) {
   float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
   float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
-  attention_transpose(q_EL, q, N, n, E, 1.0f / sqrtf((float)E));
+  vf unit = vf_set((float)(ATT_LOG2E / sqrt((double)E)));
+  attention_transpose(q_EL, q, N, n, E);
   for (int64_t i = 0; i < E * ATT_LANES; i += VL) vf_store(o_EL + i, vf_zero());
   for (int i = 0; i < ATT_LANES; i++) top[i] = -INFINITY, sum[i] = 0.0f;
   for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
-    attention_dots(s_KL, k + begin * O, O, q_EL, E, keys);
-    attention_softmax(s_KL, top, sum, fade, keys, begin - first);
+    attention_dots(s_KL, k + begin * O, O, q_EL, E, keys, begin - first);
+    attention_softmax(s_KL, top, sum, fade, keys, begin - first, unit);
     attention_gather(o_EL, fade, v + begin * O, O, s_KL, keys, begin - first, E);
   }
   UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     vf total = vf_load(sum + w * VL);
     vf_store(factor + w * VL, vf_set(1.0f) / total);
-    vf_store(top + w * VL, vf_load(top + w * VL) + vf_log(total));
+    vf shift = vf_load(top + w * VL) * unit;
+    vf_store(top + w * VL, vf_fma(shift, vf_set(ATT_LN2), vf_log(total)));
   }
   attention_untranspose(o, o_EL, N, n, E, factor);
   if (lse)
@@ -317,19 +336,28 @@ INLINE void attention_scatter(float *out, int64_t O, const float *p, const float
 
 /* Weights from the saved log-sums, and the gradient of the scores from that of the weights. */
 INLINE void attention_weights_grad(float *p, float *ds, const float *lse, const float *delta,
-                                   int64_t n, int64_t key) {
-  for (int64_t i = 0; i < n; i++)
-    UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+                                   int64_t n, int64_t key, vf unit) {
+  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+    /* The log-sum in units of log 2, with what its rounding loses. */
+    vf log2e = vf_set((float)ATT_LOG2E), sum = vf_load(lse + w * VL), shift = sum * log2e;
+    vf rest = vf_fma(sum, log2e, -shift), mean = vf_load(delta + w * VL);
+    rest = vf_fma(sum, vf_set((float)(ATT_LOG2E - (float)ATT_LOG2E)), rest);
+    rest = vf_blend(vf_lt(vf_abs(shift), vf_set(INFINITY)), rest, vf_zero());
+    int64_t seen = attention_seen(n, key, w);
+    for (int64_t i = 0; i < seen; i++) {
       int64_t at = i * ATT_LANES + w * VL;
-      vf weight = vf_exp(vf_load(p + at) - vf_load(lse + w * VL));
-      vf slope = weight * (vf_load(ds + at) - vf_load(delta + w * VL));
-      if (key + i > 0) {
-        weight = vf_blend(attention_sees(key + i, w), weight, vf_zero());
-        slope = vf_blend(attention_sees(key + i, w), slope, vf_zero());
+      vf x = vf_fma(vf_load(p + at), unit, -shift) - rest;
+      vf weight = vf_exp2(vf_min(vf_set(200.0f), x));
+      vf slope = weight * (vf_load(ds + at) - mean);
+      if (key + i > w * VL) {
+        vm sees = attention_sees(key + i, w);
+        weight = vf_blend(sees, weight, vf_zero());
+        slope = vf_blend(sees, slope, vf_zero());
       }
       vf_store(p + at, weight);
       vf_store(ds + at, slope);
     }
+  }
 }
 
 /* One block of queries against all keys that it sees; pointers are to the first query and key. */
@@ -341,8 +369,9 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
   float p_KL[ATT_KEYS * ATT_LANES], ds_KL[ATT_KEYS * ATT_LANES];
   float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f}, one[ATT_LANES], factor[ATT_LANES];
   float scale = 1.0f / sqrtf((float)E);
-  attention_transpose(q_EL, q, N, n, E, scale);
-  attention_transpose(do_EL, d_o, N, n, E, 1.0f);
+  vf unit = vf_set((float)(ATT_LOG2E / sqrt((double)E)));
+  attention_transpose(q_EL, q, N, n, E);
+  attention_transpose(do_EL, d_o, N, n, E);
   for (int64_t i = 0; i < E * ATT_LANES; i += VL) vf_store(dq_EL + i, vf_zero());
   for (int i = 0; i < ATT_LANES; i++) one[i] = 1.0f, factor[i] = scale;
   for (int64_t i = 0; i < n; i++) {
@@ -355,9 +384,9 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
   for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
     int64_t key = begin - first, at = begin * O;
-    attention_dots(p_KL, k + at, O, q_EL, E, keys);
-    attention_dots(ds_KL, v + at, O, do_EL, E, keys);
-    attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key);
+    attention_dots(p_KL, k + at, O, q_EL, E, keys, key);
+    attention_dots(ds_KL, v + at, O, do_EL, E, keys, key);
+    attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key, unit);
     attention_gather(dq_EL, one, k + at, O, ds_KL, keys, key, E);
     attention_scatter(dv + at, O, p_KL, d_o, N, n, key, keys, E, 1.0f);
     attention_scatter(dk + at, O, ds_KL, q, N, n, key, keys, E, scale);

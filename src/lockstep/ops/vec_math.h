@@ -1,11 +1,11 @@
 /* Elementary functions on vectors of float.
- * Source of the polynomials: Cephes, expf.c and logf.c (S. Moshier). */
+ * Source of the polynomials: Cephes, expf.c, exp2f.c and logf.c (S. Moshier). */
 #ifndef LOCKSTEP_VEC_MATH_H
 #define LOCKSTEP_VEC_MATH_H
 
 #include "vec.h"
 
-/* a * 2^n for whole n between -126 and 128. */
+/* a * 2^n for whole n between -126 and 200. */
 INLINE vf vf_ldexp(vf a, vf n) {
 #if VL == 16
   return _mm512_scalef_ps(a, n);
@@ -33,6 +33,25 @@ INLINE vf vf_exp(vf x) {
   p = vf_fma(p, r, vf_set(1.6666665459e-1f));
   p = vf_fma(p, r, vf_set(5.0000001201e-1f));
   p = vf_fma(p, r * r, r) + vf_set(1.0f);
+  p = vf_blend(tiny, vf_zero(), vf_ldexp(p, n));
+#if VL != 16
+  p = vf_blend(vf_is_nan(x), x, p); /* a NaN has no whole number to scale by */
+#endif
+  return p;
+}
+
+/* 2^x for x <= 200, otherwise as vf_exp: what a softmax needs, in fewer steps. */
+INLINE vf vf_exp2(vf x) {
+  const vf low = vf_set(-126.0f);
+  vm tiny = vf_lt(x, low);
+  x = vf_max(low, x);
+  vf n = vf_round(x), r = x - n;
+  vf p = vf_fma(vf_set(1.535336188319500e-4f), r, vf_set(1.339887440266574e-3f));
+  p = vf_fma(p, r, vf_set(9.618437357674640e-3f));
+  p = vf_fma(p, r, vf_set(5.550332471162809e-2f));
+  p = vf_fma(p, r, vf_set(2.402264791363012e-1f));
+  p = vf_fma(p, r, vf_set(6.931472028550421e-1f));
+  p = vf_fma(p, r, vf_set(1.0f));
   p = vf_blend(tiny, vf_zero(), vf_ldexp(p, n));
 #if VL != 16
   p = vf_blend(vf_is_nan(x), x, p); /* a NaN has no whole number to scale by */
