@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 from lockstep.artifacts import RunDir, atomic_write_bytes, content_hash, make_directory, read_bytes
@@ -236,10 +237,31 @@ def windows_of(rows: Sequence[str], tokenizer: Tokenizer, settings: TrainSetting
     ids = [tokenizer.encode_row(row, where=f"row {i}") for i, row in enumerate(ends, 1)]
     tags = {tokenizer.token_id(tag) for tag in tokenizer.tags}
     n_ignored = [0 if settings.prompt_loss else _n_leading(row, tags) for row in ids]
+    if settings.packing == "stream" and settings.total_tokens is not None:
+        # One more, because the last token of a window is only a target.
+        ids, n_ignored = _stream_of(ids, n_ignored, settings.total_tokens + 1)
     windows = pack(
         ids, settings.seq_len, settings.packing, pad_id=tokenizer.eos_id, n_ignored=n_ignored
     )
     return windows.with_targets()
+
+
+def _stream_of(
+    rows: list[list[int]], n_ignored: list[int], n_tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """The rows, again and again or cut, so that they are `n_tokens` long together.
+
+    Repeated as one stream and not window by window, windows meet a row at every offset.
+    """
+    found: list[list[int]] = []
+    ignored: list[int] = []
+    for row, n in cycle(zip(rows, n_ignored, strict=True)):
+        found.append(row[:n_tokens])
+        ignored.append(min(n, len(found[-1])))
+        n_tokens -= len(found[-1])
+        if n_tokens == 0:
+            break
+    return found, ignored
 
 
 def _n_leading(row: Sequence[int], tags: Set[int]) -> int:
