@@ -147,7 +147,8 @@ class _Writer:
 
     def write_nodes(self) -> None:
         """One function per node, on rows or tiles from `begin` to `end`."""
-        self.put("\n/* Nodes. */\n")
+        self.put("\n/* Nodes. Each is called from several stages; copies would only take time. */\n")
+        self.put("#define NODE static __attribute__((noinline))\n")
         for node in self.graph.nodes:
             self.put(f"/* {node.id}{_covers(node)} */\n")
             self.node_lines[node.id] = self.line
@@ -158,7 +159,7 @@ class _Writer:
         given = ", ".join([*(self._values[id] for id in values), "c->rows", "begin", "end"])
         name = self._nodes[node.id]
         return (
-            f"static void {name}(const Call *c, int64_t begin, int64_t end) {{\n"
+            f"NODE void {name}(const Call *c, int64_t begin, int64_t end) {{\n"
             f"    {instance.name}({given});\n}}\n"
         )
 

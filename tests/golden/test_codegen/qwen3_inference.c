@@ -310,221 +310,222 @@ static int64_t k_linear_packed_6_count(int64_t rows) {
     return 1;
 }
 
-/* Nodes. */
+/* Nodes. Each is called from several stages; copies would only take time. */
+#define NODE static __attribute__((noinline))
 /* rope */
-static void n_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_table_1(v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.q.weight@pack */
-static void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k.weight@pack */
-static void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v.weight@pack */
-static void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c->rows, begin, end);
 }
 /* layers.0.attn.o.weight@pack */
-static void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack */
-static void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.up.weight@pack */
-static void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.down.weight@pack */
-static void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q.weight@pack */
-static void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k.weight@pack */
-static void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v.weight@pack */
-static void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c->rows, begin, end);
 }
 /* layers.1.attn.o.weight@pack */
-static void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack */
-static void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.up.weight@pack */
-static void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.down.weight@pack */
-static void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c->rows, begin, end);
 }
 /* embed.weight@pack */
-static void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c->rows, begin, end);
 }
 /* embed */
-static void n_embed(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed(const Call *c, int64_t begin, int64_t end) {
     k_embedding_1(v_embed, v_tokens, v_embed_weight, c->rows, begin, end);
 }
 /* layers.0.norm1 */
-static void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c->rows, begin, end);
 }
 /* layers.0.attn.q */
-static void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm */
-static void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k */
-static void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm */
-static void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v */
-static void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_rope */
-static void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.k_rope */
-static void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.k_write */
-static void n_layers_0_attn_k_write(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_write(const Call *c, int64_t begin, int64_t end) {
     k_cache_write_1(v_layers_0_attn_k_write, v_layers_0_attn_k_rope, v_layers_0_attn_k_cache, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.v_write */
-static void n_layers_0_attn_v_write(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_write(const Call *c, int64_t begin, int64_t end) {
     k_cache_write_1(v_layers_0_attn_v_write, v_layers_0_attn_v, v_layers_0_attn_v_cache, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.core */
-static void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
     k_attention_cached_1(v_layers_0_attn_core, v_layers_0_attn_q_rope, v_layers_0_attn_k_write, v_layers_0_attn_v_write, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.add covers layers.0.attn.o */
-static void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c->rows, begin, end);
 }
 /* layers.0.norm2 */
-static void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate */
-static void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.up */
-static void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.act */
-static void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
 }
 /* layers.0.ffn.add covers layers.0.ffn.down */
-static void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c->rows, begin, end);
 }
 /* layers.1.norm1 */
-static void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q */
-static void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm */
-static void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k */
-static void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm */
-static void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v */
-static void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_rope */
-static void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.k_rope */
-static void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.k_write */
-static void n_layers_1_attn_k_write(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_write(const Call *c, int64_t begin, int64_t end) {
     k_cache_write_1(v_layers_1_attn_k_write, v_layers_1_attn_k_rope, v_layers_1_attn_k_cache, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.v_write */
-static void n_layers_1_attn_v_write(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_write(const Call *c, int64_t begin, int64_t end) {
     k_cache_write_1(v_layers_1_attn_v_write, v_layers_1_attn_v, v_layers_1_attn_v_cache, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.core */
-static void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
     k_attention_cached_1(v_layers_1_attn_core, v_layers_1_attn_q_rope, v_layers_1_attn_k_write, v_layers_1_attn_v_write, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.add covers layers.1.attn.o */
-static void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c->rows, begin, end);
 }
 /* layers.1.norm2 */
-static void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate */
-static void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.up */
-static void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.act */
-static void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
 }
 /* layers.1.ffn.add covers layers.1.ffn.down */
-static void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c->rows, begin, end);
 }
 /* norm */
-static void n_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c->rows, begin, end);
 }
 /* last_row */
-static void n_last_row(const Call *c, int64_t begin, int64_t end) {
+NODE void n_last_row(const Call *c, int64_t begin, int64_t end) {
     k_take_row_1(v_last_row, v_norm, v_last, c->rows, begin, end);
 }
 /* head */
-static void n_head(const Call *c, int64_t begin, int64_t end) {
+NODE void n_head(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_6(v_head, v_last_row, v_embed_weight_at_pack, c->rows, begin, end);
 }
 

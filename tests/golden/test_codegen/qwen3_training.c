@@ -936,601 +936,602 @@ static int64_t k_adamw_6_count(int64_t rows) {
     return adamw_f32_tiles(3840, 0.9, 0.999, 1e-08, 0.1);
 }
 
-/* Nodes. */
+/* Nodes. Each is called from several stages; copies would only take time. */
+#define NODE static __attribute__((noinline))
 /* rope */
-static void n_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_table_1(v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.q.weight@pack */
-static void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k.weight@pack */
-static void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v.weight@pack */
-static void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c->rows, begin, end);
 }
 /* layers.0.attn.o.weight@pack */
-static void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack */
-static void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.up.weight@pack */
-static void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.down.weight@pack */
-static void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q.weight@pack */
-static void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k.weight@pack */
-static void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v.weight@pack */
-static void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c->rows, begin, end);
 }
 /* layers.1.attn.o.weight@pack */
-static void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack */
-static void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.up.weight@pack */
-static void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.down.weight@pack */
-static void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c->rows, begin, end);
 }
 /* embed.weight@pack */
-static void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c->rows, begin, end);
 }
 /* embed.weight@pack_dx */
-static void n_embed_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_1(v_embed_weight_at_pack_dx, v_embed_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.down.weight@pack_dx */
-static void n_layers_1_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_2(v_layers_1_ffn_down_weight_at_pack_dx, v_layers_1_ffn_down_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.up.weight@pack_dx */
-static void n_layers_1_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_3(v_layers_1_ffn_up_weight_at_pack_dx, v_layers_1_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack_dx */
-static void n_layers_1_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_3(v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.1.attn.o.weight@pack_dx */
-static void n_layers_1_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_4(v_layers_1_attn_o_weight_at_pack_dx, v_layers_1_attn_o_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v.weight@pack_dx */
-static void n_layers_1_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_5(v_layers_1_attn_v_weight_at_pack_dx, v_layers_1_attn_v_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k.weight@pack_dx */
-static void n_layers_1_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_5(v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_k_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q.weight@pack_dx */
-static void n_layers_1_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_6(v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_attn_q_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.down.weight@pack_dx */
-static void n_layers_0_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_2(v_layers_0_ffn_down_weight_at_pack_dx, v_layers_0_ffn_down_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.up.weight@pack_dx */
-static void n_layers_0_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_3(v_layers_0_ffn_up_weight_at_pack_dx, v_layers_0_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack_dx */
-static void n_layers_0_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_3(v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.0.attn.o.weight@pack_dx */
-static void n_layers_0_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_4(v_layers_0_attn_o_weight_at_pack_dx, v_layers_0_attn_o_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v.weight@pack_dx */
-static void n_layers_0_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_5(v_layers_0_attn_v_weight_at_pack_dx, v_layers_0_attn_v_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k.weight@pack_dx */
-static void n_layers_0_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_5(v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_k_weight, c->rows, begin, end);
 }
 /* layers.0.attn.q.weight@pack_dx */
-static void n_layers_0_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
     k_pack_linear_dx_6(v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_attn_q_weight, c->rows, begin, end);
 }
 /* embed */
-static void n_embed(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed(const Call *c, int64_t begin, int64_t end) {
     k_embedding_1(v_embed, v_tokens, v_embed_weight, c->rows, begin, end);
 }
 /* layers.0.norm1 */
-static void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c->rows, begin, end);
 }
 /* layers.0.attn.q */
-static void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm */
-static void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k */
-static void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm */
-static void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v */
-static void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_rope */
-static void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.k_rope */
-static void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.core */
-static void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
     k_attention_1(v_layers_0_attn_core, v_layers_0_attn_core_out_lse, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, c->rows, begin, end);
 }
 /* layers.0.attn.add covers layers.0.attn.o */
-static void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c->rows, begin, end);
 }
 /* layers.0.norm2 */
-static void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate */
-static void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.up */
-static void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.act */
-static void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
 }
 /* layers.0.ffn.add covers layers.0.ffn.down */
-static void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c->rows, begin, end);
 }
 /* layers.1.norm1 */
-static void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q */
-static void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm */
-static void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k */
-static void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm */
-static void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v */
-static void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_rope */
-static void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.k_rope */
-static void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
     k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.core */
-static void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
     k_attention_1(v_layers_1_attn_core, v_layers_1_attn_core_out_lse, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, c->rows, begin, end);
 }
 /* layers.1.attn.add covers layers.1.attn.o */
-static void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c->rows, begin, end);
 }
 /* layers.1.norm2 */
-static void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate */
-static void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.up */
-static void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.act */
-static void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
 }
 /* layers.1.ffn.add covers layers.1.ffn.down */
-static void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c->rows, begin, end);
 }
 /* norm */
-static void n_norm(const Call *c, int64_t begin, int64_t end) {
+NODE void n_norm(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c->rows, begin, end);
 }
 /* head */
-static void n_head(const Call *c, int64_t begin, int64_t end) {
+NODE void n_head(const Call *c, int64_t begin, int64_t end) {
     k_linear_packed_6(v_head, v_norm, v_embed_weight_at_pack, c->rows, begin, end);
 }
 /* loss */
-static void n_loss(const Call *c, int64_t begin, int64_t end) {
+NODE void n_loss(const Call *c, int64_t begin, int64_t end) {
     k_cross_entropy_1(v_loss, v_loss_out_dlogits, v_head, v_targets, v_scale, c->rows, begin, end);
 }
 /* loss.sum */
-static void n_loss_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_loss_sum(const Call *c, int64_t begin, int64_t end) {
     k_loss_sum_1(v_loss_sum, v_loss, c->rows, begin, end);
 }
 /* head@dx */
-static void n_head_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_head_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_1(v_head_at_dx, v_loss_out_dlogits, v_embed_weight_at_pack_dx, c->rows, begin, end);
 }
 /* head@dw */
-static void n_head_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_head_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_1(v_head_at_dw, v_loss_out_dlogits, v_norm, v_embed_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* norm@dx */
-static void n_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_1(v_norm_at_dx, v_head_at_dx, v_layers_1_ffn_add, v_norm_weight, v_norm_out_rstd, c->rows, begin, end);
 }
 /* norm@dgain */
-static void n_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_1(v_norm_at_dgain, v_head_at_dx, v_layers_1_ffn_add, v_norm_out_rstd, v_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.ffn.down@dx */
-static void n_layers_1_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_2(v_layers_1_ffn_down_at_dx, v_norm_at_dx, v_layers_1_ffn_down_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.1.ffn.down@dw */
-static void n_layers_1_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_2(v_layers_1_ffn_down_at_dw, v_norm_at_dx, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.ffn.act@grad */
-static void n_layers_1_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_grad_1(v_layers_1_ffn_act_at_grad, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_down_at_dx, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
 }
 /* layers.1.ffn.up@dx */
-static void n_layers_1_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_3(v_layers_1_ffn_up_at_dx, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_up_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.1.ffn.up@dw */
-static void n_layers_1_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_3(v_layers_1_ffn_up_at_dw, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.ffn.gate@dw */
-static void n_layers_1_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_3(v_layers_1_ffn_gate_at_dw, v_layers_1_ffn_act_at_grad, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.norm2@sum covers layers.1.ffn.gate@dx */
-static void n_layers_1_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_4(v_layers_1_norm2_at_sum, v_layers_1_ffn_act_at_grad, v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_up_at_dx, c->rows, begin, end);
 }
 /* layers.1.norm2@dgain */
-static void n_layers_1_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_1(v_layers_1_norm2_at_dgain, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_out_rstd, v_layers_1_norm2_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.add@sum covers layers.1.norm2@dx */
-static void n_layers_1_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_2(v_layers_1_attn_add_at_sum, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_weight, v_layers_1_norm2_out_rstd, v_norm_at_dx, c->rows, begin, end);
 }
 /* layers.1.attn.o@dx */
-static void n_layers_1_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_5(v_layers_1_attn_o_at_dx, v_layers_1_attn_add_at_sum, v_layers_1_attn_o_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.1.attn.o@dw */
-static void n_layers_1_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_4(v_layers_1_attn_o_at_dw, v_layers_1_attn_add_at_sum, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.core@grad */
-static void n_layers_1_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
     k_attention_grad_1(v_layers_1_attn_core_at_grad, v_layers_1_attn_core_at_grad_out_dk, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_o_at_dx, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, v_layers_1_attn_core, v_layers_1_attn_core_out_lse, c->rows, begin, end);
 }
 /* layers.1.attn.k_rope@dx */
-static void n_layers_1_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rope_3(v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.q_rope@dx */
-static void n_layers_1_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rope_4(v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.v@dx */
-static void n_layers_1_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_6(v_layers_1_attn_v_at_dx, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_v_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.1.attn.v@dw */
-static void n_layers_1_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_5(v_layers_1_attn_v_at_dw, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_norm1, v_layers_1_attn_v_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm@dx */
-static void n_layers_1_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_3(v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_out_rstd, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm@dgain */
-static void n_layers_1_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_2(v_layers_1_attn_k_norm_at_dgain, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.k@dw */
-static void n_layers_1_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_5(v_layers_1_attn_k_at_dw, v_layers_1_attn_k_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_k_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm@dx */
-static void n_layers_1_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_4(v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_out_rstd, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm@dgain */
-static void n_layers_1_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_3(v_layers_1_attn_q_norm_at_dgain, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.attn.q@dw */
-static void n_layers_1_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_6(v_layers_1_attn_q_at_dw, v_layers_1_attn_q_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_q_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.1.norm1@sum covers layers.1.attn.k@dx */
-static void n_layers_1_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_7(v_layers_1_norm1_at_sum, v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_v_at_dx, c->rows, begin, end);
 }
 /* layers.1.norm1@sum2 covers layers.1.attn.q@dx */
-static void n_layers_1_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_8(v_layers_1_norm1_at_sum2, v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_norm1_at_sum, c->rows, begin, end);
 }
 /* layers.1.norm1@dgain */
-static void n_layers_1_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_1(v_layers_1_norm1_at_dgain, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_out_rstd, v_layers_1_norm1_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.ffn.add@sum covers layers.1.norm1@dx */
-static void n_layers_0_ffn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_2(v_layers_0_ffn_add_at_sum, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_weight, v_layers_1_norm1_out_rstd, v_layers_1_attn_add_at_sum, c->rows, begin, end);
 }
 /* layers.0.ffn.down@dx */
-static void n_layers_0_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_2(v_layers_0_ffn_down_at_dx, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_down_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.0.ffn.down@dw */
-static void n_layers_0_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_2(v_layers_0_ffn_down_at_dw, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.ffn.act@grad */
-static void n_layers_0_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
     k_silu_mul_grad_1(v_layers_0_ffn_act_at_grad, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_down_at_dx, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
 }
 /* layers.0.ffn.up@dx */
-static void n_layers_0_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_3(v_layers_0_ffn_up_at_dx, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_up_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.0.ffn.up@dw */
-static void n_layers_0_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_3(v_layers_0_ffn_up_at_dw, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.ffn.gate@dw */
-static void n_layers_0_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_3(v_layers_0_ffn_gate_at_dw, v_layers_0_ffn_act_at_grad, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.norm2@sum covers layers.0.ffn.gate@dx */
-static void n_layers_0_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_4(v_layers_0_norm2_at_sum, v_layers_0_ffn_act_at_grad, v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_up_at_dx, c->rows, begin, end);
 }
 /* layers.0.norm2@dgain */
-static void n_layers_0_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_1(v_layers_0_norm2_at_dgain, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_out_rstd, v_layers_0_norm2_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.add@sum covers layers.0.norm2@dx */
-static void n_layers_0_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_2(v_layers_0_attn_add_at_sum, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_weight, v_layers_0_norm2_out_rstd, v_layers_0_ffn_add_at_sum, c->rows, begin, end);
 }
 /* layers.0.attn.o@dx */
-static void n_layers_0_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_5(v_layers_0_attn_o_at_dx, v_layers_0_attn_add_at_sum, v_layers_0_attn_o_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.0.attn.o@dw */
-static void n_layers_0_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_4(v_layers_0_attn_o_at_dw, v_layers_0_attn_add_at_sum, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.core@grad */
-static void n_layers_0_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
     k_attention_grad_1(v_layers_0_attn_core_at_grad, v_layers_0_attn_core_at_grad_out_dk, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_o_at_dx, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, v_layers_0_attn_core, v_layers_0_attn_core_out_lse, c->rows, begin, end);
 }
 /* layers.0.attn.k_rope@dx */
-static void n_layers_0_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rope_3(v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.q_rope@dx */
-static void n_layers_0_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rope_4(v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.v@dx */
-static void n_layers_0_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_6(v_layers_0_attn_v_at_dx, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_v_weight_at_pack_dx, c->rows, begin, end);
 }
 /* layers.0.attn.v@dw */
-static void n_layers_0_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_5(v_layers_0_attn_v_at_dw, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_norm1, v_layers_0_attn_v_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm@dx */
-static void n_layers_0_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_3(v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_out_rstd, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm@dgain */
-static void n_layers_0_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_2(v_layers_0_attn_k_norm_at_dgain, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.k@dw */
-static void n_layers_0_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_5(v_layers_0_attn_k_at_dw, v_layers_0_attn_k_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_k_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm@dx */
-static void n_layers_0_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_4(v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_out_rstd, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm@dgain */
-static void n_layers_0_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_3(v_layers_0_attn_q_norm_at_dgain, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.attn.q@dw */
-static void n_layers_0_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_linear_dw_6(v_layers_0_attn_q_at_dw, v_layers_0_attn_q_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_q_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* layers.0.norm1@sum covers layers.0.attn.k@dx */
-static void n_layers_0_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_7(v_layers_0_norm1_at_sum, v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_v_at_dx, c->rows, begin, end);
 }
 /* layers.0.norm1@sum2 covers layers.0.attn.q@dx */
-static void n_layers_0_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
     k_linear_dx_packed_8(v_layers_0_norm1_at_sum2, v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_norm1_at_sum, c->rows, begin, end);
 }
 /* layers.0.norm1@dgain */
-static void n_layers_0_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dgain_1(v_layers_0_norm1_at_dgain, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_out_rstd, v_layers_0_norm1_weight_at_grad, v_accumulate, c->rows, begin, end);
 }
 /* embed@sum covers layers.0.norm1@dx */
-static void n_embed_at_sum(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_at_sum(const Call *c, int64_t begin, int64_t end) {
     k_rmsnorm_dx_2(v_embed_at_sum, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_weight, v_layers_0_norm1_out_rstd, v_layers_0_attn_add_at_sum, c->rows, begin, end);
 }
 /* embed@dw */
-static void n_embed_at_dw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_at_dw(const Call *c, int64_t begin, int64_t end) {
     k_embedding_dw_1(v_embed_at_dw, v_tokens, v_embed_at_sum, v_head_at_dw, c->rows, begin, end);
 }
 /* clip.squares */
-static void n_clip_squares(const Call *c, int64_t begin, int64_t end) {
+NODE void n_clip_squares(const Call *c, int64_t begin, int64_t end) {
     k_sum_squares_1(v_clip_squares, v_gradients, c->rows, begin, end);
 }
 /* clip */
-static void n_clip(const Call *c, int64_t begin, int64_t end) {
+NODE void n_clip(const Call *c, int64_t begin, int64_t end) {
     k_clip_scale_1(v_clip, v_clip_out_coef, v_clip_squares, v_max_norm, c->rows, begin, end);
 }
 /* embed.weight@adamw */
-static void n_embed_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_embed_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_1(v_embed_weight_at_adamw, v_embed_weight_at_adamw_out_m, v_embed_weight_at_adamw_out_v, v_embed_weight, v_embed_weight_at_grad, v_embed_weight_at_m, v_embed_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.norm1.weight@adamw */
-static void n_layers_0_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_2(v_layers_0_norm1_weight_at_adamw, v_layers_0_norm1_weight_at_adamw_out_m, v_layers_0_norm1_weight_at_adamw_out_v, v_layers_0_norm1_weight, v_layers_0_norm1_weight_at_grad, v_layers_0_norm1_weight_at_m, v_layers_0_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.q.weight@adamw */
-static void n_layers_0_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_3(v_layers_0_attn_q_weight_at_adamw, v_layers_0_attn_q_weight_at_adamw_out_m, v_layers_0_attn_q_weight_at_adamw_out_v, v_layers_0_attn_q_weight, v_layers_0_attn_q_weight_at_grad, v_layers_0_attn_q_weight_at_m, v_layers_0_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.k.weight@adamw */
-static void n_layers_0_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_4(v_layers_0_attn_k_weight_at_adamw, v_layers_0_attn_k_weight_at_adamw_out_m, v_layers_0_attn_k_weight_at_adamw_out_v, v_layers_0_attn_k_weight, v_layers_0_attn_k_weight_at_grad, v_layers_0_attn_k_weight_at_m, v_layers_0_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.v.weight@adamw */
-static void n_layers_0_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_4(v_layers_0_attn_v_weight_at_adamw, v_layers_0_attn_v_weight_at_adamw_out_m, v_layers_0_attn_v_weight_at_adamw_out_v, v_layers_0_attn_v_weight, v_layers_0_attn_v_weight_at_grad, v_layers_0_attn_v_weight_at_m, v_layers_0_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm.weight@adamw */
-static void n_layers_0_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_5(v_layers_0_attn_q_norm_weight_at_adamw, v_layers_0_attn_q_norm_weight_at_adamw_out_m, v_layers_0_attn_q_norm_weight_at_adamw_out_v, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_weight_at_grad, v_layers_0_attn_q_norm_weight_at_m, v_layers_0_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm.weight@adamw */
-static void n_layers_0_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_5(v_layers_0_attn_k_norm_weight_at_adamw, v_layers_0_attn_k_norm_weight_at_adamw_out_m, v_layers_0_attn_k_norm_weight_at_adamw_out_v, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_weight_at_grad, v_layers_0_attn_k_norm_weight_at_m, v_layers_0_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.attn.o.weight@adamw */
-static void n_layers_0_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_3(v_layers_0_attn_o_weight_at_adamw, v_layers_0_attn_o_weight_at_adamw_out_m, v_layers_0_attn_o_weight_at_adamw_out_v, v_layers_0_attn_o_weight, v_layers_0_attn_o_weight_at_grad, v_layers_0_attn_o_weight_at_m, v_layers_0_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.norm2.weight@adamw */
-static void n_layers_0_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_2(v_layers_0_norm2_weight_at_adamw, v_layers_0_norm2_weight_at_adamw_out_m, v_layers_0_norm2_weight_at_adamw_out_v, v_layers_0_norm2_weight, v_layers_0_norm2_weight_at_grad, v_layers_0_norm2_weight_at_m, v_layers_0_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.ffn.gate.weight@adamw */
-static void n_layers_0_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_0_ffn_gate_weight_at_adamw, v_layers_0_ffn_gate_weight_at_adamw_out_m, v_layers_0_ffn_gate_weight_at_adamw_out_v, v_layers_0_ffn_gate_weight, v_layers_0_ffn_gate_weight_at_grad, v_layers_0_ffn_gate_weight_at_m, v_layers_0_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.ffn.up.weight@adamw */
-static void n_layers_0_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_0_ffn_up_weight_at_adamw, v_layers_0_ffn_up_weight_at_adamw_out_m, v_layers_0_ffn_up_weight_at_adamw_out_v, v_layers_0_ffn_up_weight, v_layers_0_ffn_up_weight_at_grad, v_layers_0_ffn_up_weight_at_m, v_layers_0_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.0.ffn.down.weight@adamw */
-static void n_layers_0_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_0_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_0_ffn_down_weight_at_adamw, v_layers_0_ffn_down_weight_at_adamw_out_m, v_layers_0_ffn_down_weight_at_adamw_out_v, v_layers_0_ffn_down_weight, v_layers_0_ffn_down_weight_at_grad, v_layers_0_ffn_down_weight_at_m, v_layers_0_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.norm1.weight@adamw */
-static void n_layers_1_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_2(v_layers_1_norm1_weight_at_adamw, v_layers_1_norm1_weight_at_adamw_out_m, v_layers_1_norm1_weight_at_adamw_out_v, v_layers_1_norm1_weight, v_layers_1_norm1_weight_at_grad, v_layers_1_norm1_weight_at_m, v_layers_1_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.q.weight@adamw */
-static void n_layers_1_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_3(v_layers_1_attn_q_weight_at_adamw, v_layers_1_attn_q_weight_at_adamw_out_m, v_layers_1_attn_q_weight_at_adamw_out_v, v_layers_1_attn_q_weight, v_layers_1_attn_q_weight_at_grad, v_layers_1_attn_q_weight_at_m, v_layers_1_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.k.weight@adamw */
-static void n_layers_1_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_4(v_layers_1_attn_k_weight_at_adamw, v_layers_1_attn_k_weight_at_adamw_out_m, v_layers_1_attn_k_weight_at_adamw_out_v, v_layers_1_attn_k_weight, v_layers_1_attn_k_weight_at_grad, v_layers_1_attn_k_weight_at_m, v_layers_1_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.v.weight@adamw */
-static void n_layers_1_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_4(v_layers_1_attn_v_weight_at_adamw, v_layers_1_attn_v_weight_at_adamw_out_m, v_layers_1_attn_v_weight_at_adamw_out_v, v_layers_1_attn_v_weight, v_layers_1_attn_v_weight_at_grad, v_layers_1_attn_v_weight_at_m, v_layers_1_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm.weight@adamw */
-static void n_layers_1_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_5(v_layers_1_attn_q_norm_weight_at_adamw, v_layers_1_attn_q_norm_weight_at_adamw_out_m, v_layers_1_attn_q_norm_weight_at_adamw_out_v, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_weight_at_grad, v_layers_1_attn_q_norm_weight_at_m, v_layers_1_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm.weight@adamw */
-static void n_layers_1_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_5(v_layers_1_attn_k_norm_weight_at_adamw, v_layers_1_attn_k_norm_weight_at_adamw_out_m, v_layers_1_attn_k_norm_weight_at_adamw_out_v, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_weight_at_grad, v_layers_1_attn_k_norm_weight_at_m, v_layers_1_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.attn.o.weight@adamw */
-static void n_layers_1_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_3(v_layers_1_attn_o_weight_at_adamw, v_layers_1_attn_o_weight_at_adamw_out_m, v_layers_1_attn_o_weight_at_adamw_out_v, v_layers_1_attn_o_weight, v_layers_1_attn_o_weight_at_grad, v_layers_1_attn_o_weight_at_m, v_layers_1_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.norm2.weight@adamw */
-static void n_layers_1_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_2(v_layers_1_norm2_weight_at_adamw, v_layers_1_norm2_weight_at_adamw_out_m, v_layers_1_norm2_weight_at_adamw_out_v, v_layers_1_norm2_weight, v_layers_1_norm2_weight_at_grad, v_layers_1_norm2_weight_at_m, v_layers_1_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.ffn.gate.weight@adamw */
-static void n_layers_1_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_1_ffn_gate_weight_at_adamw, v_layers_1_ffn_gate_weight_at_adamw_out_m, v_layers_1_ffn_gate_weight_at_adamw_out_v, v_layers_1_ffn_gate_weight, v_layers_1_ffn_gate_weight_at_grad, v_layers_1_ffn_gate_weight_at_m, v_layers_1_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.ffn.up.weight@adamw */
-static void n_layers_1_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_1_ffn_up_weight_at_adamw, v_layers_1_ffn_up_weight_at_adamw_out_m, v_layers_1_ffn_up_weight_at_adamw_out_v, v_layers_1_ffn_up_weight, v_layers_1_ffn_up_weight_at_grad, v_layers_1_ffn_up_weight_at_m, v_layers_1_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* layers.1.ffn.down.weight@adamw */
-static void n_layers_1_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_layers_1_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_6(v_layers_1_ffn_down_weight_at_adamw, v_layers_1_ffn_down_weight_at_adamw_out_m, v_layers_1_ffn_down_weight_at_adamw_out_v, v_layers_1_ffn_down_weight, v_layers_1_ffn_down_weight_at_grad, v_layers_1_ffn_down_weight_at_m, v_layers_1_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 /* norm.weight@adamw */
-static void n_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
+NODE void n_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
     k_adamw_2(v_norm_weight_at_adamw, v_norm_weight_at_adamw_out_m, v_norm_weight_at_adamw_out_v, v_norm_weight, v_norm_weight_at_grad, v_norm_weight_at_m, v_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
 }
 
