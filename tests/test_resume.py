@@ -127,6 +127,20 @@ def test_a_polite_stop_saves_and_goes_on(
     assert len(_rows(run)) == STEPS, "no step was done twice"
 
 
+def test_a_second_training_of_the_run_is_kept_out(
+    tmp_path: Path, flags: tuple[str, ...], whole: dict[str, Any]
+) -> None:
+    run = new_run(tmp_path / "run")
+    process = start(run, *flags)
+    assert _wait(process, lambda: len(_rows(run)) >= 1)
+    process.send_signal(signal.SIGSTOP)
+    assert train(run, *flags, "--resume") == 2
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
+    assert process.returncode == 0
+    assert result(run) == whole
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(
     tmp_path: Path, flags: tuple[str, ...], whole: dict[str, Any]
 ) -> None:

@@ -133,7 +133,7 @@ def _checks(
     """The gates of a pipeline without PyTorch: data, tokenizer, learning, drawing."""
     checks = [
         Check.measured(
-            id="dataset_qc", name="failed gates of the data set", against="the rules of the data set",
+            id="dataset_qc", name="failed gates of the data set", against="the rules",
             compared=qc.non_empty_lines, unit="rows",
             figure=float(len(qc.checks.failed)), relation="==", bound=0.0,
         ),

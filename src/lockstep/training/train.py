@@ -23,6 +23,7 @@ from lockstep.engine.trainer import TrainingSession
 from lockstep.errors import InputError, UsageError
 from lockstep.training.create import differences, refuse_differences
 from lockstep.training.ledger import Ledger
+from lockstep.training.lock import sole_training
 from lockstep.training.loop import Budget, Loop, Position, stop_on_signals
 from lockstep.training.observer import Identity, Progress, RunObserver
 from lockstep.training.prepare import Prepared, prepare
@@ -83,7 +84,11 @@ def train(run: RunDir, request: TrainRequest, progress: Progress | None = None) 
     Raises: UsageError if what is asked for is not what the run has; what `prepare` raises;
     GateError if the loss stops being a finite number; EnvironmentLacks if the disk refuses.
     """
-    run.require()
+    with sole_training(run.require()):
+        return _train(run, request, progress)
+
+
+def _train(run: RunDir, request: TrainRequest, progress: Progress | None) -> TrainOutcome:
     keep_data = request.data is None
     with replacing_training(run, keep_data=keep_data) if request.force else nullcontext():
         job = _ready(run, request)
