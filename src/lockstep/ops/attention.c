@@ -13,7 +13,10 @@
 #define ATT_HEAD 256                  /* the widest head */
 #define ATT_LOG2E 1.4426950408889634 /* exponents are in units of log 2: 2^x is cheaper than e^x */
 #define ATT_LN2 0.693147180559945309f
+#define ATT_FAR 256                   /* rows further apart than this are copied together */
 #define ATT_RUN 64                    /* products in one chain; longer dots add up chains */
+
+#define ALIGNED __attribute__((aligned(64)))
 
 KERNEL double attention_dot(const float *a, const float *b, int64_t E) {
   double sum = 0.0;
@@ -84,6 +87,16 @@ KERNEL void attention_grad_naive(float *dq_MN, float *dk_MO, float *dv_MO, const
         }
       }
     }
+}
+
+/* Rows that lie far apart fall into few sets of a cache: then n rows of E are copied together. Returns
+ * where the rows are now, and their distance. */
+INLINE const float *attention_rows_near(float *near, const float *x, int64_t *stride, int64_t n,
+                                        int64_t E) {
+  if (*stride < ATT_FAR) return x;
+  for (int64_t i = 0; i < n; i++) memcpy(near + i * E, x + i * *stride, (size_t)E * sizeof(float));
+  *stride = E;
+  return near;
 }
 
 /* t[e][lane] = x[lane][e]; lanes from n on are 0. */
@@ -233,17 +246,22 @@ INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int
 INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, const float *k,
                             const float *v, int64_t n, int64_t first, int64_t N, int64_t O,
                             int64_t E) {
-  float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
-  float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
+  ALIGNED float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
+  ALIGNED float near[ATT_KEYS * ATT_HEAD];
+  ALIGNED float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
   vf unit = vf_set((float)(ATT_LOG2E / sqrt((double)E)));
   attention_transpose(q_EL, q, N, n, E);
   for (int64_t i = 0; i < E * ATT_LANES; i += VL) vf_store(o_EL + i, vf_zero());
   for (int i = 0; i < ATT_LANES; i++) top[i] = -INFINITY, sum[i] = 0.0f;
   for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
-    attention_dots(s_KL, k + begin * O, O, q_EL, E, keys, begin - first);
+    int64_t apart = n > 4 ? O : 0; /* a copy pays where several queries use it */
+    const float *rows = attention_rows_near(near, k + begin * O, &apart, keys, E);
+    attention_dots(s_KL, rows, n > 4 ? apart : O, q_EL, E, keys, begin - first);
     attention_softmax(s_KL, top, sum, fade, keys, begin - first, unit);
-    attention_gather(o_EL, fade, v + begin * O, O, s_KL, keys, begin - first, E);
+    apart = n > 4 ? O : 0;
+    rows = attention_rows_near(near, v + begin * O, &apart, keys, E);
+    attention_gather(o_EL, fade, rows, n > 4 ? apart : O, s_KL, keys, begin - first, E);
   }
   UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     vf total = vf_load(sum + w * VL);
@@ -292,46 +310,49 @@ KERNEL void attention_cached_f32(float *o_MN, const float *q_MN, const float *kc
                   vcache_CO + key, n, *start + m, N, O, E);
 }
 
-/* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for ATT_STEP keys and `wide`
+/* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for `rows` keys and `wide`
  * vectors of columns. Key r is seen by queries from `from` + r on (from 0 on, if that is negative). */
 INLINE void attention_rows(float *out, int64_t O, const float *p, const float *x, int64_t N,
                            int64_t n, int64_t from, int64_t keys, float scale, vm valid,
-                           const int wide) {
-  vf sum[ATT_STEP][2];
-  UNROLL for (int r = 0; r < ATT_STEP; r++)
+                           const int rows, const int wide) {
+  vf sum[2 * ATT_STEP][2];
+  UNROLL for (int r = 0; r < rows; r++)
     UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_zero();
-  int64_t i = from > 0 ? from : 0, all = from + ATT_STEP - 1;
+  int64_t i = from > 0 ? from : 0, all = from + rows - 1;
   for (; i < n && i < all; i++)
-    for (int r = 0; r < ATT_STEP && from + r <= i; r++)
-      for (int w = 0; w < wide; w++)
-        sum[r][w] = vf_fma(vf_set(p[r * ATT_LANES + i]), vf_load_m(x + i * N + w * VL, valid),
-                           sum[r][w]);
+    UNROLL for (int r = 0; r < rows; r++)
+      if (from + r <= i)
+        UNROLL for (int w = 0; w < wide; w++)
+          sum[r][w] = vf_fma(vf_set(p[r * ATT_LANES + i]), vf_load_m(x + i * N + w * VL, valid),
+                             sum[r][w]);
   for (; i < n; i++) {
     vf row[2];
     UNROLL for (int w = 0; w < wide; w++) row[w] = vf_load_m(x + i * N + w * VL, valid);
-    UNROLL for (int r = 0; r < ATT_STEP; r++) {
+    UNROLL for (int r = 0; r < rows; r++) {
       vf y = vf_set(p[r * ATT_LANES + i]);
       UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_fma(y, row[w], sum[r][w]);
     }
   }
-  for (int r = 0; r < ATT_STEP && r < keys; r++)
-    for (int w = 0; w < wide; w++) {
-      vf old = vf_load_m(out + r * O + w * VL, valid);
-      vf_store_m(out + r * O + w * VL, vf_fma(sum[r][w], vf_set(scale), old), valid);
-    }
+  UNROLL for (int r = 0; r < rows; r++)
+    if (r < keys)
+      UNROLL for (int w = 0; w < wide; w++) {
+        vf old = vf_load_m(out + r * O + w * VL, valid);
+        vf_store_m(out + r * O + w * VL, vf_fma(sum[r][w], vf_set(scale), old), valid);
+      }
 }
 
+/* Two vectors of columns at a time, then single ones with twice the keys: 2 * ATT_STEP sums either way. */
 INLINE void attention_scatter(float *out, int64_t O, const float *p, const float *x, int64_t N,
                               int64_t n, int64_t key, int64_t keys, int64_t E, float scale) {
-  for (int64_t j = 0; j < keys; j += ATT_STEP) {
-    int64_t e = 0;
-    for (; e + 2 * VL <= E; e += 2 * VL)
+  int64_t e = 0;
+  for (; e + 2 * VL <= E; e += 2 * VL)
+    for (int64_t j = 0; j < keys; j += ATT_STEP)
       attention_rows(out + j * O + e, O, p + j * ATT_LANES, x + e, N, n, key + j, keys - j, scale,
-                     vm_first(VL), 2);
-    for (; e < E; e += VL)
+                     vm_first(VL), ATT_STEP, 2);
+  for (; e < E; e += VL)
+    for (int64_t j = 0; j < keys; j += 2 * ATT_STEP)
       attention_rows(out + j * O + e, O, p + j * ATT_LANES, x + e, N, n, key + j, keys - j, scale,
-                     vm_first(E - e), 1);
-  }
+                     vm_first(E - e), 2 * ATT_STEP, 1);
 }
 
 /* Weights from the saved log-sums, and the gradient of the scores from that of the weights. */
@@ -365,9 +386,12 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
                                  const float *k, const float *v, const float *o, const float *lse,
                                  int64_t H, int64_t n, int64_t first, int64_t N, int64_t O,
                                  int64_t E) {
-  float q_EL[ATT_HEAD * ATT_LANES], do_EL[ATT_HEAD * ATT_LANES], dq_EL[ATT_HEAD * ATT_LANES];
-  float p_KL[ATT_KEYS * ATT_LANES], ds_KL[ATT_KEYS * ATT_LANES];
-  float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f}, one[ATT_LANES], factor[ATT_LANES];
+  ALIGNED float q_EL[ATT_HEAD * ATT_LANES], do_EL[ATT_HEAD * ATT_LANES], dq_EL[ATT_HEAD * ATT_LANES];
+  ALIGNED float p_KL[ATT_KEYS * ATT_LANES], ds_KL[ATT_KEYS * ATT_LANES];
+  ALIGNED float near_k[ATT_KEYS * ATT_HEAD], near_v[ATT_KEYS * ATT_HEAD];
+  ALIGNED float near_q[ATT_LANES * ATT_HEAD], near_do[ATT_LANES * ATT_HEAD];
+  int64_t q_apart = N, do_apart = N;
+  ALIGNED float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f}, one[ATT_LANES], factor[ATT_LANES];
   float scale = 1.0f / sqrtf((float)E);
   vf unit = vf_set((float)(ATT_LOG2E / sqrt((double)E)));
   attention_transpose(q_EL, q, N, n, E);
@@ -381,15 +405,19 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
     delta[i] = vf_sum(sum);
     lse_L[i] = lse[i * H];
   }
+  const float *q_rows = attention_rows_near(near_q, q, &q_apart, n, E);
+  const float *do_rows = attention_rows_near(near_do, d_o, &do_apart, n, E);
   for (int64_t begin = 0; begin < first + n; begin += ATT_KEYS) {
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
-    int64_t key = begin - first, at = begin * O;
-    attention_dots(p_KL, k + at, O, q_EL, E, keys, key);
-    attention_dots(ds_KL, v + at, O, do_EL, E, keys, key);
+    int64_t key = begin - first, at = begin * O, k_apart = O, v_apart = O;
+    const float *k_rows = attention_rows_near(near_k, k + at, &k_apart, keys, E);
+    const float *v_rows = attention_rows_near(near_v, v + at, &v_apart, keys, E);
+    attention_dots(p_KL, k_rows, k_apart, q_EL, E, keys, key);
+    attention_dots(ds_KL, v_rows, v_apart, do_EL, E, keys, key);
     attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key, unit);
-    attention_gather(dq_EL, one, k + at, O, ds_KL, keys, key, E);
-    attention_scatter(dv + at, O, p_KL, d_o, N, n, key, keys, E, 1.0f);
-    attention_scatter(dk + at, O, ds_KL, q, N, n, key, keys, E, scale);
+    attention_gather(dq_EL, one, k_rows, k_apart, ds_KL, keys, key, E);
+    attention_scatter(dv + at, O, p_KL, do_rows, do_apart, n, key, keys, E, 1.0f);
+    attention_scatter(dk + at, O, ds_KL, q_rows, q_apart, n, key, keys, E, scale);
   }
   attention_untranspose(dq, dq_EL, N, n, E, factor);
 }
