@@ -41,7 +41,7 @@ doctor: environment
 	@$(BIN)/lockstep doctor
 
 bench: environment
-	@$(BIN)/lockstep bench
+	@$(BIN)/python bench/train.py $(BENCH_ARGS)
 
 lint: environment
 	@$(BIN)/ruff check .

@@ -145,6 +145,11 @@ def judge(
     return CanaryResult(row=row, loss=loss, parameters=parameters, report=result)
 
 
+def parity_ids(row: int) -> tuple[str, ...]:
+    """The ids of the checks against PyTorch that a canary's report must hold."""
+    return tuple(f"canary_row{row}_{name}" for name in ("loss_max", "loss_mean", "param_max"))
+
+
 def parity_checks(prefix: str, loss: Difference, parameters: Difference) -> tuple[Check, ...]:
     """The runbook's three limits."""
     torch = "transformers trained by PyTorch"
