@@ -211,6 +211,20 @@ def test_the_norm_is_that_before_clipping_and_clipping_bounds_the_step(
     np.testing.assert_allclose(halved.max(), 0.25 * v.max(), rtol=1e-3)
 
 
+def test_sgd_steps_against_the_gradient() -> None:
+    sgd = OptimizerSpec(kind="sgd", weight_decay=0.1)
+    built = training_program(FAMILY, CONFIG, batch=BATCH, tokens=TOKENS, optimizer=sgd, threads=2)
+    session = TrainingSession(built.program, batch=BATCH, tokens=TOKENS)
+    session.begin(_parameters())
+    session.step([_batch(9, (0, 1))], lr=0.5, max_grad_norm=0.0)
+    assert not session.moments()
+    decay = {w.id: 0.1 * w.decay for w in FAMILY.weights(CONFIG)}
+    for id, before in _parameters().items():
+        gradient = session.gradients()[f"{id}@grad"] + decay[id] * before
+        expected = before - 0.5 * gradient
+        np.testing.assert_allclose(session.parameters()[id], expected, rtol=1e-5, atol=1e-7)
+
+
 def test_a_step_repeats_bit_for_bit_and_learns(restarted: Restarted) -> None:
     batch = _batch(5, (0, 2))
 

@@ -98,7 +98,8 @@ class TrainingSession:
         self.step_count += 1
         view("lr")[...] = lr
         view("max_norm")[...] = max_grad_norm
-        view("step")[...] = self.step_count
+        if "step" in self.program.manifest.values:  # SGD does not ask which step it is
+            view("step")[...] = self.step_count
         self.program.call("update")
         n_targets = sum(m.n_targets for m in microbatches)
         return StepResult(
