@@ -17,8 +17,8 @@ HINTS = {
     errno.ENOSPC: "free some space on that disk, then run the same command again",
     errno.EDQUOT: "free some space under your quota, then run the same command again",
     errno.EROFS: "choose a directory on a writable disk, for example through LOCKSTEP_HOME",
-    errno.EACCES: "make the directory writable, or choose another one through LOCKSTEP_HOME",
-    errno.EPERM: "make the directory writable, or choose another one through LOCKSTEP_HOME",
+    errno.EACCES: "make the directory writable, or choose another, for example by LOCKSTEP_HOME",
+    errno.EPERM: "make the directory writable, or choose another, for example by LOCKSTEP_HOME",
     errno.ENOTDIR: "move the file that stands where a directory is needed",
 }
 
@@ -43,7 +43,10 @@ def make_directory(path: Path) -> Path:
     Raises: EnvironmentLacks if that cannot be done.
     """
     with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
     return path
 
 

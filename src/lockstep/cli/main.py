@@ -23,6 +23,8 @@ from lockstep.cli.verb import Outcome
 from lockstep.errors import EnvironmentLacks, LockstepError, UsageError
 
 VERBS = {
+    "data": "Build, take in, check and look at data sets.",
+    "tokenizer": "Train a tokenizer, and try it on every row.",
     "init": "Make a run: its configuration and its initial weights.",
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",

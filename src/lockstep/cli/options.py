@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from math import isfinite
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +26,24 @@ MODEL_DIMS = (
     ("--context-len", "context_len", "Longest sequence, in tokens."),
     ("--vocab-size", "vocab_size", "Number of token ids."),
 )
+
+
+class Finite(click.FloatRange):
+    """A number within bounds; the ranges of click let NaN pass."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number.
+
+        Raises: click.BadParameter if it is none, not finite, or out of bounds.
+        """
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def run_option(callback: F) -> F:
@@ -59,3 +80,16 @@ def options(*groups: tuple[Any, ...]) -> Callable[[F], F]:
 def said(values: Mapping[str, Any]) -> dict[str, Any]:
     """What was given on the command line: all that is not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
+    """Insists that no output is there yet, unless it may be replaced.
+
+    Raises: UsageError naming the first that is.
+    """
+    found = next((path for path in paths if os.path.lexists(path)), None)
+    if found is not None and not force:
+        raise UsageError(
+            f"{found}: expected a new file, got one that is there",
+            hint="give --force to replace it, or choose another --out",
+        )

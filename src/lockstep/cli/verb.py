@@ -40,3 +40,6 @@ class VerbGroup(click.Group):
     """A verb with verbs of its own, such as `tokenizer train`."""
 
     command_class = Verb
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"no_args_is_help": False, **kwargs})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lockstep.artifacts import atomic_write_text, read_bytes
 from lockstep.data.ascii_map import ascii_markup
-from lockstep.data.svg import Element, parse_svg
+from lockstep.data.svg import MAX_BYTES, Element, parse_svg
 from lockstep.data.svg_rules import TEXTS
 from lockstep.errors import InputError, LockstepError
 
@@ -82,7 +82,7 @@ def read_asset(path: Path, *, map_common: bool = True) -> str:
 
     Raises: InputError if it cannot be read, does not parse, or holds what is not allowed.
     """
-    root = parse_svg(read_bytes(path), where=str(path), foreign=True)
+    root = parse_svg(_bytes(path), where=str(path), foreign=True)
     row = one_line(root, map_common=map_common)
     again = parse_svg(row, where=f"{path} on one line")
     if _shape(again) != _shape(root):
@@ -91,6 +91,17 @@ def read_asset(path: Path, *, map_common: bool = True) -> str:
             hint="leave the file out, and report it",
         )
     return row
+
+
+def _bytes(path: Path) -> bytes:
+    """The bytes of a file of bearable size; a device or a pipe might never end."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file, got something else", hint="leave it out")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InputError(
+            f"{path}: expected at most {MAX_BYTES} bytes, got {size}", hint="leave it out"
+        )
+    return read_bytes(path)
 
 
 def _shape(root: Element) -> list[tuple[str, tuple[str, ...], bool]]:
@@ -104,7 +115,7 @@ def read_assets(pattern: str, *, map_common: bool = True) -> Assets:
     Raises: InputError if the glob finds no file, or not one of them gives a row.
     """
     paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    paths = [path for path in paths if path.is_file()]
+    paths = [path for path in paths if not path.is_dir()]
     if not paths:
         raise InputError(
             f"assets {pattern}: expected files, got none", hint="quote the glob, and check it"

@@ -138,7 +138,7 @@ def split_row(row: str, *, where: str = "row") -> tuple[Prompt, str]:
     if match is None:
         raise InputError(
             f"{where}: expected [tags]<svg ...>...</svg>{EOS}, got {row!r:.80}",
-            hint="build the corpus again with `lockstep data`",
+            hint="build the corpus again with `lockstep data make`",
         )
     tags = tuple(re.findall(r"\[[^\[\]]+\]", match.group(1)))
     if Prompt(tags) not in _known():

@@ -55,7 +55,7 @@ def check_dataset(path: Path, rules: QcRules | None = None) -> DatasetQc:
     """
     rules = rules or QcRules()
     path = Path(path)
-    data = read_bytes(path, hint="check the path, or build the data with `lockstep init`")
+    data = read_bytes(path, hint="check the path, or build one with `lockstep data make`")
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     rows = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
     texts = [(n, line.decode("utf-8", "replace")) for n, line in rows]

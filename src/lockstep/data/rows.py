@@ -13,7 +13,7 @@ def read_rows(path: Path, *, may_be_empty: bool = False) -> list[str]:
 
     Raises: InputError if the file is missing, empty, or not UTF-8 (naming line and byte).
     """
-    data = read_bytes(Path(path), hint="check the path, or build the data with `lockstep init`")
+    data = read_bytes(Path(path), hint="check the path, or build one with `lockstep data make`")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

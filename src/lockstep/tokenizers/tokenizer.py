@@ -162,8 +162,9 @@ class Tokenizer:
         try:
             document = path.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise InputError(
-                f"{path}: expected a readable tokenizer, got: {error}", hint=_HINT
+                f"{path}: expected a readable tokenizer, got: {reason}", hint=_HINT
             ) from error
         tokenizer = cls(document, where=str(path))
         if expect_sha256 is not None and tokenizer.sha256 != expect_sha256:

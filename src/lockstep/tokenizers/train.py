@@ -18,6 +18,7 @@ from lockstep.tokenizers.types import (
     pre_tokenizer,
 )
 
+MAX_VOCAB = 1 << 20  # the library sets aside memory for all of it, and aborts if it cannot
 _TAG = re.compile(r"\[[^\[\]\s]+\]")
 
 
@@ -27,13 +28,19 @@ def train_tokenizer(
 ) -> Tokenizer:  # fmt: skip
     """A tokenizer of at most `vocab_size` ids: the alphabet, merges, the tags, the end token.
 
-    Raises: InputError if a row is outside the alphabet; UsageError if the size cannot hold it all.
+    Raises: InputError if a row is outside the alphabet; UsageError if the size is too small for it
+    all, or larger than the library bears.
     """
     _check_tags(tags, eos)
     if not rows:
         raise InputError("tokenizer: expected rows to train on, got none", hint="check the corpus")
     for i, row in enumerate(rows, start=1):
         check_text(row, kind, f"row {i}")
+    if vocab_size > MAX_VOCAB:
+        raise UsageError(
+            f"tokenizer: expected a vocabulary of at most {MAX_VOCAB}, got {vocab_size}",
+            hint="lower the vocabulary size",
+        )
     letters = alphabet(kind)
     n_merged = vocab_size - len(tags) - 1
     if n_merged < len(letters):
