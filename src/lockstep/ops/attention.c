@@ -6,15 +6,15 @@
  * that it is in nor on how many queries one call brings. */
 #include "vec_math.h"
 
-#define ATT_WIDE 2                    /* vectors of queries in one block */
-#define ATT_LANES (ATT_WIDE * VL)     /* queries in one block */
-#define ATT_KEYS 64                   /* keys in one block */
-#define ATT_STEP (VL == 16 ? 8 : 4)   /* keys or columns in one register tile */
-#define ATT_HEAD 256                  /* the widest head */
+#define ATT_WIDE 2                   /* vectors of queries in one block */
+#define ATT_LANES (ATT_WIDE * VL)    /* queries in one block */
+#define ATT_KEYS 64                  /* keys in one block */
+#define ATT_STEP (VL == 16 ? 8 : 4)  /* keys or columns in one register tile */
+#define ATT_HEAD 256                 /* the widest head */
 #define ATT_LOG2E 1.4426950408889634 /* exponents are in units of log 2: 2^x is cheaper than e^x */
 #define ATT_LN2 0.693147180559945309f
-#define ATT_FAR 256                   /* rows further apart than this are copied together */
-#define ATT_RUN 64                    /* products in one chain; longer dots add up chains */
+#define ATT_FAR 256 /* rows further apart than this are copied together */
+#define ATT_RUN 64  /* products in one chain; longer dots add up chains */
 
 #define ALIGNED __attribute__((aligned(64)))
 
@@ -120,7 +120,7 @@ INLINE void attention_dots_step(float *s, const float *const *row, const float *
   for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
     int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
     vf sum[ATT_STEP][ATT_WIDE];
-    UNROLL for (int r = 0; r < ATT_STEP; r++)
+  UNROLL for (int r = 0; r < ATT_STEP; r++)
       UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
     for (int64_t e = begin; e < end; e++) {
       vf lanes[ATT_WIDE];

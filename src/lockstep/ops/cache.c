@@ -28,8 +28,8 @@ KERNEL int64_t take_row_f32_tiles(int64_t M, int64_t D, int64_t B) {
   return 1;
 }
 
-KERNEL void take_row_f32(float *y_BD, const float *x_MD, const int32_t *index, int64_t M,
-                         int64_t D, int64_t B, int64_t tile) {
+KERNEL void take_row_f32(float *y_BD, const float *x_MD, const int32_t *index, int64_t M, int64_t D,
+                         int64_t B, int64_t tile) {
   (void)M, (void)B, (void)tile;
   memcpy(y_BD, x_MD + *index * D, (size_t)D * sizeof(float));
 }

@@ -17,8 +17,8 @@ KERNEL void embedding_f32(float *x_MD, const int32_t *ids_M, const float *table_
 
 /* embedding_dw: dtable[v] = acc[v] + sum of dx[m] over the rows m with ids[m] = v. */
 KERNEL void embedding_dw_naive(float *dtable_VD, const int32_t *ids_M, const float *dx_MD,
-                               const float *acc_VD, const int32_t *accumulate, int64_t M,
-                               int64_t D, int64_t V, int64_t vocab) {
+                               const float *acc_VD, const int32_t *accumulate, int64_t M, int64_t D,
+                               int64_t V, int64_t vocab) {
   (void)vocab; /* the type rule needs it where there is no acc; it is V */
   int add = acc_VD && (!accumulate || *accumulate);
   for (int64_t v = 0; v < V; v++)

@@ -53,7 +53,8 @@ INLINE void gelu_mul_grad_lanes(vf *dgate, vf *dup, vf dh, vf gate, vf up) {
   vf e = gelu_exp(gate), s = one / (one + e);
   /* 1 - s without cancellation; where e is infinite, s = 0 makes it irrelevant. */
   vf rest = vf_min(vf_set(3.4e38f), e) * s;
-  vf du = vf_fma(gate * gate, vf_set((float)(3.0 * GELU_CUBE)), one) * vf_set((float)(2.0 * GELU_ROOT));
+  vf du =
+      vf_fma(gate * gate, vf_set((float)(3.0 * GELU_CUBE)), one) * vf_set((float)(2.0 * GELU_ROOT));
   *dgate = dh * up * s * vf_fma(gate * rest, du, one);
   *dup = dh * gate * s;
 }

@@ -1,8 +1,8 @@
 /* sum_squares, clip_scale, sgd, adamw: the update of the parameters. */
 #include "vec.h"
 
-#define SUM_RUN 4096  /* elements in one partial sum */
-#define SUM_TILE 16   /* partial sums in one tile */
+#define SUM_RUN 4096     /* elements in one partial sum */
+#define SUM_TILE 16      /* partial sums in one tile */
 #define UPDATE_TILE 8192 /* elements in one tile: seven streams of them stay in a level 2 cache */
 
 /* sum_squares: part[s] = sum of squares of the s-th run, in double. */
@@ -49,8 +49,8 @@ INLINE float clip_coefficient(double norm, float max_norm) {
   return max_norm <= 0.0f || coef > 1.0 ? 1.0f : (float)coef;
 }
 
-KERNEL void clip_scale_naive(double *norm, float *coef, const double *part_S,
-                             const float *max_norm, int64_t S) {
+KERNEL void clip_scale_naive(double *norm, float *coef, const double *part_S, const float *max_norm,
+                             int64_t S) {
   double sum = 0.0;
   for (int64_t s = 0; s < S; s++) sum += part_S[s];
   *norm = sqrt(sum);
@@ -94,15 +94,17 @@ KERNEL void sgd_f32(float *out_P, const float *p_P, const float *g_P, const floa
   for (; i + VL <= end; i += VL)
     vf_store(out_P + i, sgd_lanes(vf_load(p_P + i), vf_load(g_P + i), c, rate, decay));
   int64_t n = end - i;
-  if (n) vf_store_n(out_P + i, sgd_lanes(vf_load_n(p_P + i, n), vf_load_n(g_P + i, n), c, rate, decay), n);
+  if (n)
+    vf_store_n(out_P + i, sgd_lanes(vf_load_n(p_P + i, n), vf_load_n(g_P + i, n), c, rate, decay),
+               n);
 }
 
 /* adamw, the order of torch.optim.AdamW: decay p, update m and v, then
  * p -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps). */
 KERNEL void adamw_naive(float *p_out_P, float *m_out_P, float *v_out_P, const float *p_P,
                         const float *g_P, const float *m_P, const float *v_P, const float *coef,
-                        const float *lr, const int32_t *step, int64_t P, double beta1,
-                        double beta2, double eps, double weight_decay) {
+                        const float *lr, const int32_t *step, int64_t P, double beta1, double beta2,
+                        double eps, double weight_decay) {
   double size = *lr / (1.0 - pow(beta1, *step)), root = sqrt(1.0 - pow(beta2, *step));
   for (int64_t i = 0; i < P; i++) {
     double g = (double)*coef * g_P[i], p = p_P[i] * (1.0 - (double)*lr * weight_decay);

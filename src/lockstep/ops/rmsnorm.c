@@ -45,8 +45,7 @@ KERNEL void rmsnorm_dx_naive(float *dx_MN, const float *dy_MN, const float *x_MN
   (void)N;
   for (int64_t c = 0; c < M * H; c++) {
     double sum = 0.0, rstd = rstd_MH[c];
-    for (int64_t d = 0; d < D; d++)
-      sum += (double)gain_D[d] * dy_MN[c * D + d] * x_MN[c * D + d];
+    for (int64_t d = 0; d < D; d++) sum += (double)gain_D[d] * dy_MN[c * D + d] * x_MN[c * D + d];
     for (int64_t d = 0; d < D; d++) {
       double direct = (double)gain_D[d] * dy_MN[c * D + d];
       double dx = rstd * (direct - x_MN[c * D + d] * (rstd * rstd * sum / (double)D));
@@ -59,10 +58,9 @@ INLINE vf rmsnorm_dx_lanes(vf dy, vf x, vf gain, float rstd, float shift) {
   return vf_fnma(x, vf_set(shift), dy * gain) * vf_set(rstd);
 }
 
-KERNEL void rmsnorm_dx_f32(float *dx_MN, const float *dy_MN, const float *x_MN,
-                           const float *gain_D, const float *rstd_MH, const float *add_MN,
-                           int64_t M, int64_t N, int64_t D, int64_t H, int64_t row_begin,
-                           int64_t row_end) {
+KERNEL void rmsnorm_dx_f32(float *dx_MN, const float *dy_MN, const float *x_MN, const float *gain_D,
+                           const float *rstd_MH, const float *add_MN, int64_t M, int64_t N,
+                           int64_t D, int64_t H, int64_t row_begin, int64_t row_end) {
   (void)M, (void)N;
   for (int64_t c = row_begin * H; c < row_end * H; c++) {
     const float *dy = dy_MN + c * D, *x = x_MN + c * D, *add = add_MN ? add_MN + c * D : NULL;
@@ -89,9 +87,8 @@ KERNEL void rmsnorm_dx_f32(float *dx_MN, const float *dy_MN, const float *x_MN,
 
 /* rmsnorm_dgain: dgain = acc + sum over all chunks of dy * x * rstd. */
 KERNEL void rmsnorm_dgain_naive(float *dgain_D, const float *dy_MN, const float *x_MN,
-                                const float *rstd_MH, const float *acc_D,
-                                const int32_t *accumulate, int64_t M, int64_t N, int64_t H,
-                                int64_t D) {
+                                const float *rstd_MH, const float *acc_D, const int32_t *accumulate,
+                                int64_t M, int64_t N, int64_t H, int64_t D) {
   (void)N;
   int add = acc_D && (!accumulate || *accumulate);
   for (int64_t d = 0; d < D; d++) {

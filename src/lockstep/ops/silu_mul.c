@@ -16,7 +16,8 @@ KERNEL void silu_mul_f32(float *h_MF, const float *gate_MF, const float *up_MF, 
   for (; i + VL <= end; i += VL)
     vf_store(h_MF + i, silu_mul_lanes(vf_load(gate_MF + i), vf_load(up_MF + i)));
   int64_t n = end - i;
-  if (n) vf_store_n(h_MF + i, silu_mul_lanes(vf_load_n(gate_MF + i, n), vf_load_n(up_MF + i, n)), n);
+  if (n)
+    vf_store_n(h_MF + i, silu_mul_lanes(vf_load_n(gate_MF + i, n), vf_load_n(up_MF + i, n)), n);
 }
 
 /* silu_mul_grad: dup = dh * silu(gate), dgate = dh * up * s * (1 + gate * (1 - s)), s = sigmoid(gate). */

@@ -1,0 +1,86 @@
+"""The elementary functions of the kernels against float64, over their whole range."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from lockstep.ir.op import Array
+from lockstep.native import compile_library
+from lockstep.ops.registry import source
+
+NAMES = ("exp", "exp2", "log", "sigmoid")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    header = source("vec.h") + source("vec_math.h").replace('#include "vec.h"\n', "")
+    loops = "".join(
+        f"void all_{name}(float *y, const float *x, int64_t n) {{\n"
+        f"  for (int64_t i = 0; i < n; i += VL)\n"
+        f"    vf_store_n(y + i, vf_{name}(vf_load_n(x + i, n - i)), n - i);\n}}\n"
+        for name in NAMES
+    )
+    return ctypes.CDLL(str(compile_library(header + loops)))
+
+
+def apply(name: str, x: Array) -> Array:
+    x = np.ascontiguousarray(x, np.float32)
+    y = np.empty_like(x)
+    function: Callable[..., None] = getattr(library(), f"all_{name}")
+    function(ctypes.c_void_p(y.ctypes.data), ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(x.size))
+    return y
+
+
+def ulps(got: Array, exact: Array) -> float:
+    """The largest distance in units of the spacing of float32 numbers there."""
+    spacing = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    return float((np.abs(got.astype(np.float64) - exact) / spacing).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "low", "high"),
+    [
+        ("exp", np.exp, -87.33, 88.72),
+        ("exp2", np.exp2, -126.0, 127.99),
+        ("sigmoid", lambda x: 1.0 / (1.0 + np.exp(-x)), -80.0, 80.0),
+    ],
+)
+def test_error_in_units_of_the_last_place(
+    name: str, exact: Callable[[Array], Array], low: float, high: float
+) -> None:
+    x = np.linspace(low, high, 400_001).astype(np.float32)
+    limit = 3.0 if name == "sigmoid" else 2.0  # a sum and a division on top of the exponential
+    assert ulps(apply(name, x), exact(x.astype(np.float64))) <= limit
+
+
+def test_log_is_within_two_ulp() -> None:
+    x = np.exp(np.linspace(-87.0, 88.0, 400_001)).astype(np.float32)
+    exact = np.log(x.astype(np.float64))
+    far = np.abs(exact) > 1e-3  # next to 1 the result itself is next to 0: absolute error there
+    assert ulps(apply("log", x)[far], exact[far]) <= 2.0
+    assert np.abs(apply("log", x) - exact)[~far].max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "y"),
+    [
+        ("exp", [-np.inf, -1e30, -88.0, 0.0, 89.0, 1e30, np.inf], [0, 0, 0, 1, *[np.inf] * 3]),
+        ("exp2", [-np.inf, -1e30, -127.0, 0.0, 128.0, 200.0], [0, 0, 0, 1, np.inf, np.inf]),
+        ("log", [0.0, 1.0, np.inf], [-np.inf, 0.0, np.inf]),
+        ("sigmoid", [-np.inf, 0.0, np.inf], [0.0, 0.5, 1.0]),
+    ],
+)
+def test_edges_are_exact(name: str, x: list[float], y: list[float]) -> None:
+    assert apply(name, np.array(x)).tolist() == y
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_stays_nan(name: str) -> None:
+    x = np.array([1.0, np.nan, 0.5, *([-1.0] if name == "log" else [])])
+    wrong = np.isnan(apply(name, x))
+    assert wrong.tolist() == [False, True, False, *([True] if name == "log" else [])]
