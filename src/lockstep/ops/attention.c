@@ -1,9 +1,9 @@
 /* attention: causal attention with grouped key and value heads, forward, cached and backward.
  *
- * Lanes are queries: a block holds ATT_LANES queries of one head, transposed, so that the softmax never
- * works across lanes and every head width runs at full speed. Keys come in blocks that start at
- * multiples of ATT_KEYS of the position, so a query's result depends neither on the block of queries
- * that it is in nor on how many queries one call brings. */
+ * Lanes are queries: a block holds ATT_LANES queries of one head, transposed, so that the softmax
+ * never works across lanes and every head width runs at full speed. Keys come in blocks that start
+ * at multiples of ATT_KEYS of the position, so a query's result depends neither on the block of
+ * queries that it is in nor on how many queries one call brings. */
 #include "vec_math.h"
 
 #define ATT_WIDE 2                   /* vectors of queries in one block */
@@ -89,8 +89,8 @@ KERNEL void attention_grad_naive(float *dq_MN, float *dk_MO, float *dv_MO, const
     }
 }
 
-/* Rows that lie far apart fall into few sets of a cache: then n rows of E are copied together. Returns
- * where the rows are now, and their distance. */
+/* Rows that lie far apart fall into few sets of a cache: then n rows of E are copied together.
+ * Returns where the rows are now, and their distance. */
 INLINE const float *attention_rows_near(float *near, const float *x, int64_t *stride, int64_t n,
                                         int64_t E) {
   if (*stride < ATT_FAR) return x;
@@ -114,7 +114,8 @@ INLINE void attention_untranspose(float *x, const float *t, int64_t stride, int6
     for (int64_t e = 0; e < E; e++) x[i * stride + e] = t[e * ATT_LANES + i] * factor[i];
 }
 
-/* s[key][lane] = sum_e k[key][e] * q[e][lane] for ATT_STEP keys and the vectors of lanes from `w0` on. */
+/* s[key][lane] = sum_e k[key][e] * q[e][lane] for ATT_STEP keys, for vectors w0 and on
+ * of the lanes. */
 INLINE void attention_dots_step(float *s, const float *const *row, const float *q, int64_t E,
                                 const int w0) {
   for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
@@ -138,9 +139,9 @@ INLINE void attention_dots_step(float *s, const float *const *row, const float *
   }
 }
 
-/* The same for n keys. Rows of s up to a multiple of ATT_STEP are written; those from n on repeat the
- * last key. Vectors of lanes that see none of a step's keys are left out; `key` is the place of the
- * first key, counted from the block's first query. */
+/* The same for n keys. Rows of s up to a multiple of ATT_STEP are written; those from n on repeat
+ * the last key. Vectors of lanes that see none of a step's keys are left out; `key` is the place
+ * of the first key, counted from the block's first query. */
 INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, int64_t E,
                            int64_t n, int64_t key) {
   for (int64_t i = 0; i < n; i += ATT_STEP) {
@@ -157,7 +158,7 @@ INLINE int64_t attention_seen(int64_t n, int64_t key, int w) {
   return seen < n ? seen : n;
 }
 
-/* The lanes of vector w that may see a key: the key's place counted from the block's first query. */
+/* The lanes of vector w that may see a key, given its place after the block's first query. */
 INLINE vm attention_sees(int64_t key, int w) {
   vi lane;
   int32_t number[VL];
@@ -166,8 +167,8 @@ INLINE vm attention_sees(int64_t key, int w) {
   return vm_not(vi_lt(lane, vi_set((int32_t)key)));
 }
 
-/* sum[column][lane] += x[column] * p[lane] for the vectors of lanes from `w0` on; in vector w0, where
- * `partly`, only the lanes that see the key: the others skip it, whatever it holds. */
+/* sum[column][lane] += x[column] * p[lane] for the vectors of lanes from `w0` on; in vector w0,
+ * where `partly`, only the lanes that see the key: the others skip it, whatever it holds. */
 INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
                                    const int64_t *column, const float *p, int64_t key,
                                    const int width, const int w0, const int partly) {
@@ -183,8 +184,8 @@ INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
   }
 }
 
-/* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for `width`
- * columns; `key` as in attention_dots. */
+/* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for
+ * `width` columns; `key` as in attention_dots. */
 INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
                               const float *p, int64_t n, int64_t key, int64_t E, const int width) {
   vf sum[ATT_STEP][ATT_WIDE];
@@ -214,8 +215,8 @@ INLINE void attention_gather(float *out, const float *fade, const float *x, int6
   if (e < E) attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2);
 }
 
-/* Turns the dots of n keys into weights 2^(unit * (dot - top)) and updates the running top and sum of
- * each lane; fade is what older weights are worth now. `key` as in attention_dots. */
+/* Turns the dots of n keys into weights 2^(unit * (dot - top)) and updates the running top and sum
+ * of each lane; fade is what older weights are worth now. `key` as in attention_dots. */
 INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n, int64_t key,
                               vf unit) {
   UNROLL for (int w = 0; w < ATT_WIDE; w++) {
@@ -310,8 +311,9 @@ KERNEL void attention_cached_f32(float *o_MN, const float *q_MN, const float *kc
                   vcache_CO + key, n, *start + m, N, O, E);
 }
 
-/* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for `rows` keys and `wide`
- * vectors of columns. Key r is seen by queries from `from` + r on (from 0 on, if that is negative). */
+/* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for `rows` keys and
+ * `wide` vectors of columns. Key r is seen by queries from `from` + r on (from 0 on, if that is
+ * negative). */
 INLINE void attention_rows(float *out, int64_t O, const float *p, const float *x, int64_t N,
                            int64_t n, int64_t from, int64_t keys, float scale, vm valid,
                            const int rows, const int wide) {
@@ -341,7 +343,8 @@ INLINE void attention_rows(float *out, int64_t O, const float *p, const float *x
       }
 }
 
-/* Two vectors of columns at a time, then single ones with twice the keys: 2 * ATT_STEP sums either way. */
+/* Two vectors of columns at a time, then single ones with twice the keys: 2 * ATT_STEP sums either
+ * way. */
 INLINE void attention_scatter(float *out, int64_t O, const float *p, const float *x, int64_t N,
                               int64_t n, int64_t key, int64_t keys, int64_t E, float scale) {
   int64_t e = 0;
@@ -386,12 +389,14 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
                                  const float *k, const float *v, const float *o, const float *lse,
                                  int64_t H, int64_t n, int64_t first, int64_t N, int64_t O,
                                  int64_t E) {
-  ALIGNED float q_EL[ATT_HEAD * ATT_LANES], do_EL[ATT_HEAD * ATT_LANES], dq_EL[ATT_HEAD * ATT_LANES];
+  ALIGNED float q_EL[ATT_HEAD * ATT_LANES], do_EL[ATT_HEAD * ATT_LANES];
+  ALIGNED float dq_EL[ATT_HEAD * ATT_LANES];
   ALIGNED float p_KL[ATT_KEYS * ATT_LANES], ds_KL[ATT_KEYS * ATT_LANES];
   ALIGNED float near_k[ATT_KEYS * ATT_HEAD], near_v[ATT_KEYS * ATT_HEAD];
   ALIGNED float near_q[ATT_LANES * ATT_HEAD], near_do[ATT_LANES * ATT_HEAD];
   int64_t q_apart = N, do_apart = N;
-  ALIGNED float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f}, one[ATT_LANES], factor[ATT_LANES];
+  ALIGNED float delta[ATT_LANES] = {0.0f}, lse_L[ATT_LANES] = {0.0f};
+  ALIGNED float one[ATT_LANES], factor[ATT_LANES];
   float scale = 1.0f / sqrtf((float)E);
   vf unit = vf_set((float)(ATT_LOG2E / sqrt((double)E)));
   attention_transpose(q_EL, q, N, n, E);

@@ -1,4 +1,4 @@
-/* cache_write: cache[start + m] = x[m]; the cache is a state, so the other rows stay as they are. */
+/* cache_write: cache[start + m] = x[m]; the cache is a state, its other rows stay as they are. */
 #include "vec.h"
 
 KERNEL void cache_write_naive(float *cache_out_CO, const float *x_MO, const float *cache_CO,

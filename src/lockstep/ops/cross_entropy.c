@@ -1,5 +1,6 @@
-/* cross_entropy: loss[m] = log(sum_v e^logit) - logit[target], dlogits = scale * (softmax - onehot).
- * A row whose target is negative is ignored: loss 0, gradient 0. dlogits may be the memory of logits. */
+/* cross_entropy: loss[m] = log(sum_v e^logit) - logit[target],
+ * dlogits = scale * (softmax - onehot). A row whose target is negative is ignored: loss 0, gradient
+ * 0. dlogits may be the memory of logits. */
 #include "vec_math.h"
 
 KERNEL void cross_entropy_naive(float *loss_M, float *dlogits_MV, const float *logits_MV,
@@ -27,7 +28,7 @@ INLINE float cross_entropy_top(const float *x, int64_t V) {
   return vf_hmax(top);
 }
 
-/* Writes e^(x - top) and returns its sum; lanes sum runs of 64 vectors before they join the total. */
+/* Writes e^(x - top) and returns its sum; runs of 64 vectors are summed before they join the total. */
 INLINE double cross_entropy_exp(float *e, const float *x, float top, int64_t V) {
   vd low = vd_zero(), high = vd_zero();
   for (int64_t begin = 0; begin < V; begin += 64 * VL) {

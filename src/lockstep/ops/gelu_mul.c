@@ -1,5 +1,6 @@
 /* gelu_mul: h = gelu(gate) * up, gelu(x) = 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3).
- * The fast kernels use 0.5 (1 + tanh u) = sigmoid(2u): one exponential, and exact where tanh is near -1. */
+ * The fast kernels use 0.5 (1 + tanh u) = sigmoid(2u): one exponential, and exact where tanh is
+ * near -1. */
 #include "vec_math.h"
 
 #define GELU_ROOT 0.7978845608028654 /* sqrt(2/pi) */

@@ -42,8 +42,8 @@ KERNEL void sum_squares_f64(double *part_S, const float *x_P, int64_t P, int64_t
   }
 }
 
-/* clip_scale: norm = sqrt(sum part), coef = min(1, max_norm / (norm + 1e-6)), 1 where max_norm <= 0.
- * A NaN norm gives a NaN coefficient, as in torch.nn.utils.clip_grad_norm_. */
+/* clip_scale: norm = sqrt(sum part), coef = min(1, max_norm / (norm + 1e-6)), or 1 where
+ * max_norm <= 0. A NaN norm gives a NaN coefficient, as in torch.nn.utils.clip_grad_norm_. */
 INLINE float clip_coefficient(double norm, float max_norm) {
   double coef = max_norm / (norm + 1e-6);
   return max_norm <= 0.0f || coef > 1.0 ? 1.0f : (float)coef;

@@ -2,7 +2,8 @@
  * A head holds R pairs: (j, j+R) when halves are paired, (2j, 2j+1) when interleaved. */
 #include "vec.h"
 
-/* rope_table: cos and sin of position * frequency, frequency j = theta^(-j/R), stretched as in Llama 3. */
+/* rope_table: cos and sin of position * frequency, frequency j = theta^(-j/R), stretched as in
+ * Llama 3. */
 INLINE double rope_frequency(int64_t j, int64_t R, double theta, double factor, double low,
                              double high, double original) {
   const double turn = 6.283185307179586;

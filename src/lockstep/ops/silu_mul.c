@@ -20,7 +20,8 @@ KERNEL void silu_mul_f32(float *h_MF, const float *gate_MF, const float *up_MF, 
     vf_store_n(h_MF + i, silu_mul_lanes(vf_load_n(gate_MF + i, n), vf_load_n(up_MF + i, n)), n);
 }
 
-/* silu_mul_grad: dup = dh * silu(gate), dgate = dh * up * s * (1 + gate * (1 - s)), s = sigmoid(gate). */
+/* silu_mul_grad: dup = dh * silu(gate), dgate = dh * up * s * (1 + gate * (1 - s)) with
+ * s = sigmoid(gate). */
 KERNEL void silu_mul_grad_naive(float *dgate_MF, float *dup_MF, const float *dh_MF,
                                 const float *gate_MF, const float *up_MF, int64_t M, int64_t F) {
   for (int64_t i = 0; i < M * F; i++) {
