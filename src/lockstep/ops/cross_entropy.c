@@ -28,7 +28,7 @@ INLINE float cross_entropy_top(const float *x, int64_t V) {
   return vf_hmax(top);
 }
 
-/* Writes e^(x - top) and returns its sum; runs of 64 vectors are summed before they join the total. */
+/* Writes e^(x - top) and returns its sum; runs of 64 vectors join the total. */
 INLINE double cross_entropy_exp(float *e, const float *x, float top, int64_t V) {
   vd low = vd_zero(), high = vd_zero();
   for (int64_t begin = 0; begin < V; begin += 64 * VL) {
