@@ -14,7 +14,11 @@ typedef struct {
     int64_t (*tasks)(const Call *c);
 } Stage;
 
-enum { MAX_THREADS = 256, SPINS = 4000, SPINS_CROWDED = 40, STACK_BYTES = 16 << 20 };
+enum { MAX_THREADS = 256, MANY_SPINS = 4096, FEW_SPINS = 128, STACK_BYTES = 16 << 20 };
+
+/* How long this thread spins before it parks. A wait that outlasts it is one for a thread that lost its
+ * core to another program: then spinning takes a core from those who have work. */
+static _Thread_local int patience = MANY_SPINS;
 
 typedef struct {
     _Alignas(64) _Atomic int64_t next; /* alone on its cache line */
@@ -25,7 +29,6 @@ static struct {
     pthread_cond_t changed;
     atomic_int n_asleep;
     int n_wanted, n_running; /* threads, the caller among them */
-    int n_spins;
     int stopping, handles_fork;
     pthread_t threads[MAX_THREADS];
     uint32_t seen[MAX_THREADS]; /* the last job that a new thread must not run */
@@ -50,10 +53,14 @@ static inline void relax(void) {
 
 /* Waits until the word is no longer `old`. */
 static void wait_while(atomic_uint *word, uint32_t old) {
-    for (int i = 0; i < pool.n_spins; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != old) return;
+    for (int i = 0; i < patience; i++) {
+        if (atomic_load_explicit(word, memory_order_acquire) != old) {
+            if (patience < MANY_SPINS) patience += patience / 8;
+            return;
+        }
         relax();
     }
+    if (patience > FEW_SPINS) patience /= 2;
     pthread_mutex_lock(&pool.lock);
     atomic_fetch_add(&pool.n_asleep, 1); /* before the word is read again, or a wake-up could be missed */
     while (atomic_load(word) == old) pthread_cond_wait(&pool.changed, &pool.lock);
@@ -136,7 +143,6 @@ static void stop_threads(void) {
 static void start_threads(void) {
     pthread_attr_t attributes;
     if (!pool.handles_fork) pool.handles_fork = pthread_atfork(NULL, NULL, forget_threads) == 0;
-    pool.n_spins = pool.n_wanted > sysconf(_SC_NPROCESSORS_ONLN) ? SPINS_CROWDED : SPINS;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     int n_started = 1;
@@ -150,13 +156,20 @@ static void start_threads(void) {
     pool.n_wanted = n_started;
 }
 
-static void run(const Call *call, const Stage *stages, int n_stages) {
+static void run_alone(const Call *call, const Stage *stages, int n_stages) {
+    for (int stage = 0; stage < n_stages; stage++) {
+        const int64_t n_tasks = stages[stage].tasks(call);
+        for (int64_t task = 0; task < n_tasks; task++) stages[stage].run(call, task);
+    }
+}
+
+static void run_shared(const Call *call, const Stage *stages, int n_stages) {
     if (n_stages == 0) return;
     if (pool.n_running != pool.n_wanted) start_threads();
     pool.call = call;
     pool.stages = stages;
     pool.n_stages = n_stages;
     open_stage(0);
-    if (pool.n_running > 1) advance(&pool.job);
+    advance(&pool.job);
     run_stages(0);
 }

@@ -12,7 +12,11 @@ _OUTSIDE = """
 int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
     if (entry < 0 || entry >= N_ENTRIES) return 1;
     const Call call = {(char *const *)arenas, rows};
-    run(&call, entries[entry].stages, entries[entry].n_stages);
+    const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+    if (pool.n_wanted == 1 || is_one_tile)
+        run_alone(&call, entries[entry].stages, entries[entry].n_stages);
+    else
+        run_shared(&call, entries[entry].stages, entries[entry].n_stages);
     return 0;
 }
 
@@ -41,6 +45,7 @@ class StageWriter:
         self._numbers: dict[tuple[str, ...], int] = {}
         self._parts = ["\n/* Stages: everything between two barriers. */\n"]
         self._entries: dict[str, list[int]] = {}
+        self._rows_of_one_tile = 0  # where the count of rows is a symbol
 
     def add_entry(self, entry: str, stages: Sequence[ParallelStage]) -> None:
         """Adds an entry point that runs these stages one after another."""
@@ -74,6 +79,8 @@ class StageWriter:
     def _chain(self, chain: Chain) -> tuple[str, list[str]]:
         rows = "c->rows" if isinstance(chain.rows, str) else str(chain.rows)
         tile = chain.tile_rows
+        if isinstance(chain.rows, str):
+            self._rows_of_one_tile = tile
         count = f"({rows} + {tile - 1}) / {tile}"
         lines = [
             f"const int64_t begin = task * {tile}, stop = begin + {tile};",
@@ -87,7 +94,8 @@ class StageWriter:
         for entry, numbers in self._entries.items():
             stages = ", ".join(f"{{stage_{n}, stage_{n}_tasks}}" for n in numbers)
             lines.append(f"static const Stage {entry}_stages[] = {{{stages or '{NULL, NULL}'}}};")
-        lines.append(f"enum {{ N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)} }};")
+        counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"
+        lines.append(f"enum {{ {counts}, ROWS_OF_ONE_TILE = {self._rows_of_one_tile} }};")
         lines.append("static const struct {\n    const Stage *stages;\n    int n_stages;")
         lines.append("} entries[] = {")
         lines += [f"    {{{e}_stages, {len(n)}}}," for e, n in self._entries.items()]

@@ -707,7 +707,7 @@ static int64_t stage_8_tasks(const Call *c) {
 static const Stage init_stages[] = {{stage_0, stage_0_tasks}, {stage_1, stage_1_tasks}};
 static const Stage forward_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage_3_tasks}, {stage_4, stage_4_tasks}, {stage_5, stage_5_tasks}, {stage_6, stage_6_tasks}, {stage_7, stage_7_tasks}, {stage_8, stage_8_tasks}};
 static const Stage repack_stages[] = {{stage_1, stage_1_tasks}};
-enum { N_ENTRIES = 3, N_NODES = 54 };
+enum { N_ENTRIES = 3, N_NODES = 54, ROWS_OF_ONE_TILE = 8 };
 static const struct {
     const Stage *stages;
     int n_stages;
@@ -780,7 +780,11 @@ static const struct {
 int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
     if (entry < 0 || entry >= N_ENTRIES) return 1;
     const Call call = {(char *const *)arenas, rows};
-    run(&call, entries[entry].stages, entries[entry].n_stages);
+    const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+    if (pool.n_wanted == 1 || is_one_tile)
+        run_alone(&call, entries[entry].stages, entries[entry].n_stages);
+    else
+        run_shared(&call, entries[entry].stages, entries[entry].n_stages);
     return 0;
 }
 

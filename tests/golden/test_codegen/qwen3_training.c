@@ -2124,7 +2124,7 @@ static const Stage forward_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage
 static const Stage repack_stages[] = {{stage_1, stage_1_tasks}};
 static const Stage step_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage_3_tasks}, {stage_4, stage_4_tasks}, {stage_5, stage_5_tasks}, {stage_8, stage_8_tasks}, {stage_9, stage_9_tasks}, {stage_10, stage_10_tasks}, {stage_11, stage_11_tasks}, {stage_12, stage_12_tasks}, {stage_13, stage_13_tasks}};
 static const Stage update_stages[] = {{stage_14, stage_14_tasks}, {stage_15, stage_15_tasks}, {stage_16, stage_16_tasks}, {stage_1, stage_1_tasks}};
-enum { N_ENTRIES = 5, N_NODES = 149 };
+enum { N_ENTRIES = 5, N_NODES = 149, ROWS_OF_ONE_TILE = 0 };
 static const struct {
     const Stage *stages;
     int n_stages;
@@ -2294,7 +2294,11 @@ static const struct {
 int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
     if (entry < 0 || entry >= N_ENTRIES) return 1;
     const Call call = {(char *const *)arenas, rows};
-    run(&call, entries[entry].stages, entries[entry].n_stages);
+    const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+    if (pool.n_wanted == 1 || is_one_tile)
+        run_alone(&call, entries[entry].stages, entries[entry].n_stages);
+    else
+        run_shared(&call, entries[entry].stages, entries[entry].n_stages);
     return 0;
 }
 
