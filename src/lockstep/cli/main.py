@@ -29,6 +29,8 @@ VERBS = {
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Generate text from a trained run.",
+    "parity": "Compare trainings with PyTorch, and with themselves.",
+    "go": "Say whether the runbook may proceed on a run, with the evidence.",
     "report": "Write the page that shows a run.",
     "doctor": "Say what works here, what does not, and the command that mends it.",
 }

@@ -63,9 +63,16 @@ class CanaryResult:
 
 
 def run_canaries(
-    run: RunDir, source: Path, progress: Callable[[str], None] = lambda text: None
+    run: RunDir,
+    source: Path,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    model: ModelRequest = MODEL,
+    settings: Mapping[str, Any] = SETTINGS,
 ) -> tuple[CanaryResult, ...]:
     """Trains both canaries of a run on the first two rows of `source`.
+
+    Another model, and settings other than the runbook's, are for tests.
 
     Raises: InputError if it has fewer than two rows; EnvironmentLacks without PyTorch.
     """
@@ -80,19 +87,21 @@ def run_canaries(
         progress(f"canary on row {row}")
         make_directory(run.canary_data(row).parent)
         atomic_write_text(run.canary_data(row), rows[row - 1] + "\n")
-        results.append(run_canary(run, row))
+        results.append(run_canary(run, row, model, settings))
     return tuple(results)
 
 
-def run_canary(run: RunDir, row: int) -> CanaryResult:
+def run_canary(
+    run: RunDir, row: int, model: ModelRequest, settings: Mapping[str, Any]
+) -> CanaryResult:
     """Trains on one row, ours and then PyTorch, and writes both sides and the verdict.
 
     Raises: what training raises; EnvironmentLacks without PyTorch.
     """
     canary = run.canary(row)
-    create_run(canary, MODEL, init="xavier_uniform", seed=42, adamw=ADAMW, force=True)
+    create_run(canary, model, init="xavier_uniform", seed=42, adamw=ADAMW, force=True)
     training = TrainRequest(
-        settings={**SETTINGS, "threads": len(os.sched_getaffinity(0))},
+        settings={**SETTINGS, **settings, "threads": len(os.sched_getaffinity(0))},
         data=run.canary_data(row),
         force=True,
     )
@@ -186,10 +195,11 @@ def beside_torch(
         "final_param_max_abs_diff": _finite(parameters.maximum),
         "final_param_mean_abs_diff": _finite(parameters.mean),
     }
-    known = {key for key, value in measured.items() if value is not None}
-    known |= {"loss_curve.loss_pt", "loss_curve.torch_grad_norm", "loss_curve.torch_step_ms"}
     why = loss.problem or parameters.problem
-    reasons = {k: why or v for k, v in trained.not_measured.items() if k not in known}
+    filled = {*measured, "loss_curve.loss_pt", "loss_curve.torch_grad_norm",
+              "loss_curve.torch_step_ms"}  # fmt: skip
+    reasons = {key: text for key, text in trained.not_measured.items() if key not in filled}
+    reasons |= {key: why for key, value in measured.items() if value is None}
     return replace(
         trained,
         **measured,
