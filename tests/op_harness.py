@@ -15,7 +15,7 @@ from lockstep.ir import Kernel, Op, Type
 from lockstep.ir.op import Array, Attr, axes, is_optional
 from lockstep.native import compile_library
 from lockstep.ops import OPS
-from lockstep.ops.registry import source
+from lockstep.ops.registry import HEADERS, source
 
 GUARD_BYTES = 128
 GUARD = 0xA5
@@ -113,7 +113,7 @@ def wrapper(op: Op, symbol: str, tiling: str) -> str:
 def library_source(ops: Iterable[Op]) -> str:
     """One C text with all kernels of these ops and their wrappers."""
     ops = list(ops)
-    texts = [source("vec.h"), source("vec_math.h"), *dict.fromkeys(op.source for op in ops)]
+    texts = [*map(source, HEADERS), *dict.fromkeys(op.source for op in ops)]
     texts = [re.sub(r'#include "[^"]*"\n', "", text) for text in texts]
     for op in ops:
         texts.append(wrapper(op, op.naive, "naive"))

@@ -18,5 +18,6 @@ def source(name: str) -> str:
     return text
 
 
-# What every kernel's text builds on, as one text without includes of its own files.
-VECTOR_HEADER = re.sub(r'#include "[^"]*"\n', "", source("vec.h") + source("vec_math.h"))
+# What kernels build on, as one text without includes of its own files.
+HEADERS = ("vec.h", "vec_math.h", "mat.h")
+VECTOR_HEADER = re.sub(r'#include "[^"]*"\n', "", "".join(map(source, HEADERS)))
