@@ -212,8 +212,8 @@ def test_fault_in_the_text_reaches_its_node_and_what_follows() -> None:
 
 def overrunning(source: str) -> str:
     """The text of `sum_graph` with a write just behind its sum."""
-    assert "    k_add_1(v_sum" in source
-    return source.replace("    k_add_1(v_sum", "    v_sum[3 * 4] = 1;\n    k_add_1(v_sum")
+    assert "  k_add_1(v_sum" in source
+    return source.replace("  k_add_1(v_sum", "  v_sum[3 * 4] = 1;\n  k_add_1(v_sum")
 
 
 def sum_graph() -> Graph:

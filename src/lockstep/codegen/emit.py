@@ -147,7 +147,9 @@ class _Writer:
 
     def write_nodes(self) -> None:
         """One function per node, on rows or tiles from `begin` to `end`."""
-        self.put("\n/* Nodes. Each is called from several stages; copies would only take time. */\n")
+        self.put(
+            "\n/* Nodes. Each is called from several stages; copies would only take time. */\n"
+        )
         self.put("#define NODE static __attribute__((noinline))\n")
         for node in self.graph.nodes:
             self.put(f"/* {node.id}{_covers(node)} */\n")
@@ -160,7 +162,7 @@ class _Writer:
         name = self._nodes[node.id]
         return (
             f"NODE void {name}(const Call *c, int64_t begin, int64_t end) {{\n"
-            f"    {instance.name}({given});\n}}\n"
+            f"  {instance.name}({given});\n}}\n"
         )
 
     def write_entries(self) -> dict[str, int]:

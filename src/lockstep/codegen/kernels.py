@@ -41,19 +41,19 @@ class Instance:
         symbol = self.kernel.symbol
         lines = [f"/* {self.op}: {sizes}{attrs} */", f"INSTANCE void {self.name}({parameters}) {{"]
         if not any(isinstance(dim, str) for _, dim in self.sizes):
-            lines.append("    (void)rows;")
+            lines.append("  (void)rows;")
         if self.is_rows:
-            lines.append(f"    {symbol}({', '.join([*given, *constants, 'begin', 'end'])});")
+            lines.append(f"  {symbol}({', '.join([*given, *constants, 'begin', 'end'])});")
         else:
             call = f"{symbol}({', '.join([*given, *constants, 'tile'])})"
-            lines.append("    for (int64_t tile = begin; tile < end; tile++)")
-            lines.append(f"        {call};")
+            lines.append("  for (int64_t tile = begin; tile < end; tile++)")
+            lines.append(f"    {call};")
         count = self._rows() if self.is_rows else f"{symbol}_tiles({', '.join(constants)})"
         lines += [
             "}",
             f"static int64_t {self.name}_count(int64_t rows) {{",
-            "    (void)rows;",
-            f"    return {count};",
+            "  (void)rows;",
+            f"  return {count};",
             "}",
         ]
         return "\n".join(lines) + "\n"

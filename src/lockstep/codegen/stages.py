@@ -10,29 +10,29 @@ from lockstep.ir import Chain, ParallelStage
 _OUTSIDE = """
 /* Runs an entry point; returns 1 if there is none with this number. */
 int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
-    if (entry < 0 || entry >= N_ENTRIES) return 1;
-    const Call call = {(char *const *)arenas, rows};
-    const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
-    if (pool.n_wanted == 1 || is_one_tile)
-        run_alone(&call, entries[entry].stages, entries[entry].n_stages);
-    else
-        run_shared(&call, entries[entry].stages, entries[entry].n_stages);
-    return 0;
+  if (entry < 0 || entry >= N_ENTRIES) return 1;
+  const Call call = {(char *const *)arenas, rows};
+  const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+  if (pool.n_wanted == 1 || is_one_tile)
+    run_alone(&call, entries[entry].stages, entries[entry].n_stages);
+  else
+    run_shared(&call, entries[entry].stages, entries[entry].n_stages);
+  return 0;
 }
 
 /* Runs one node alone, on the thread of the caller. */
 int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
-    if (node < 0 || node >= N_NODES) return 1;
-    const Call call = {(char *const *)arenas, rows};
-    nodes[node].run(&call, 0, nodes[node].count(rows));
-    return 0;
+  if (node < 0 || node >= N_NODES) return 1;
+  const Call call = {(char *const *)arenas, rows};
+  nodes[node].run(&call, 0, nodes[node].count(rows));
+  return 0;
 }
 
 /* Says how many threads the calls that follow use. */
 void lockstep_set_threads(int32_t n_threads) {
-    if (n_threads < 1 || n_threads > MAX_THREADS || n_threads == pool.n_wanted) return;
-    if (pool.n_running > 1) stop_threads();
-    pool.n_wanted = n_threads;
+  if (n_threads < 1 || n_threads > MAX_THREADS || n_threads == pool.n_wanted) return;
+  if (pool.n_running > 1) stop_threads();
+  pool.n_wanted = n_threads;
 }
 """
 
@@ -69,11 +69,11 @@ class StageWriter:
             parts.append((count, [f"{self._names[node.id]}(c, task, task + 1);"]))
         counts = [count for count, _ in parts]
         body = [line for count, lines in parts[:-1] for line in _guarded(count, lines)]
-        lines = "\n".join(f"    {line}" for line in [*body, *parts[-1][1]])
+        lines = "\n".join(f"  {line}" for line in [*body, *parts[-1][1]])
         return (
             f"static void stage_{number}(const Call *c, int64_t task) {{\n{lines}\n}}\n"
-            f"static int64_t stage_{number}_tasks(const Call *c) {{\n    (void)c;\n"
-            f"    return {' + '.join(counts)};\n}}\n"
+            f"static int64_t stage_{number}_tasks(const Call *c) {{\n  (void)c;\n"
+            f"  return {' + '.join(counts)};\n}}\n"
         )
 
     def _chain(self, chain: Chain) -> tuple[str, list[str]]:
@@ -96,13 +96,13 @@ class StageWriter:
             lines.append(f"static const Stage {entry}_stages[] = {{{stages or '{NULL, NULL}'}}};")
         counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"
         lines.append(f"enum {{ {counts}, ROWS_OF_ONE_TILE = {self._rows_of_one_tile} }};")
-        lines.append("static const struct {\n    const Stage *stages;\n    int n_stages;")
+        lines.append("static const struct {\n  const Stage *stages;\n  int n_stages;")
         lines.append("} entries[] = {")
-        lines += [f"    {{{e}_stages, {len(n)}}}," for e, n in self._entries.items()]
-        lines += ["};", "static const struct {", "    void (*run)(const Call *, int64_t, int64_t);"]
-        lines += ["    int64_t (*count)(int64_t);", "} nodes[] = {"]
+        lines += [f"  {{{e}_stages, {len(n)}}}," for e, n in self._entries.items()]
+        lines += ["};", "static const struct {", "  void (*run)(const Call *, int64_t, int64_t);"]
+        lines += ["  int64_t (*count)(int64_t);", "} nodes[] = {"]
         for id, name in self._names.items():
-            lines.append(f"    {{{name}, {self._instances[id].name}_count}},")
+            lines.append(f"  {{{name}, {self._instances[id].name}_count}},")
         return "\n".join([*lines, "};\n"])
 
 
@@ -110,8 +110,8 @@ def _guarded(count: str, lines: list[str]) -> list[str]:
     """The lines for the first `count` tasks; the tasks behind them are numbered from 0 again."""
     return [
         f"if (task < {count}) {{",
-        *(f"    {line}" for line in lines),
-        "    return;",
+        *(f"  {line}" for line in lines),
+        "  return;",
         "}",
         f"task -= {count};",
     ]

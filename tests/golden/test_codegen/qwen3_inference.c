@@ -110,597 +110,597 @@ enum { PARAMS, GRADS, M, V, IO, CACHE, WORK };
 #define INSTANCE static __attribute__((noinline))
 /* rope_table: C=32, R=6, theta=10000.0, context=32, head_dim=12, factor=1.0, low=1.0, high=4.0, original=1 */
 INSTANCE void k_rope_table_1(float *o0, float *o1, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        rope_table_f32(o0, o1, 32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    rope_table_f32(o0, o1, 32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1, tile);
 }
 static int64_t k_rope_table_1_count(int64_t rows) {
-    (void)rows;
-    return rope_table_f32_tiles(32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1);
+  (void)rows;
+  return rope_table_f32_tiles(32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1);
 }
 /* pack_linear: N=72, K=48, J=3, Q=32 */
 INSTANCE void k_pack_linear_1(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 72, 48, 3, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 72, 48, 3, 32, tile);
 }
 static int64_t k_pack_linear_1_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(72, 48, 3, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(72, 48, 3, 32);
 }
 /* pack_linear: N=24, K=48, J=1, Q=32 */
 INSTANCE void k_pack_linear_2(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 24, 48, 1, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 24, 48, 1, 32, tile);
 }
 static int64_t k_pack_linear_2_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(24, 48, 1, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(24, 48, 1, 32);
 }
 /* pack_linear: N=48, K=72, J=2, Q=32 */
 INSTANCE void k_pack_linear_3(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 48, 72, 2, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 48, 72, 2, 32, tile);
 }
 static int64_t k_pack_linear_3_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(48, 72, 2, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(48, 72, 2, 32);
 }
 /* pack_linear: N=80, K=48, J=3, Q=32 */
 INSTANCE void k_pack_linear_4(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 80, 48, 3, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 80, 48, 3, 32, tile);
 }
 static int64_t k_pack_linear_4_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(80, 48, 3, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(80, 48, 3, 32);
 }
 /* pack_linear: N=48, K=80, J=2, Q=32 */
 INSTANCE void k_pack_linear_5(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 48, 80, 2, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 48, 80, 2, 32, tile);
 }
 static int64_t k_pack_linear_5_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(48, 80, 2, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(48, 80, 2, 32);
 }
 /* pack_linear: N=101, K=48, J=4, Q=32 */
 INSTANCE void k_pack_linear_6(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    for (int64_t tile = begin; tile < end; tile++)
-        pack_linear_f32(o0, i0, 101, 48, 4, 32, tile);
+  (void)rows;
+  for (int64_t tile = begin; tile < end; tile++)
+    pack_linear_f32(o0, i0, 101, 48, 4, 32, tile);
 }
 static int64_t k_pack_linear_6_count(int64_t rows) {
-    (void)rows;
-    return pack_linear_f32_tiles(101, 48, 4, 32);
+  (void)rows;
+  return pack_linear_f32_tiles(101, 48, 4, 32);
 }
 /* embedding: M=rows, V=101, D=48 */
 INSTANCE void k_embedding_1(float *o0, const int32_t *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    embedding_f32(o0, i0, i1, rows, 101, 48, begin, end);
+  embedding_f32(o0, i0, i1, rows, 101, 48, begin, end);
 }
 static int64_t k_embedding_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* rmsnorm: M=rows, N=48, D=48, H=1, eps=1e-06 */
 INSTANCE void k_rmsnorm_1(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    rmsnorm_f32(o0, o1, i0, i1, rows, 48, 48, 1, 1e-06, begin, end);
+  rmsnorm_f32(o0, o1, i0, i1, rows, 48, 48, 1, 1e-06, begin, end);
 }
 static int64_t k_rmsnorm_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* linear_packed: M=rows, K=48, J=3, Q=32, N=72, n=72 */
 INSTANCE void k_linear_packed_1(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 3, 32, 72, 72, begin, end);
+  linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 3, 32, 72, 72, begin, end);
 }
 static int64_t k_linear_packed_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* rmsnorm: M=rows, N=72, D=12, H=6, eps=1e-06 */
 INSTANCE void k_rmsnorm_2(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    rmsnorm_f32(o0, o1, i0, i1, rows, 72, 12, 6, 1e-06, begin, end);
+  rmsnorm_f32(o0, o1, i0, i1, rows, 72, 12, 6, 1e-06, begin, end);
 }
 static int64_t k_rmsnorm_2_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* linear_packed: M=rows, K=48, J=1, Q=32, N=24, n=24 */
 INSTANCE void k_linear_packed_2(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 1, 32, 24, 24, begin, end);
+  linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 1, 32, 24, 24, begin, end);
 }
 static int64_t k_linear_packed_2_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* rmsnorm: M=rows, N=24, D=12, H=2, eps=1e-06 */
 INSTANCE void k_rmsnorm_3(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    rmsnorm_f32(o0, o1, i0, i1, rows, 24, 12, 2, 1e-06, begin, end);
+  rmsnorm_f32(o0, o1, i0, i1, rows, 24, 12, 2, 1e-06, begin, end);
 }
 static int64_t k_rmsnorm_3_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* rope: M=rows, N=72, C=32, R=6, interleaved=False, inverse=False */
 INSTANCE void k_rope_1(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-    rope_f32(o0, i0, i1, i2, i3, rows, 72, 32, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, rows, 72, 32, 6, 0, 0, begin, end);
 }
 static int64_t k_rope_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* rope: M=rows, N=24, C=32, R=6, interleaved=False, inverse=False */
 INSTANCE void k_rope_2(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-    rope_f32(o0, i0, i1, i2, i3, rows, 24, 32, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, rows, 24, 32, 6, 0, 0, begin, end);
 }
 static int64_t k_rope_2_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* cache_write: M=rows, O=24, C=32 */
 INSTANCE void k_cache_write_1(float *o0, const float *i0, const float *i1, const int32_t *i2, int64_t rows, int64_t begin, int64_t end) {
-    cache_write_f32(o0, i0, i1, i2, rows, 24, 32, begin, end);
+  cache_write_f32(o0, i0, i1, i2, rows, 24, 32, begin, end);
 }
 static int64_t k_cache_write_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* attention_cached: M=rows, N=72, C=32, O=24, heads=6, kv_heads=2 */
 INSTANCE void k_attention_cached_1(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++)
-        attention_cached_f32(o0, i0, i1, i2, i3, rows, 72, 32, 24, 6, 2, tile);
+  for (int64_t tile = begin; tile < end; tile++)
+    attention_cached_f32(o0, i0, i1, i2, i3, rows, 72, 32, 24, 6, 2, tile);
 }
 static int64_t k_attention_cached_1_count(int64_t rows) {
-    (void)rows;
-    return attention_cached_f32_tiles(rows, 72, 32, 24, 6, 2);
+  (void)rows;
+  return attention_cached_f32_tiles(rows, 72, 32, 24, 6, 2);
 }
 /* linear_packed: M=rows, K=72, J=2, Q=32, N=48, n=48 */
 INSTANCE void k_linear_packed_3(float *o0, const float *i0, const float *i1, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-    linear_packed_f32(o0, i0, i1, NULL, i3, rows, 72, 2, 32, 48, 48, begin, end);
+  linear_packed_f32(o0, i0, i1, NULL, i3, rows, 72, 2, 32, 48, 48, begin, end);
 }
 static int64_t k_linear_packed_3_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* linear_packed: M=rows, K=48, J=3, Q=32, N=80, n=80 */
 INSTANCE void k_linear_packed_4(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 3, 32, 80, 80, begin, end);
+  linear_packed_f32(o0, i0, i1, NULL, NULL, rows, 48, 3, 32, 80, 80, begin, end);
 }
 static int64_t k_linear_packed_4_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* silu_mul: M=rows, F=80 */
 INSTANCE void k_silu_mul_1(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    silu_mul_f32(o0, i0, i1, rows, 80, begin, end);
+  silu_mul_f32(o0, i0, i1, rows, 80, begin, end);
 }
 static int64_t k_silu_mul_1_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* linear_packed: M=rows, K=80, J=2, Q=32, N=48, n=48 */
 INSTANCE void k_linear_packed_5(float *o0, const float *i0, const float *i1, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-    linear_packed_f32(o0, i0, i1, NULL, i3, rows, 80, 2, 32, 48, 48, begin, end);
+  linear_packed_f32(o0, i0, i1, NULL, i3, rows, 80, 2, 32, 48, 48, begin, end);
 }
 static int64_t k_linear_packed_5_count(int64_t rows) {
-    (void)rows;
-    return rows;
+  (void)rows;
+  return rows;
 }
 /* take_row: M=rows, D=48, B=1 */
 INSTANCE void k_take_row_1(float *o0, const float *i0, const int32_t *i1, int64_t rows, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++)
-        take_row_f32(o0, i0, i1, rows, 48, 1, tile);
+  for (int64_t tile = begin; tile < end; tile++)
+    take_row_f32(o0, i0, i1, rows, 48, 1, tile);
 }
 static int64_t k_take_row_1_count(int64_t rows) {
-    (void)rows;
-    return take_row_f32_tiles(rows, 48, 1);
+  (void)rows;
+  return take_row_f32_tiles(rows, 48, 1);
 }
 /* linear_packed: M=1, K=48, J=4, Q=32, N=101, n=101 */
 INSTANCE void k_linear_packed_6(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-    (void)rows;
-    linear_packed_f32(o0, i0, i1, NULL, NULL, 1, 48, 4, 32, 101, 101, begin, end);
+  (void)rows;
+  linear_packed_f32(o0, i0, i1, NULL, NULL, 1, 48, 4, 32, 101, 101, begin, end);
 }
 static int64_t k_linear_packed_6_count(int64_t rows) {
-    (void)rows;
-    return 1;
+  (void)rows;
+  return 1;
 }
 
 /* Nodes. Each is called from several stages; copies would only take time. */
 #define NODE static __attribute__((noinline))
 /* rope */
 NODE void n_rope(const Call *c, int64_t begin, int64_t end) {
-    k_rope_table_1(v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_table_1(v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.q.weight@pack */
 NODE void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k.weight@pack */
 NODE void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v.weight@pack */
 NODE void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c->rows, begin, end);
 }
 /* layers.0.attn.o.weight@pack */
 NODE void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack */
 NODE void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.up.weight@pack */
 NODE void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.down.weight@pack */
 NODE void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q.weight@pack */
 NODE void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k.weight@pack */
 NODE void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v.weight@pack */
 NODE void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c->rows, begin, end);
 }
 /* layers.1.attn.o.weight@pack */
 NODE void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack */
 NODE void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.up.weight@pack */
 NODE void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.down.weight@pack */
 NODE void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c->rows, begin, end);
 }
 /* embed.weight@pack */
 NODE void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-    k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c->rows, begin, end);
+  k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c->rows, begin, end);
 }
 /* embed */
 NODE void n_embed(const Call *c, int64_t begin, int64_t end) {
-    k_embedding_1(v_embed, v_tokens, v_embed_weight, c->rows, begin, end);
+  k_embedding_1(v_embed, v_tokens, v_embed_weight, c->rows, begin, end);
 }
 /* layers.0.norm1 */
 NODE void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c->rows, begin, end);
 }
 /* layers.0.attn.q */
 NODE void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_norm */
 NODE void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c->rows, begin, end);
+  k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.k */
 NODE void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.k_norm */
 NODE void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c->rows, begin, end);
+  k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.0.attn.v */
 NODE void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.attn.q_rope */
 NODE void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
-    k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.k_rope */
 NODE void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
-    k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.0.attn.k_write */
 NODE void n_layers_0_attn_k_write(const Call *c, int64_t begin, int64_t end) {
-    k_cache_write_1(v_layers_0_attn_k_write, v_layers_0_attn_k_rope, v_layers_0_attn_k_cache, v_start, c->rows, begin, end);
+  k_cache_write_1(v_layers_0_attn_k_write, v_layers_0_attn_k_rope, v_layers_0_attn_k_cache, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.v_write */
 NODE void n_layers_0_attn_v_write(const Call *c, int64_t begin, int64_t end) {
-    k_cache_write_1(v_layers_0_attn_v_write, v_layers_0_attn_v, v_layers_0_attn_v_cache, v_start, c->rows, begin, end);
+  k_cache_write_1(v_layers_0_attn_v_write, v_layers_0_attn_v, v_layers_0_attn_v_cache, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.core */
 NODE void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
-    k_attention_cached_1(v_layers_0_attn_core, v_layers_0_attn_q_rope, v_layers_0_attn_k_write, v_layers_0_attn_v_write, v_start, c->rows, begin, end);
+  k_attention_cached_1(v_layers_0_attn_core, v_layers_0_attn_q_rope, v_layers_0_attn_k_write, v_layers_0_attn_v_write, v_start, c->rows, begin, end);
 }
 /* layers.0.attn.add covers layers.0.attn.o */
 NODE void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c->rows, begin, end);
+  k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c->rows, begin, end);
 }
 /* layers.0.norm2 */
 NODE void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c->rows, begin, end);
 }
 /* layers.0.ffn.gate */
 NODE void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.up */
 NODE void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.0.ffn.act */
 NODE void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
-    k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
+  k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
 }
 /* layers.0.ffn.add covers layers.0.ffn.down */
 NODE void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c->rows, begin, end);
+  k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c->rows, begin, end);
 }
 /* layers.1.norm1 */
 NODE void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c->rows, begin, end);
 }
 /* layers.1.attn.q */
 NODE void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_norm */
 NODE void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c->rows, begin, end);
+  k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.k */
 NODE void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.k_norm */
 NODE void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c->rows, begin, end);
+  k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c->rows, begin, end);
 }
 /* layers.1.attn.v */
 NODE void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.attn.q_rope */
 NODE void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
-    k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.k_rope */
 NODE void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
-    k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
 }
 /* layers.1.attn.k_write */
 NODE void n_layers_1_attn_k_write(const Call *c, int64_t begin, int64_t end) {
-    k_cache_write_1(v_layers_1_attn_k_write, v_layers_1_attn_k_rope, v_layers_1_attn_k_cache, v_start, c->rows, begin, end);
+  k_cache_write_1(v_layers_1_attn_k_write, v_layers_1_attn_k_rope, v_layers_1_attn_k_cache, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.v_write */
 NODE void n_layers_1_attn_v_write(const Call *c, int64_t begin, int64_t end) {
-    k_cache_write_1(v_layers_1_attn_v_write, v_layers_1_attn_v, v_layers_1_attn_v_cache, v_start, c->rows, begin, end);
+  k_cache_write_1(v_layers_1_attn_v_write, v_layers_1_attn_v, v_layers_1_attn_v_cache, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.core */
 NODE void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
-    k_attention_cached_1(v_layers_1_attn_core, v_layers_1_attn_q_rope, v_layers_1_attn_k_write, v_layers_1_attn_v_write, v_start, c->rows, begin, end);
+  k_attention_cached_1(v_layers_1_attn_core, v_layers_1_attn_q_rope, v_layers_1_attn_k_write, v_layers_1_attn_v_write, v_start, c->rows, begin, end);
 }
 /* layers.1.attn.add covers layers.1.attn.o */
 NODE void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c->rows, begin, end);
+  k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c->rows, begin, end);
 }
 /* layers.1.norm2 */
 NODE void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c->rows, begin, end);
 }
 /* layers.1.ffn.gate */
 NODE void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.up */
 NODE void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c->rows, begin, end);
 }
 /* layers.1.ffn.act */
 NODE void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
-    k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
+  k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
 }
 /* layers.1.ffn.add covers layers.1.ffn.down */
 NODE void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c->rows, begin, end);
+  k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c->rows, begin, end);
 }
 /* norm */
 NODE void n_norm(const Call *c, int64_t begin, int64_t end) {
-    k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c->rows, begin, end);
 }
 /* last_row */
 NODE void n_last_row(const Call *c, int64_t begin, int64_t end) {
-    k_take_row_1(v_last_row, v_norm, v_last, c->rows, begin, end);
+  k_take_row_1(v_last_row, v_norm, v_last, c->rows, begin, end);
 }
 /* head */
 NODE void n_head(const Call *c, int64_t begin, int64_t end) {
-    k_linear_packed_6(v_head, v_last_row, v_embed_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_6(v_head, v_last_row, v_embed_weight_at_pack, c->rows, begin, end);
 }
 
 /* Stages: everything between two barriers. */
 static void stage_0(const Call *c, int64_t task) {
-    n_rope(c, task, task + 1);
+  n_rope(c, task, task + 1);
 }
 static int64_t stage_0_tasks(const Call *c) {
-    (void)c;
-    return k_rope_table_1_count(c->rows);
+  (void)c;
+  return k_rope_table_1_count(c->rows);
 }
 static void stage_1(const Call *c, int64_t task) {
-    if (task < k_pack_linear_1_count(c->rows)) {
-        n_layers_0_attn_q_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_1_count(c->rows);
-    if (task < k_pack_linear_2_count(c->rows)) {
-        n_layers_0_attn_k_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_2_count(c->rows);
-    if (task < k_pack_linear_2_count(c->rows)) {
-        n_layers_0_attn_v_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_2_count(c->rows);
-    if (task < k_pack_linear_3_count(c->rows)) {
-        n_layers_0_attn_o_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_3_count(c->rows);
-    if (task < k_pack_linear_4_count(c->rows)) {
-        n_layers_0_ffn_gate_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_4_count(c->rows);
-    if (task < k_pack_linear_4_count(c->rows)) {
-        n_layers_0_ffn_up_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_4_count(c->rows);
-    if (task < k_pack_linear_5_count(c->rows)) {
-        n_layers_0_ffn_down_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_5_count(c->rows);
-    if (task < k_pack_linear_1_count(c->rows)) {
-        n_layers_1_attn_q_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_1_count(c->rows);
-    if (task < k_pack_linear_2_count(c->rows)) {
-        n_layers_1_attn_k_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_2_count(c->rows);
-    if (task < k_pack_linear_2_count(c->rows)) {
-        n_layers_1_attn_v_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_2_count(c->rows);
-    if (task < k_pack_linear_3_count(c->rows)) {
-        n_layers_1_attn_o_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_3_count(c->rows);
-    if (task < k_pack_linear_4_count(c->rows)) {
-        n_layers_1_ffn_gate_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_4_count(c->rows);
-    if (task < k_pack_linear_4_count(c->rows)) {
-        n_layers_1_ffn_up_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_4_count(c->rows);
-    if (task < k_pack_linear_5_count(c->rows)) {
-        n_layers_1_ffn_down_weight_at_pack(c, task, task + 1);
-        return;
-    }
-    task -= k_pack_linear_5_count(c->rows);
-    n_embed_weight_at_pack(c, task, task + 1);
+  if (task < k_pack_linear_1_count(c->rows)) {
+    n_layers_0_attn_q_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_1_count(c->rows);
+  if (task < k_pack_linear_2_count(c->rows)) {
+    n_layers_0_attn_k_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_2_count(c->rows);
+  if (task < k_pack_linear_2_count(c->rows)) {
+    n_layers_0_attn_v_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_2_count(c->rows);
+  if (task < k_pack_linear_3_count(c->rows)) {
+    n_layers_0_attn_o_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_3_count(c->rows);
+  if (task < k_pack_linear_4_count(c->rows)) {
+    n_layers_0_ffn_gate_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_4_count(c->rows);
+  if (task < k_pack_linear_4_count(c->rows)) {
+    n_layers_0_ffn_up_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_4_count(c->rows);
+  if (task < k_pack_linear_5_count(c->rows)) {
+    n_layers_0_ffn_down_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_5_count(c->rows);
+  if (task < k_pack_linear_1_count(c->rows)) {
+    n_layers_1_attn_q_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_1_count(c->rows);
+  if (task < k_pack_linear_2_count(c->rows)) {
+    n_layers_1_attn_k_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_2_count(c->rows);
+  if (task < k_pack_linear_2_count(c->rows)) {
+    n_layers_1_attn_v_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_2_count(c->rows);
+  if (task < k_pack_linear_3_count(c->rows)) {
+    n_layers_1_attn_o_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_3_count(c->rows);
+  if (task < k_pack_linear_4_count(c->rows)) {
+    n_layers_1_ffn_gate_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_4_count(c->rows);
+  if (task < k_pack_linear_4_count(c->rows)) {
+    n_layers_1_ffn_up_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_4_count(c->rows);
+  if (task < k_pack_linear_5_count(c->rows)) {
+    n_layers_1_ffn_down_weight_at_pack(c, task, task + 1);
+    return;
+  }
+  task -= k_pack_linear_5_count(c->rows);
+  n_embed_weight_at_pack(c, task, task + 1);
 }
 static int64_t stage_1_tasks(const Call *c) {
-    (void)c;
-    return k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_6_count(c->rows);
+  (void)c;
+  return k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_6_count(c->rows);
 }
 static void stage_2(const Call *c, int64_t task) {
-    const int64_t begin = task * 8, stop = begin + 8;
-    const int64_t end = stop < c->rows ? stop : c->rows;
-    n_embed(c, begin, end);
-    n_layers_0_norm1(c, begin, end);
-    n_layers_0_attn_q(c, begin, end);
-    n_layers_0_attn_q_norm(c, begin, end);
-    n_layers_0_attn_k(c, begin, end);
-    n_layers_0_attn_k_norm(c, begin, end);
-    n_layers_0_attn_v(c, begin, end);
-    n_layers_0_attn_q_rope(c, begin, end);
-    n_layers_0_attn_k_rope(c, begin, end);
-    n_layers_0_attn_k_write(c, begin, end);
-    n_layers_0_attn_v_write(c, begin, end);
+  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t end = stop < c->rows ? stop : c->rows;
+  n_embed(c, begin, end);
+  n_layers_0_norm1(c, begin, end);
+  n_layers_0_attn_q(c, begin, end);
+  n_layers_0_attn_q_norm(c, begin, end);
+  n_layers_0_attn_k(c, begin, end);
+  n_layers_0_attn_k_norm(c, begin, end);
+  n_layers_0_attn_v(c, begin, end);
+  n_layers_0_attn_q_rope(c, begin, end);
+  n_layers_0_attn_k_rope(c, begin, end);
+  n_layers_0_attn_k_write(c, begin, end);
+  n_layers_0_attn_v_write(c, begin, end);
 }
 static int64_t stage_2_tasks(const Call *c) {
-    (void)c;
-    return (c->rows + 7) / 8;
+  (void)c;
+  return (c->rows + 7) / 8;
 }
 static void stage_3(const Call *c, int64_t task) {
-    n_layers_0_attn_core(c, task, task + 1);
+  n_layers_0_attn_core(c, task, task + 1);
 }
 static int64_t stage_3_tasks(const Call *c) {
-    (void)c;
-    return k_attention_cached_1_count(c->rows);
+  (void)c;
+  return k_attention_cached_1_count(c->rows);
 }
 static void stage_4(const Call *c, int64_t task) {
-    const int64_t begin = task * 8, stop = begin + 8;
-    const int64_t end = stop < c->rows ? stop : c->rows;
-    n_layers_0_attn_add(c, begin, end);
-    n_layers_0_norm2(c, begin, end);
-    n_layers_0_ffn_gate(c, begin, end);
-    n_layers_0_ffn_up(c, begin, end);
-    n_layers_0_ffn_act(c, begin, end);
-    n_layers_0_ffn_add(c, begin, end);
-    n_layers_1_norm1(c, begin, end);
-    n_layers_1_attn_q(c, begin, end);
-    n_layers_1_attn_q_norm(c, begin, end);
-    n_layers_1_attn_k(c, begin, end);
-    n_layers_1_attn_k_norm(c, begin, end);
-    n_layers_1_attn_v(c, begin, end);
-    n_layers_1_attn_q_rope(c, begin, end);
-    n_layers_1_attn_k_rope(c, begin, end);
-    n_layers_1_attn_k_write(c, begin, end);
-    n_layers_1_attn_v_write(c, begin, end);
+  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t end = stop < c->rows ? stop : c->rows;
+  n_layers_0_attn_add(c, begin, end);
+  n_layers_0_norm2(c, begin, end);
+  n_layers_0_ffn_gate(c, begin, end);
+  n_layers_0_ffn_up(c, begin, end);
+  n_layers_0_ffn_act(c, begin, end);
+  n_layers_0_ffn_add(c, begin, end);
+  n_layers_1_norm1(c, begin, end);
+  n_layers_1_attn_q(c, begin, end);
+  n_layers_1_attn_q_norm(c, begin, end);
+  n_layers_1_attn_k(c, begin, end);
+  n_layers_1_attn_k_norm(c, begin, end);
+  n_layers_1_attn_v(c, begin, end);
+  n_layers_1_attn_q_rope(c, begin, end);
+  n_layers_1_attn_k_rope(c, begin, end);
+  n_layers_1_attn_k_write(c, begin, end);
+  n_layers_1_attn_v_write(c, begin, end);
 }
 static int64_t stage_4_tasks(const Call *c) {
-    (void)c;
-    return (c->rows + 7) / 8;
+  (void)c;
+  return (c->rows + 7) / 8;
 }
 static void stage_5(const Call *c, int64_t task) {
-    n_layers_1_attn_core(c, task, task + 1);
+  n_layers_1_attn_core(c, task, task + 1);
 }
 static int64_t stage_5_tasks(const Call *c) {
-    (void)c;
-    return k_attention_cached_1_count(c->rows);
+  (void)c;
+  return k_attention_cached_1_count(c->rows);
 }
 static void stage_6(const Call *c, int64_t task) {
-    const int64_t begin = task * 8, stop = begin + 8;
-    const int64_t end = stop < c->rows ? stop : c->rows;
-    n_layers_1_attn_add(c, begin, end);
-    n_layers_1_norm2(c, begin, end);
-    n_layers_1_ffn_gate(c, begin, end);
-    n_layers_1_ffn_up(c, begin, end);
-    n_layers_1_ffn_act(c, begin, end);
-    n_layers_1_ffn_add(c, begin, end);
-    n_norm(c, begin, end);
+  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t end = stop < c->rows ? stop : c->rows;
+  n_layers_1_attn_add(c, begin, end);
+  n_layers_1_norm2(c, begin, end);
+  n_layers_1_ffn_gate(c, begin, end);
+  n_layers_1_ffn_up(c, begin, end);
+  n_layers_1_ffn_act(c, begin, end);
+  n_layers_1_ffn_add(c, begin, end);
+  n_norm(c, begin, end);
 }
 static int64_t stage_6_tasks(const Call *c) {
-    (void)c;
-    return (c->rows + 7) / 8;
+  (void)c;
+  return (c->rows + 7) / 8;
 }
 static void stage_7(const Call *c, int64_t task) {
-    n_last_row(c, task, task + 1);
+  n_last_row(c, task, task + 1);
 }
 static int64_t stage_7_tasks(const Call *c) {
-    (void)c;
-    return k_take_row_1_count(c->rows);
+  (void)c;
+  return k_take_row_1_count(c->rows);
 }
 static void stage_8(const Call *c, int64_t task) {
-    const int64_t begin = task * 8, stop = begin + 8;
-    const int64_t end = stop < 1 ? stop : 1;
-    n_head(c, begin, end);
+  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t end = stop < 1 ? stop : 1;
+  n_head(c, begin, end);
 }
 static int64_t stage_8_tasks(const Call *c) {
-    (void)c;
-    return (1 + 7) / 8;
+  (void)c;
+  return (1 + 7) / 8;
 }
 
 /* Entry points. */
@@ -709,96 +709,96 @@ static const Stage forward_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage
 static const Stage repack_stages[] = {{stage_1, stage_1_tasks}};
 enum { N_ENTRIES = 3, N_NODES = 54, ROWS_OF_ONE_TILE = 8 };
 static const struct {
-    const Stage *stages;
-    int n_stages;
+  const Stage *stages;
+  int n_stages;
 } entries[] = {
-    {init_stages, 2},
-    {forward_stages, 7},
-    {repack_stages, 1},
+  {init_stages, 2},
+  {forward_stages, 7},
+  {repack_stages, 1},
 };
 static const struct {
-    void (*run)(const Call *, int64_t, int64_t);
-    int64_t (*count)(int64_t);
+  void (*run)(const Call *, int64_t, int64_t);
+  int64_t (*count)(int64_t);
 } nodes[] = {
-    {n_rope, k_rope_table_1_count},
-    {n_layers_0_attn_q_weight_at_pack, k_pack_linear_1_count},
-    {n_layers_0_attn_k_weight_at_pack, k_pack_linear_2_count},
-    {n_layers_0_attn_v_weight_at_pack, k_pack_linear_2_count},
-    {n_layers_0_attn_o_weight_at_pack, k_pack_linear_3_count},
-    {n_layers_0_ffn_gate_weight_at_pack, k_pack_linear_4_count},
-    {n_layers_0_ffn_up_weight_at_pack, k_pack_linear_4_count},
-    {n_layers_0_ffn_down_weight_at_pack, k_pack_linear_5_count},
-    {n_layers_1_attn_q_weight_at_pack, k_pack_linear_1_count},
-    {n_layers_1_attn_k_weight_at_pack, k_pack_linear_2_count},
-    {n_layers_1_attn_v_weight_at_pack, k_pack_linear_2_count},
-    {n_layers_1_attn_o_weight_at_pack, k_pack_linear_3_count},
-    {n_layers_1_ffn_gate_weight_at_pack, k_pack_linear_4_count},
-    {n_layers_1_ffn_up_weight_at_pack, k_pack_linear_4_count},
-    {n_layers_1_ffn_down_weight_at_pack, k_pack_linear_5_count},
-    {n_embed_weight_at_pack, k_pack_linear_6_count},
-    {n_embed, k_embedding_1_count},
-    {n_layers_0_norm1, k_rmsnorm_1_count},
-    {n_layers_0_attn_q, k_linear_packed_1_count},
-    {n_layers_0_attn_q_norm, k_rmsnorm_2_count},
-    {n_layers_0_attn_k, k_linear_packed_2_count},
-    {n_layers_0_attn_k_norm, k_rmsnorm_3_count},
-    {n_layers_0_attn_v, k_linear_packed_2_count},
-    {n_layers_0_attn_q_rope, k_rope_1_count},
-    {n_layers_0_attn_k_rope, k_rope_2_count},
-    {n_layers_0_attn_k_write, k_cache_write_1_count},
-    {n_layers_0_attn_v_write, k_cache_write_1_count},
-    {n_layers_0_attn_core, k_attention_cached_1_count},
-    {n_layers_0_attn_add, k_linear_packed_3_count},
-    {n_layers_0_norm2, k_rmsnorm_1_count},
-    {n_layers_0_ffn_gate, k_linear_packed_4_count},
-    {n_layers_0_ffn_up, k_linear_packed_4_count},
-    {n_layers_0_ffn_act, k_silu_mul_1_count},
-    {n_layers_0_ffn_add, k_linear_packed_5_count},
-    {n_layers_1_norm1, k_rmsnorm_1_count},
-    {n_layers_1_attn_q, k_linear_packed_1_count},
-    {n_layers_1_attn_q_norm, k_rmsnorm_2_count},
-    {n_layers_1_attn_k, k_linear_packed_2_count},
-    {n_layers_1_attn_k_norm, k_rmsnorm_3_count},
-    {n_layers_1_attn_v, k_linear_packed_2_count},
-    {n_layers_1_attn_q_rope, k_rope_1_count},
-    {n_layers_1_attn_k_rope, k_rope_2_count},
-    {n_layers_1_attn_k_write, k_cache_write_1_count},
-    {n_layers_1_attn_v_write, k_cache_write_1_count},
-    {n_layers_1_attn_core, k_attention_cached_1_count},
-    {n_layers_1_attn_add, k_linear_packed_3_count},
-    {n_layers_1_norm2, k_rmsnorm_1_count},
-    {n_layers_1_ffn_gate, k_linear_packed_4_count},
-    {n_layers_1_ffn_up, k_linear_packed_4_count},
-    {n_layers_1_ffn_act, k_silu_mul_1_count},
-    {n_layers_1_ffn_add, k_linear_packed_5_count},
-    {n_norm, k_rmsnorm_1_count},
-    {n_last_row, k_take_row_1_count},
-    {n_head, k_linear_packed_6_count},
+  {n_rope, k_rope_table_1_count},
+  {n_layers_0_attn_q_weight_at_pack, k_pack_linear_1_count},
+  {n_layers_0_attn_k_weight_at_pack, k_pack_linear_2_count},
+  {n_layers_0_attn_v_weight_at_pack, k_pack_linear_2_count},
+  {n_layers_0_attn_o_weight_at_pack, k_pack_linear_3_count},
+  {n_layers_0_ffn_gate_weight_at_pack, k_pack_linear_4_count},
+  {n_layers_0_ffn_up_weight_at_pack, k_pack_linear_4_count},
+  {n_layers_0_ffn_down_weight_at_pack, k_pack_linear_5_count},
+  {n_layers_1_attn_q_weight_at_pack, k_pack_linear_1_count},
+  {n_layers_1_attn_k_weight_at_pack, k_pack_linear_2_count},
+  {n_layers_1_attn_v_weight_at_pack, k_pack_linear_2_count},
+  {n_layers_1_attn_o_weight_at_pack, k_pack_linear_3_count},
+  {n_layers_1_ffn_gate_weight_at_pack, k_pack_linear_4_count},
+  {n_layers_1_ffn_up_weight_at_pack, k_pack_linear_4_count},
+  {n_layers_1_ffn_down_weight_at_pack, k_pack_linear_5_count},
+  {n_embed_weight_at_pack, k_pack_linear_6_count},
+  {n_embed, k_embedding_1_count},
+  {n_layers_0_norm1, k_rmsnorm_1_count},
+  {n_layers_0_attn_q, k_linear_packed_1_count},
+  {n_layers_0_attn_q_norm, k_rmsnorm_2_count},
+  {n_layers_0_attn_k, k_linear_packed_2_count},
+  {n_layers_0_attn_k_norm, k_rmsnorm_3_count},
+  {n_layers_0_attn_v, k_linear_packed_2_count},
+  {n_layers_0_attn_q_rope, k_rope_1_count},
+  {n_layers_0_attn_k_rope, k_rope_2_count},
+  {n_layers_0_attn_k_write, k_cache_write_1_count},
+  {n_layers_0_attn_v_write, k_cache_write_1_count},
+  {n_layers_0_attn_core, k_attention_cached_1_count},
+  {n_layers_0_attn_add, k_linear_packed_3_count},
+  {n_layers_0_norm2, k_rmsnorm_1_count},
+  {n_layers_0_ffn_gate, k_linear_packed_4_count},
+  {n_layers_0_ffn_up, k_linear_packed_4_count},
+  {n_layers_0_ffn_act, k_silu_mul_1_count},
+  {n_layers_0_ffn_add, k_linear_packed_5_count},
+  {n_layers_1_norm1, k_rmsnorm_1_count},
+  {n_layers_1_attn_q, k_linear_packed_1_count},
+  {n_layers_1_attn_q_norm, k_rmsnorm_2_count},
+  {n_layers_1_attn_k, k_linear_packed_2_count},
+  {n_layers_1_attn_k_norm, k_rmsnorm_3_count},
+  {n_layers_1_attn_v, k_linear_packed_2_count},
+  {n_layers_1_attn_q_rope, k_rope_1_count},
+  {n_layers_1_attn_k_rope, k_rope_2_count},
+  {n_layers_1_attn_k_write, k_cache_write_1_count},
+  {n_layers_1_attn_v_write, k_cache_write_1_count},
+  {n_layers_1_attn_core, k_attention_cached_1_count},
+  {n_layers_1_attn_add, k_linear_packed_3_count},
+  {n_layers_1_norm2, k_rmsnorm_1_count},
+  {n_layers_1_ffn_gate, k_linear_packed_4_count},
+  {n_layers_1_ffn_up, k_linear_packed_4_count},
+  {n_layers_1_ffn_act, k_silu_mul_1_count},
+  {n_layers_1_ffn_add, k_linear_packed_5_count},
+  {n_norm, k_rmsnorm_1_count},
+  {n_last_row, k_take_row_1_count},
+  {n_head, k_linear_packed_6_count},
 };
 
 /* Runs an entry point; returns 1 if there is none with this number. */
 int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
-    if (entry < 0 || entry >= N_ENTRIES) return 1;
-    const Call call = {(char *const *)arenas, rows};
-    const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
-    if (pool.n_wanted == 1 || is_one_tile)
-        run_alone(&call, entries[entry].stages, entries[entry].n_stages);
-    else
-        run_shared(&call, entries[entry].stages, entries[entry].n_stages);
-    return 0;
+  if (entry < 0 || entry >= N_ENTRIES) return 1;
+  const Call call = {(char *const *)arenas, rows};
+  const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+  if (pool.n_wanted == 1 || is_one_tile)
+    run_alone(&call, entries[entry].stages, entries[entry].n_stages);
+  else
+    run_shared(&call, entries[entry].stages, entries[entry].n_stages);
+  return 0;
 }
 
 /* Runs one node alone, on the thread of the caller. */
 int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
-    if (node < 0 || node >= N_NODES) return 1;
-    const Call call = {(char *const *)arenas, rows};
-    nodes[node].run(&call, 0, nodes[node].count(rows));
-    return 0;
+  if (node < 0 || node >= N_NODES) return 1;
+  const Call call = {(char *const *)arenas, rows};
+  nodes[node].run(&call, 0, nodes[node].count(rows));
+  return 0;
 }
 
 /* Says how many threads the calls that follow use. */
 void lockstep_set_threads(int32_t n_threads) {
-    if (n_threads < 1 || n_threads > MAX_THREADS || n_threads == pool.n_wanted) return;
-    if (pool.n_running > 1) stop_threads();
-    pool.n_wanted = n_threads;
+  if (n_threads < 1 || n_threads > MAX_THREADS || n_threads == pool.n_wanted) return;
+  if (pool.n_running > 1) stop_threads();
+  pool.n_wanted = n_threads;
 }
