@@ -69,12 +69,56 @@ KERNEL void rope_naive(float *y_MN, const float *x_MN, const int32_t *positions_
       }
 }
 
-INLINE void rope_half_lanes(float *y, const float *x, const float *c, const float *s, int64_t R,
-                            vm valid, vf sign) {
-  vf a = vf_load_m(x, valid), b = vf_load_m(x + R, valid);
-  vf cosine = vf_load_m(c, valid), sine = vf_load_m(s, valid) * sign;
-  vf_store_m(y, vf_fnma(b, sine, a * cosine), valid);
-  vf_store_m(y + R, vf_fma(a, sine, b * cosine), valid);
+/* Pairs of halves in vectors that fill a half exactly: a masked load of a wider vector would wait
+ * for the stores to the heads beside it. Products and sums are rounded one by one, as in the naive
+ * kernel, so that the width of the vectors changes no bit. */
+typedef float rope_v2 __attribute__((vector_size(8)));
+typedef float rope_v4 __attribute__((vector_size(16)));
+typedef float rope_v8 __attribute__((vector_size(32)));
+typedef float rope_v16 __attribute__((vector_size(64)));
+
+#define ROPE_HALF(V) \
+  INLINE void rope_half_##V(float *y, const float *x, const float *c, const float *s, int64_t R, \
+                            float sign) { \
+    for (int64_t j = 0; j < R; j += (int64_t)(sizeof(V) / sizeof(float))) { \
+      V a, b, cosine, sine; \
+      memcpy(&a, x + j, sizeof a); \
+      memcpy(&b, x + j + R, sizeof b); \
+      memcpy(&cosine, c + j, sizeof cosine); \
+      memcpy(&sine, s + j, sizeof sine); \
+      sine = sine * sign; \
+      V low = a * cosine - b * sine, high = b * cosine + a * sine; \
+      memcpy(y + j, &low, sizeof low); \
+      memcpy(y + j + R, &high, sizeof high); \
+    } \
+  }
+ROPE_HALF(float)
+ROPE_HALF(rope_v2)
+ROPE_HALF(rope_v4)
+ROPE_HALF(rope_v8)
+ROPE_HALF(rope_v16)
+
+INLINE void rope_half(float *y, const float *x, const float *c, const float *s, int64_t R,
+                      float sign) {
+  if (R % 16 == 0)
+    rope_half_rope_v16(y, x, c, s, R, sign);
+  else if (R % 8 == 0)
+    rope_half_rope_v8(y, x, c, s, R, sign);
+  else if (R % 4 == 0)
+    rope_half_rope_v4(y, x, c, s, R, sign);
+  else if (R % 2 == 0)
+    rope_half_rope_v2(y, x, c, s, R, sign);
+  else
+    rope_half_float(y, x, c, s, R, sign);
+}
+
+INLINE void rope_interleaved(float *y, const float *x, const float *c, const float *s, int64_t R,
+                             float sign) {
+  for (int64_t j = 0; j < R; j++) {
+    float a = x[2 * j], b = x[2 * j + 1], sine = s[j] * sign;
+    y[2 * j] = a * c[j] - b * sine;
+    y[2 * j + 1] = b * c[j] + a * sine;
+  }
 }
 
 KERNEL void rope_f32(float *y_MN, const float *x_MN, const int32_t *positions_M,
@@ -85,18 +129,11 @@ KERNEL void rope_f32(float *y_MN, const float *x_MN, const int32_t *positions_M,
   float sign = inverse ? -1.0f : 1.0f;
   for (int64_t m = row_begin; m < row_end; m++) {
     const float *c = cos_CR + positions_M[m] * R, *s = sin_CR + positions_M[m] * R;
-    for (int64_t head = 0; head < N; head += 2 * R) {
-      const float *x = x_MN + m * N + head;
-      float *y = y_MN + m * N + head;
+    for (int64_t head = m * N; head < (m + 1) * N; head += 2 * R) {
       if (interleaved)
-        for (int64_t j = 0; j < R; j++) {
-          float a = x[2 * j], b = x[2 * j + 1], sine = s[j] * sign;
-          y[2 * j] = __builtin_fmaf(-b, sine, a * c[j]);
-          y[2 * j + 1] = __builtin_fmaf(a, sine, b * c[j]);
-        }
+        rope_interleaved(y_MN + head, x_MN + head, c, s, R, sign);
       else
-        for (int64_t j = 0; j < R; j += VL)
-          rope_half_lanes(y + j, x + j, c + j, s + j, R, vm_first(R - j), vf_set(sign));
+        rope_half(y_MN + head, x_MN + head, c, s, R, sign);
     }
   }
 }
