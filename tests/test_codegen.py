@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from lockstep.codegen import graph_record
 from lockstep.codegen.names import Names, identifier
 from lockstep.families import family_named
 from lockstep.ir import Array, Graph, f32, print_graph
-from lockstep.native import find_compiler, sanitizer_environment
+from lockstep.native import Compiler, find_compiler, sanitizer_environment
 from lockstep.ops import OPS
 from lockstep.ops.registry import FILES
 
@@ -129,6 +130,17 @@ def test_two_builds_are_the_same_text_and_give_the_same_bits(
     assert not first.library.is_relative_to(tmp_path)
     assert again.emitted == first.emitted
     results = (run_step(built, tiny_inputs(), threads=2) for built in (first, again))
+    assert bits_differ(*results) == []
+
+
+def test_clang_in_the_ziglang_wheel_builds_it_and_gives_the_same_bits() -> None:
+    if find_spec("ziglang") is None:
+        pytest.skip("needs ziglang; `pip install ziglang`")
+    zig = Compiler((sys.executable, "-m", "ziglang", "cc"), "the installed one")
+    results = (
+        run_step(built, tiny_inputs(), threads=2)
+        for built in (reused(), link(tiny_graph(), compiler=zig))
+    )
     assert bits_differ(*results) == []
 
 
