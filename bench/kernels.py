@@ -192,7 +192,7 @@ def measure(
 
 
 def peak_gflops(bench: ctypes.CDLL) -> float:
-    """The rate of fused multiply-adds on registers; a low quantile, for the clock ticks coarsely."""
+    """The rate of fused multiply-adds on registers; a low quantile: the clock ticks coarsely."""
     seconds = [bench.bench_peak(ctypes.c_int64(10_000)) for _ in range(200)]
     return 1e-9 / float(np.quantile(seconds, 0.05))
 

@@ -1,12 +1,16 @@
 /* linear: y = x w^T + b + add, its gradients, and weights packed for both directions. */
 #include "mat.h"
 
+/* Tiles of linear_dw. Operands with short rows are read where they are, in tiles small enough for
+ * several threads to share; else both are copied in runs as long as the level-2 cache allows. */
 enum {
-  DW_NEAR = 256,                 /* linear_dw reads rows this short where they are, uncopied */
-  DW_NEAR_ROWS = 96,             /* and takes smaller tiles, for more threads to share */
+  DW_NEAR = 256,
+  DW_NEAR_DY = 384, /* dy is read by the line, x by the panel */
+  DW_NEAR_ROWS = 96,
   DW_NEAR_COLS = 4 * MAT_PANEL,
-  DW_FAR_ROWS = 192,             /* else long runs of both operands are copied, as whole as */
-  DW_FAR_COLS = 12 * MAT_PANEL,  /* the level-2 cache allows: 192 + 384 KiB */
+  DW_FAR_ROWS = 192,
+  DW_FAR_COLS = 12 * MAT_PANEL,
+  DW_SKEWED = DW_FAR_ROWS + 16, /* spreads over the cache sets */
 };
 
 /* linear: y = x w^T + b + add. */
@@ -106,23 +110,22 @@ KERNEL void linear_dw_naive(float *dw_NK, const float *dy_MN, const float *x_MK,
     }
 }
 
-/* rows[r/12*12*256 + m*12 + r%12] = dy[m*N + r]: the bands of the register tiles, one by one. */
-static void mat_bands(float *rows, const float *dy, int64_t N, int64_t n_rows, int64_t terms) {
-  for (int64_t m = 0; m < terms; m++)
-    for (int64_t r = 0; r < n_rows; r += MAT_ROWS) {
-      float *to = rows + r * MAT_BLOCK + m * MAT_ROWS;
-      const int64_t n = mat_least(n_rows - r, MAT_ROWS);
-      UNROLL for (int v = 0; v < MAT_ROWS; v += VL)
-        vf_store_n(to + v, vf_load_n(dy + m * N + r + v, mat_rest(n, v)), mat_rest(MAT_ROWS, v));
-    }
+/* rows[m*208 + r] = dy[m*N + r]. */
+KERNEL void dw_copy(float *rows, const float *dy, int64_t N, int64_t n_rows, int64_t terms) {
+  const vm rest = vm_first(n_rows % VL);
+  for (int64_t m = 0; m < terms; m++, rows += DW_SKEWED, dy += N) {
+    int64_t r = 0;
+    for (; r + VL <= n_rows; r += VL) vf_store(rows + r, vf_load(dy + r));
+    if (r < n_rows) vf_store(rows + r, vf_load_m(dy + r, rest));
+  }
 }
 
 /* The size of the parts, all but the last a multiple of `unit`, that split a size evenly. */
 INLINE int64_t mat_part(int64_t size, int64_t most, int64_t unit) {
   return mat_count(mat_count(size, mat_count(size, most)), unit) * unit;
 }
-INLINE int64_t linear_dw_rows(int64_t N) {
-  return mat_part(N, N <= DW_NEAR ? DW_NEAR_ROWS : DW_FAR_ROWS, MAT_ROWS);
+INLINE int64_t linear_dw_rows(int64_t N, int64_t K) {
+  return mat_part(N, N <= DW_NEAR && K <= DW_NEAR ? DW_NEAR_ROWS : DW_FAR_ROWS, MAT_ROWS);
 }
 INLINE int64_t linear_dw_cols(int64_t K) {
   return mat_part(K, K <= DW_NEAR ? DW_NEAR_COLS : DW_FAR_COLS, MAT_PANEL);
@@ -130,22 +133,22 @@ INLINE int64_t linear_dw_cols(int64_t K) {
 
 KERNEL int64_t linear_dw_f32_tiles(int64_t M, int64_t N, int64_t K) {
   (void)M;
-  return mat_count(N, linear_dw_rows(N)) * mat_count(K, linear_dw_cols(K));
+  return mat_count(N, linear_dw_rows(N, K)) * mat_count(K, linear_dw_cols(K));
 }
 
 KERNEL void linear_dw_f32(float *dw_NK, const float *dy_MN, const float *x_MK, const float *acc_NK,
                           const int32_t *accumulate, int64_t M, int64_t N, int64_t K,
                           int64_t tile) {
-  float rows[DW_FAR_ROWS * MAT_BLOCK], panels[DW_FAR_COLS * MAT_BLOCK];
+  float rows[DW_SKEWED * MAT_BLOCK], panels[DW_FAR_COLS * MAT_BLOCK];
   const int64_t across = mat_count(K, linear_dw_cols(K));
-  const int64_t n = tile / across * linear_dw_rows(N), k = tile % across * linear_dw_cols(K);
-  const int64_t n_rows = mat_least(N - n, linear_dw_rows(N));
+  const int64_t n = tile / across * linear_dw_rows(N, K), k = tile % across * linear_dw_cols(K);
+  const int64_t n_rows = mat_least(N - n, linear_dw_rows(N, K));
   const int64_t n_cols = mat_least(K - k, linear_dw_cols(K));
-  const int near_dy = N <= DW_NEAR, near_x = K <= DW_NEAR && K % MAT_PANEL == 0;
+  const int near_dy = N <= DW_NEAR_DY, near_x = K <= DW_NEAR && K % MAT_PANEL == 0;
   float *const c = dw_NK + n * K + k;
-  mat_block t = {.c = c, .c_row = K, .a = rows, .a_row = MAT_BLOCK, .a_term = MAT_ROWS,
+  mat_block t = {.c = c, .c_row = K, .a = rows, .a_row = 1, .a_term = DW_SKEWED,
                  .b = panels, .b_term = MAT_PANEL, .b_panel = MAT_PANEL * MAT_BLOCK};
-  if (near_dy) t.a_row = 1, t.a_term = N;
+  if (near_dy) t.a_term = N;
   if (near_x) t.b_panel = MAT_PANEL, t.b_term = K;
   if (acc_NK && (!accumulate || *accumulate)) t.add = acc_NK + n * K + k;
   for (int64_t m = 0; m < M; m += MAT_BLOCK) {
@@ -154,11 +157,11 @@ KERNEL void linear_dw_f32(float *dw_NK, const float *dy_MN, const float *x_MK, c
     if (near_dy)
       t.a = dy;
     else
-      mat_bands(rows, dy, N, n_rows, t.terms);
+      dw_copy(rows, dy, N, n_rows, t.terms);
     if (near_x)
       t.b = x;
     else
-      mat_panels(panels, x, K, 0, n_cols, t.terms, MAT_BLOCK);
+      mat_copy(panels, x, K, n_cols, t.terms, MAT_BLOCK);
     mat_tiles(&t, 1, n_rows, n_cols);
     t.add = c;
   }
@@ -233,7 +236,7 @@ KERNEL int64_t pack_linear_dx_f32_tiles(int64_t N, int64_t K, int64_t J, int64_t
 KERNEL void pack_linear_dx_f32(float *panels_JNQ, const float *w_NK, int64_t N, int64_t K,
                                int64_t J, int64_t Q, int64_t tile) {
   (void)J;
-  mat_copy(panels_JNQ + tile * N * Q, w_NK + tile * Q, K, mat_least(K - tile * Q, Q), N);
+  mat_copy(panels_JNQ + tile * N * Q, w_NK + tile * Q, K, mat_least(K - tile * Q, Q), N, N);
 }
 
 /* linear_packed: linear on packed weights. */

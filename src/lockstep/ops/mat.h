@@ -207,23 +207,18 @@ KERNEL void mat_transpose(float *panel, const float *w, int64_t row, int64_t n_c
     }
 }
 
-/* panel[k][q] = w[k*row + q] for n_cols valid q of 32, zero beyond. */
-KERNEL void mat_copy(float *panel, const float *w, int64_t row, int64_t n_cols, int64_t n_terms) {
+/* panels[q/32][k][q%32] = w[k*row + q] for n_cols valid q, zero up to the next panel; row by row,
+ * as memory likes it. A panel has room for `span` terms. */
+KERNEL void mat_copy(float *panels, const float *w, int64_t row, int64_t n_cols, int64_t n_terms,
+                     int64_t span) {
   for (int64_t k = 0; k < n_terms; k++)
-    UNROLL for (int q = 0; q < MAT_PANEL; q += VL)
-      vf_store(panel + k * MAT_PANEL + q, vf_load_n(w + k * row + q, mat_rest(n_cols, q)));
-}
-
-/* All panels of n_cols columns; `turned` says that w holds a column in each row. */
-KERNEL void mat_panels(float *panels, const float *w, int64_t row, const int turned,
-                       int64_t n_cols, int64_t n_terms, int64_t span) {
-  for (int64_t q = 0; q < n_cols; q += MAT_PANEL) {
-    const int64_t cols = mat_least(n_cols - q, MAT_PANEL);
-    if (turned)
-      mat_transpose(panels + q * span, w + q * row, row, cols, n_terms);
-    else
-      mat_copy(panels + q * span, w + q, row, cols, n_terms);
-  }
+    for (int64_t q = 0; q < n_cols; q += MAT_PANEL) {
+      float *to = panels + q * span + k * MAT_PANEL;
+      const float *from = w + k * row + q;
+      UNROLL for (int v = 0; v < MAT_PANEL; v += VL)
+        vf_store(to + v, n_cols - q >= MAT_PANEL ? vf_load(from + v)
+                                                 : vf_load_n(from + v, mat_rest(n_cols - q, v)));
+    }
 }
 
 /* A tile of C = A W + bias + add whose panels are packed here: `turned` says that W[k][c] is
@@ -236,7 +231,10 @@ INLINE void mat_pack_tile(mat_block t, const float *w, int64_t w_row, const int 
   t.b = panels, t.b_panel = MAT_PANEL * MAT_SPAN;
   for (int64_t k = 0; k < n_terms; k += MAT_SPAN) {
     const int64_t terms = mat_least(n_terms - k, MAT_SPAN);
-    mat_panels(panels, turned ? w + k : w + k * w_row, w_row, turned, n_cols, terms, MAT_SPAN);
+    if (!turned) mat_copy(panels, w + k * w_row, w_row, n_cols, terms, MAT_SPAN);
+    for (int64_t q = 0; turned && q < n_cols; q += MAT_PANEL)
+      mat_transpose(panels + q * MAT_SPAN, w + q * w_row + k, w_row,
+                    mat_least(n_cols - q, MAT_PANEL), terms);
     t.a = a + k;
     if (k > 0) t.add = c, t.bias = NULL;
     mat_rows(t, n_rows, n_cols, terms);
