@@ -8,7 +8,7 @@ from typing import Literal
 from lockstep.artifacts.record import Artifact
 from lockstep.errors import InputError
 
-Phase = Literal["forward", "backward", "update"]
+Phase = Literal["init", "pack", "forward", "backward", "update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,9 @@ class NodeRow:
     """One value of one node: `cumulative` on each side's own inputs, `local` on the same inputs.
 
     Units: errors are max |a-b| over the scale of the reference. The bound is for the local error,
-    or for the cumulative one where no local one can be had. `reason` explains a null. A culprit has
-    a local error of its own, a victim only inherits one.
+    or for the cumulative one where no local one can be had. Beside another implementation both are
+    root mean squares, and `peer_error` is that implementation's. A culprit has a local error of its
+    own, a victim only inherits one.
     """
 
     id: str
@@ -26,6 +27,7 @@ class NodeRow:
     n_values: int
     cumulative_error: float | None
     local_error: float | None
+    peer_error: float | None
     bound: float | None
     bound_why: str
     verdict: Literal["ok", "culprit", "victim", "not_compared"]
@@ -36,13 +38,14 @@ class NodeRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Guilty:
-    """The first node with an error of its own, and the line of C that runs it."""
+    """The first node with an error of its own, the line of C that runs it, and its kernel's."""
 
     id: str
     op: str
     phase: Phase
     c_file: str
     c_line: int | None
+    kernel_source: str
     why: str
 
 

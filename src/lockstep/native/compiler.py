@@ -41,10 +41,11 @@ SANITIZER_FLAGS = ("-O0", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recov
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """A command that compiles C, and what it says its version is."""
+    """A command that compiles C, what it says its version is, and flags that come after ours."""
 
     command: tuple[str, ...]
     version: str
+    extra: tuple[str, ...] = ()
 
     @property
     def is_zig(self) -> bool:
@@ -54,8 +55,10 @@ class Compiler:
     def flags(self, sanitize: tuple[Sanitizer, ...] = ()) -> tuple[str, ...]:
         """All flags of a build but the names of the files."""
         if sanitize:
-            return (*FLAGS, *SANITIZER_FLAGS, f"-fsanitize={','.join(sanitize)}", "-lm")
-        return (*FLAGS, "-fno-sanitize=undefined", "-lm") if self.is_zig else (*FLAGS, "-lm")
+            checks = f"-fsanitize={','.join(sanitize)}"
+            return (*FLAGS, *SANITIZER_FLAGS, checks, *self.extra, "-lm")
+        plain = ("-fno-sanitize=undefined",) if self.is_zig else ()
+        return (*FLAGS, *plain, *self.extra, "-lm")
 
 
 def find_compiler() -> Compiler:

@@ -67,11 +67,13 @@ def train(
     precision: Precision = "float32",
     attention: Attention = "sdpa",
     first_step: int = 1,
+    moments: Mapping[str, Array] | None = None,
     on_step: Callable[[StepRecord, Oracle], None] | None = None,
 ) -> Trained:
     """Trains transformers' model from these parameters, one list of microbatches for each step.
 
-    The gradient of a step is that of the mean loss over all of its tokens.
+    The gradient of a step is that of the mean loss over all of its tokens. `moments` are AdamW's
+    state before the first step, by the parameter's id with `@m` and `@v`.
 
     Raises: UsageError if there are not as many learning rates as steps, or a step has no token.
     """
@@ -81,6 +83,8 @@ def train(
     oracle = hf_model(family, config, parameters, precision=precision, attention=attention)
     oracle.model.train()
     torch_optimizer = _optimizer(family, config, oracle, settings)
+    if moments:
+        _put_moments(torch_optimizer, oracle, moments, first_step)
     records = []
     for step, (microbatches, lr) in enumerate(zip(steps, lrs, strict=True), first_step):
         record = _step(oracle, torch_optimizer, settings, step, microbatches, lr)
@@ -131,3 +135,16 @@ def _optimizer(
         return torch.optim.SGD(groups, lr=0.0)
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=settings.eps)
+
+
+def _put_moments(
+    torch_optimizer: Any, oracle: Oracle, moments: Mapping[str, Array], first_step: int
+) -> None:
+    """Puts AdamW where it is after `first_step` - 1 steps."""
+    for id, parameter in oracle.parameters.items():
+        mean, square = (torch.tensor(moments[f"{id}@{m}"], dtype=oracle.dtype) for m in ("m", "v"))
+        torch_optimizer.state[parameter] = {
+            "step": torch.tensor(float(first_step - 1)),
+            "exp_avg": mean,
+            "exp_avg_sq": square,
+        }

@@ -28,12 +28,14 @@ D1_PARAM_MAX = CANARY_PARAM_MAX
 
 COMPARE_FACTOR = Bound(
     4.0,
-    "cumulative error against float64, as a multiple of transformers' float32 error on the same "
-    "values: two float32 programs that sum in different orders differ by small factors, a fault "
-    "by orders of magnitude",
+    "error against float64, as a multiple of what float32 itself makes of the same values "
+    "(transformers' error, or the spread under one ulp): two float32 programs that sum in "
+    "different orders differ by small factors, a fault by orders of magnitude",
 )
 COMPARE_FLOOR = Bound(
     2e-6,
     "sixteen float32 roundings: below this, a multiple of an error that happens to be tiny "
     "would decide by luck",
 )
+
+FAULTS_NAMED = Bound(0.95, "the share of planted faults whose node must be named")
