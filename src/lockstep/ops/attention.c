@@ -221,10 +221,14 @@ INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int
                               vf unit) {
   UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     float *column = s + w * VL;
-    int64_t seen = attention_seen(n, key, w), open = w * VL + 1 - key, i = 0;
-    vf old = vf_load(top + w * VL), high = old;
-    for (; i < open && i < seen; i++) high = vf_max(high, vf_load(column + i * ATT_LANES));
-    for (; i < seen; i++) {
+    int64_t seen = attention_seen(n, key, w), open = w * VL + 1 - key;
+    int64_t full = (open < seen ? open : seen) & ~(int64_t)3; /* seen by every lane, in fours */
+    vf old = vf_load(top + w * VL), part[4] = {old, old, old, old};
+    for (int64_t i = 0; i < full; i += 4)
+      UNROLL for (int r = 0; r < 4; r++)
+        part[r] = vf_max(part[r], vf_load(column + (i + r) * ATT_LANES));
+    vf high = vf_max(vf_max(part[0], part[1]), vf_max(part[2], part[3]));
+    for (int64_t i = full > 0 ? full : 0; i < seen; i++) {
       vf x = vf_load(column + i * ATT_LANES);
       x = vf_blend(attention_sees(key + i, w), x, vf_set(-INFINITY));
       vf_store(column + i * ATT_LANES, x);
@@ -232,7 +236,7 @@ INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int
     }
     vf shift = high * unit, shrink = vf_exp2(old * unit - shift); /* exactly 1 for an old top */
     vf total = vf_load(sum + w * VL) * shrink;
-    for (i = 0; i < seen; i++) {
+    for (int64_t i = 0; i < seen; i++) {
       vf p = vf_exp2(vf_fma(vf_load(column + i * ATT_LANES), unit, -shift));
       vf_store(column + i * ATT_LANES, p);
       total = total + p;
