@@ -12,12 +12,39 @@ KERNEL void rmsnorm_naive(float *y_MN, float *rstd_MH, const float *x_MN, const 
   }
 }
 
+/* Chunks narrower than a vector go in fours: a masked load of a whole vector would wait for the
+ * stores to the chunks beside it. */
+typedef float rmsnorm_v4 __attribute__((vector_size(16)));
+
+INLINE rmsnorm_v4 rmsnorm_load(const float *p) {
+  rmsnorm_v4 x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+INLINE void rmsnorm_store(float *p, rmsnorm_v4 x) { memcpy(p, &x, sizeof x); }
+INLINE float rmsnorm_total(rmsnorm_v4 x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+INLINE int rmsnorm_is_narrow(int64_t D) { return D < VL && D % 4 == 0; }
+
+INLINE float rmsnorm_chunk_narrow(float *y, const float *x, const float *gain, int64_t D,
+                                  float eps) {
+  rmsnorm_v4 sum = {0};
+  for (int64_t d = 0; d < D; d += 4) sum += rmsnorm_load(x + d) * rmsnorm_load(x + d);
+  float rstd = 1.0f / sqrtf(rmsnorm_total(sum) / (float)D + eps);
+  for (int64_t d = 0; d < D; d += 4)
+    rmsnorm_store(y + d, rmsnorm_load(x + d) * rstd * rmsnorm_load(gain + d));
+  return rstd;
+}
+
 KERNEL void rmsnorm_f32(float *y_MN, float *rstd_MH, const float *x_MN, const float *gain_D,
                         int64_t M, int64_t N, int64_t D, int64_t H, double eps, int64_t row_begin,
                         int64_t row_end) {
   (void)M, (void)N;
   for (int64_t c = row_begin * H; c < row_end * H; c++) {
     const float *x = x_MN + c * D;
+    if (rmsnorm_is_narrow(D)) {
+      rstd_MH[c] = rmsnorm_chunk_narrow(y_MN + c * D, x, gain_D, D, (float)eps);
+      continue;
+    }
     vf sum = vf_zero();
     int64_t d = 0;
     for (; d + VL <= D; d += VL) {
@@ -58,6 +85,18 @@ INLINE vf rmsnorm_dx_lanes(vf dy, vf x, vf gain, float rstd, float shift) {
   return vf_fnma(x, vf_set(shift), dy * gain) * vf_set(rstd);
 }
 
+INLINE void rmsnorm_dx_chunk_narrow(float *dx, const float *dy, const float *x, const float *gain,
+                                    const float *add, int64_t D, float rstd) {
+  rmsnorm_v4 sum = {0};
+  for (int64_t d = 0; d < D; d += 4)
+    sum += rmsnorm_load(dy + d) * rmsnorm_load(gain + d) * rmsnorm_load(x + d);
+  float shift = rstd * rstd * (rmsnorm_total(sum) / (float)D);
+  for (int64_t d = 0; d < D; d += 4) {
+    rmsnorm_v4 v = rmsnorm_load(dy + d) * rmsnorm_load(gain + d) - rmsnorm_load(x + d) * shift;
+    rmsnorm_store(dx + d, add ? v * rstd + rmsnorm_load(add + d) : v * rstd);
+  }
+}
+
 KERNEL void rmsnorm_dx_f32(float *dx_MN, const float *dy_MN, const float *x_MN, const float *gain_D,
                            const float *rstd_MH, const float *add_MN, int64_t M, int64_t N,
                            int64_t D, int64_t H, int64_t row_begin, int64_t row_end) {
@@ -65,6 +104,10 @@ KERNEL void rmsnorm_dx_f32(float *dx_MN, const float *dy_MN, const float *x_MN, 
   for (int64_t c = row_begin * H; c < row_end * H; c++) {
     const float *dy = dy_MN + c * D, *x = x_MN + c * D, *add = add_MN ? add_MN + c * D : NULL;
     float *dx = dx_MN + c * D;
+    if (rmsnorm_is_narrow(D)) {
+      rmsnorm_dx_chunk_narrow(dx, dy, x, gain_D, add, D, rstd_MH[c]);
+      continue;
+    }
     vf sum = vf_zero();
     int64_t d = 0, rest = D % VL;
     for (; d + VL <= D; d += VL)
