@@ -30,6 +30,8 @@ VERBS = {
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Generate text from a trained run.",
     "parity": "Compare trainings with PyTorch, and with themselves.",
+    "compare": "Say which node of a run's program is at fault, if any is.",
+    "faults": "Plant faults into generated C, and see whether `compare` names them.",
     "go": "Say whether the runbook may proceed on a run, with the evidence.",
     "report": "Write the page that shows a run.",
     "doctor": "Say what works here, what does not, and the command that mends it.",
