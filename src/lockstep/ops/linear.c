@@ -44,14 +44,15 @@ KERNEL void linear_f32(float *y_MN, const float *x_MK, const float *w_NK, const 
 
 KERNEL int64_t linear_large_f32_tiles(int64_t M, int64_t K, int64_t N) {
   (void)K;
-  return mat_count(M, MAT_TILE_ROWS) * mat_count(N, MAT_TILE_COLS);
+  return mat_count(M, mat_part(M, MAT_TILE_ROWS, MAT_ROWS)) * mat_count(N, MAT_TILE_COLS);
 }
 
 KERNEL void linear_large_f32(float *y_MN, const float *x_MK, const float *w_NK, const float *b_N,
                              const float *add_MN, int64_t M, int64_t K, int64_t N, int64_t tile) {
   const int64_t across = mat_count(N, MAT_TILE_COLS);
-  const int64_t row = tile / across * MAT_TILE_ROWS, col = tile % across * MAT_TILE_COLS;
-  linear_part(y_MN, x_MK, w_NK, b_N, add_MN, K, N, row, mat_least(M - row, MAT_TILE_ROWS), col,
+  const int64_t part = mat_part(M, MAT_TILE_ROWS, MAT_ROWS);
+  const int64_t row = tile / across * part, col = tile % across * MAT_TILE_COLS;
+  linear_part(y_MN, x_MK, w_NK, b_N, add_MN, K, N, row, mat_least(M - row, part), col,
               mat_least(N - col, MAT_TILE_COLS));
 }
 
@@ -85,15 +86,16 @@ KERNEL void linear_dx_f32(float *dx_MK, const float *dy_MN, const float *w_NK, c
 
 KERNEL int64_t linear_dx_large_f32_tiles(int64_t M, int64_t N, int64_t K) {
   (void)N;
-  return mat_count(M, MAT_TILE_ROWS) * mat_count(K, MAT_TILE_COLS);
+  return mat_count(M, mat_part(M, MAT_TILE_ROWS, MAT_ROWS)) * mat_count(K, MAT_TILE_COLS);
 }
 
 KERNEL void linear_dx_large_f32(float *dx_MK, const float *dy_MN, const float *w_NK,
                                 const float *add_MK, int64_t M, int64_t N, int64_t K,
                                 int64_t tile) {
   const int64_t across = mat_count(K, MAT_TILE_COLS);
-  const int64_t row = tile / across * MAT_TILE_ROWS, col = tile % across * MAT_TILE_COLS;
-  linear_dx_part(dx_MK, dy_MN, w_NK, add_MK, N, K, row, mat_least(M - row, MAT_TILE_ROWS), col,
+  const int64_t part = mat_part(M, MAT_TILE_ROWS, MAT_ROWS);
+  const int64_t row = tile / across * part, col = tile % across * MAT_TILE_COLS;
+  linear_dx_part(dx_MK, dy_MN, w_NK, add_MK, N, K, row, mat_least(M - row, part), col,
                  mat_least(K - col, MAT_TILE_COLS));
 }
 
@@ -120,10 +122,6 @@ KERNEL void dw_copy(float *rows, const float *dy, int64_t N, int64_t n_rows, int
   }
 }
 
-/* The size of the parts, all but the last a multiple of `unit`, that split a size evenly. */
-INLINE int64_t mat_part(int64_t size, int64_t most, int64_t unit) {
-  return mat_count(mat_count(size, mat_count(size, most)), unit) * unit;
-}
 INLINE int64_t linear_dw_rows(int64_t N, int64_t K) {
   return mat_part(N, N <= DW_NEAR && K <= DW_NEAR ? DW_NEAR_ROWS : DW_FAR_ROWS, MAT_ROWS);
 }

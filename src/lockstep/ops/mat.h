@@ -28,7 +28,7 @@ enum {
   MAT_UNROLL = 2,                 /* terms per turn of the loop */
   MAT_CHUNK = 96,                 /* rows that stay in the level-2 cache over all columns */
   MAT_SKEWED = MAT_SPAN + 16,     /* stride of copied rows: no two in the same cache sets */
-  MAT_TILE_ROWS = 384,            /* a tile of the large kernels, packed in 512 KiB */
+  MAT_TILE_ROWS = 768,            /* at most, in a tile of the large kernels; packed in 512 KiB */
   MAT_TILE_COLS = 8 * MAT_PANEL,
 };
 
@@ -43,6 +43,11 @@ typedef struct {
 INLINE int64_t mat_least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t mat_rest(int64_t size, int64_t part) { return size > part ? size - part : 0; }
 INLINE int64_t mat_count(int64_t size, int64_t part) { return (size + part - 1) / part; }
+
+/* The size of the parts, all but the last a multiple of `unit`, that split a size evenly. */
+INLINE int64_t mat_part(int64_t size, int64_t most, int64_t unit) {
+  return mat_count(mat_count(size, mat_count(size, most)), unit) * unit;
+}
 
 /* One term of a register tile: a rank-one update; ahead_a and ahead_b lead to the term. */
 INLINE void mat_term(vf (*acc)[8], const int n_rows, const int n_vectors, const float *const *a,
@@ -95,7 +100,7 @@ INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, 
   const int64_t at = row * t->c_row + col;
   UNROLL for (int v = 0; v < n_vectors; v++)
     valid[v] = vm_first(mat_rest(n_cols, v * VL));
-  if (across) /* a gradient is written once, often from far away: fetch its lines by now */
+  if (across || t->terms >= MAT_BLOCK) /* the result may be far away: fetch its lines by now */
     UNROLL for (int r = 0; r < n_rows; r++)
       UNROLL for (int v = 0; v < n_vectors; v++)
         __builtin_prefetch(t->c + at + r * t->c_row + v * VL, 1);
