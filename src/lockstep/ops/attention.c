@@ -117,22 +117,22 @@ INLINE void attention_untranspose(float *x, const float *t, int64_t stride, int6
 /* s[key][lane] = sum_e k[key][e] * q[e][lane] for ATT_STEP keys, for vectors w0 and on
  * of the lanes. */
 INLINE void attention_dots_step(float *s, const float *const *row, const float *q, int64_t E,
-                                const int w0) {
+                                const int w0, const int wide) {
   for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
     int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
     vf sum[ATT_STEP][ATT_WIDE];
   UNROLL for (int r = 0; r < ATT_STEP; r++)
-      UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
+      UNROLL for (int w = w0; w < wide; w++) sum[r][w] = vf_zero();
     for (int64_t e = begin; e < end; e++) {
       vf lanes[ATT_WIDE];
-      UNROLL for (int w = w0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
+      UNROLL for (int w = w0; w < wide; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
       UNROLL for (int r = 0; r < ATT_STEP; r++) {
         vf x = vf_set(row[r][e]);
-        UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+        UNROLL for (int w = w0; w < wide; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
       }
     }
     UNROLL for (int r = 0; r < ATT_STEP; r++)
-      UNROLL for (int w = w0; w < ATT_WIDE; w++) {
+      UNROLL for (int w = w0; w < wide; w++) {
         float *out = s + r * ATT_LANES + w * VL;
         vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
       }
@@ -143,12 +143,12 @@ INLINE void attention_dots_step(float *s, const float *const *row, const float *
  * the last key. Vectors of lanes that see none of a step's keys are left out; `key` is the place
  * of the first key, counted from the block's first query. */
 INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, int64_t E,
-                           int64_t n, int64_t key) {
+                           int64_t n, int64_t key, const int wide) {
   for (int64_t i = 0; i < n; i += ATT_STEP) {
     const float *row[ATT_STEP];
     UNROLL for (int r = 0; r < ATT_STEP; r++) row[r] = k + (i + r < n ? i + r : n - 1) * O;
-    if (key + i < VL) attention_dots_step(s + i * ATT_LANES, row, q, E, 0);
-    else attention_dots_step(s + i * ATT_LANES, row, q, E, 1);
+    if (wide == 1 || key + i < VL) attention_dots_step(s + i * ATT_LANES, row, q, E, 0, wide);
+    else attention_dots_step(s + i * ATT_LANES, row, q, E, 1, wide);
   }
 }
 
@@ -171,13 +171,14 @@ INLINE vm attention_sees(int64_t key, int w) {
  * where `partly`, only the lanes that see the key: the others skip it, whatever it holds. */
 INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
                                    const int64_t *column, const float *p, int64_t key,
-                                   const int width, const int w0, const int partly) {
+                                   const int width, const int w0, const int partly,
+                                   const int wide) {
   vf weight[ATT_WIDE];
   vm sees = partly ? attention_sees(key, w0) : vm_first(VL);
-  UNROLL for (int w = w0; w < ATT_WIDE; w++) weight[w] = vf_load(p + w * VL);
+  UNROLL for (int w = w0; w < wide; w++) weight[w] = vf_load(p + w * VL);
   UNROLL for (int r = 0; r < width; r++) {
     vf y = vf_set(x[column[r]]);
-    UNROLL for (int w = w0; w < ATT_WIDE; w++) {
+    UNROLL for (int w = w0; w < wide; w++) {
       vf next = vf_fma(y, weight[w], sum[r][w]);
       sum[r][w] = partly && w == w0 ? vf_blend(sees, next, sum[r][w]) : next;
     }
@@ -187,39 +188,42 @@ INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
 /* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for
  * `width` columns; `key` as in attention_dots. */
 INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
-                              const float *p, int64_t n, int64_t key, int64_t E, const int width) {
+                              const float *p, int64_t n, int64_t key, int64_t E, const int width,
+                              const int wide) {
   vf sum[ATT_STEP][ATT_WIDE];
   int64_t column[ATT_STEP];
   UNROLL for (int r = 0; r < width; r++) {
     column[r] = r < E ? r : E - 1;
-    UNROLL for (int w = 0; w < ATT_WIDE; w++)
+    UNROLL for (int w = 0; w < wide; w++)
       sum[r][w] = vf_load(out + column[r] * ATT_LANES + w * VL) * vf_load(fade + w * VL);
   }
   int64_t open = 1 - key < n ? 1 - key : n, first = attention_seen(n, key, 0), i = 0;
   for (; i < open; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 0);
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 0, wide);
   for (; i < first; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 1);
-  for (; i < n; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 1, 1);
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 1, wide);
+  for (; wide > 1 && i < n; i++)
+    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 1, 1, wide);
   UNROLL for (int r = 0; r < width; r++)
-    UNROLL for (int w = 0; w < ATT_WIDE; w++)
+    UNROLL for (int w = 0; w < wide; w++)
       if (r < E) vf_store(out + r * ATT_LANES + w * VL, sum[r][w]);
 }
 
 INLINE void attention_gather(float *out, const float *fade, const float *x, int64_t O,
-                             const float *p, int64_t n, int64_t key, int64_t E) {
+                             const float *p, int64_t n, int64_t key, int64_t E,
+                             const int wide) {
   int64_t e = 0;
   for (; e + ATT_STEP / 2 < E; e += ATT_STEP)
-    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP);
-  if (e < E) attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2);
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP, wide);
+  if (e < E)
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2, wide);
 }
 
 /* Turns the dots of n keys into weights 2^(unit * (dot - top)) and updates the running top and sum
  * of each lane; fade is what older weights are worth now. `key` as in attention_dots. */
 INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n, int64_t key,
-                              vf unit) {
-  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+                              vf unit, const int wide) {
+  UNROLL for (int w = 0; w < wide; w++) {
     float *column = s + w * VL;
     int64_t seen = attention_seen(n, key, w), open = w * VL + 1 - key;
     int64_t full = (open < seen ? open : seen) & ~(int64_t)3; /* seen by every lane, in fours */
@@ -247,10 +251,11 @@ INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int
   }
 }
 
-/* One block: n queries of one head, the first at position `first`; it sees keys 0..first+n-1. */
+/* One block: n queries of one head, at most `wide` vectors of them, the first at position `first`;
+ * it sees keys 0..first+n-1. */
 INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, const float *k,
                             const float *v, int64_t n, int64_t first, int64_t N, int64_t O,
-                            int64_t E) {
+                            int64_t E, const int wide) {
   ALIGNED float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
   ALIGNED float near[ATT_KEYS * ATT_HEAD];
   ALIGNED float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
@@ -262,13 +267,13 @@ INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, con
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
     int64_t apart = n > 4 ? O : 0; /* a copy pays where several queries use it */
     const float *rows = attention_rows_near(near, k + begin * O, &apart, keys, E);
-    attention_dots(s_KL, rows, n > 4 ? apart : O, q_EL, E, keys, begin - first);
-    attention_softmax(s_KL, top, sum, fade, keys, begin - first, unit);
+    attention_dots(s_KL, rows, n > 4 ? apart : O, q_EL, E, keys, begin - first, wide);
+    attention_softmax(s_KL, top, sum, fade, keys, begin - first, unit, wide);
     apart = n > 4 ? O : 0;
     rows = attention_rows_near(near, v + begin * O, &apart, keys, E);
-    attention_gather(o_EL, fade, rows, n > 4 ? apart : O, s_KL, keys, begin - first, E);
+    attention_gather(o_EL, fade, rows, n > 4 ? apart : O, s_KL, keys, begin - first, E, wide);
   }
-  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
+  UNROLL for (int w = 0; w < wide; w++) {
     vf total = vf_load(sum + w * VL);
     vf_store(factor + w * VL, vf_set(1.0f) / total);
     vf shift = vf_load(top + w * VL) * unit;
@@ -295,7 +300,7 @@ KERNEL void attention_f32(float *o_MN, float *lse_MH, const float *q_MN, const f
   int64_t m = b * tokens + first, key = b * tokens * O + h / (heads / kv_heads) * E;
   int64_t n = tokens - first < ATT_LANES ? tokens - first : ATT_LANES;
   attention_block(o_MN + m * N + h * E, lse_MH + m * H + h, H, q_MN + m * N + h * E, k_MO + key,
-                  v_MO + key, n, first, N, O, E);
+                  v_MO + key, n, first, N, O, E, ATT_WIDE);
 }
 
 KERNEL int64_t attention_cached_f32_tiles(int64_t M, int64_t N, int64_t C, int64_t O,
@@ -311,8 +316,10 @@ KERNEL void attention_cached_f32(float *o_MN, const float *q_MN, const float *kc
   (void)C;
   int64_t E = N / heads, h = tile % heads, m = tile / heads * ATT_LANES;
   int64_t n = M - m < ATT_LANES ? M - m : ATT_LANES, key = h / (heads / kv_heads) * E;
-  attention_block(o_MN + m * N + h * E, NULL, 0, q_MN + m * N + h * E, kcache_CO + key,
-                  vcache_CO + key, n, *start + m, N, O, E);
+  const float *q = q_MN + m * N + h * E, *k = kcache_CO + key, *v = vcache_CO + key;
+  float *o = o_MN + m * N + h * E;
+  if (n <= VL) attention_block(o, NULL, 0, q, k, v, n, *start + m, N, O, E, 1);
+  else attention_block(o, NULL, 0, q, k, v, n, *start + m, N, O, E, ATT_WIDE);
 }
 
 /* out[key][e] += scale * sum over queries of p[key][query] * x[query][e], for `rows` keys and
@@ -421,10 +428,10 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
     int64_t key = begin - first, at = begin * O, k_apart = O, v_apart = O;
     const float *k_rows = attention_rows_near(near_k, k + at, &k_apart, keys, E);
     const float *v_rows = attention_rows_near(near_v, v + at, &v_apart, keys, E);
-    attention_dots(p_KL, k_rows, k_apart, q_EL, E, keys, key);
-    attention_dots(ds_KL, v_rows, v_apart, do_EL, E, keys, key);
+    attention_dots(p_KL, k_rows, k_apart, q_EL, E, keys, key, ATT_WIDE);
+    attention_dots(ds_KL, v_rows, v_apart, do_EL, E, keys, key, ATT_WIDE);
     attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key, unit);
-    attention_gather(dq_EL, one, k_rows, k_apart, ds_KL, keys, key, E);
+    attention_gather(dq_EL, one, k_rows, k_apart, ds_KL, keys, key, E, ATT_WIDE);
     attention_scatter(dv + at, O, p_KL, do_rows, do_apart, n, key, keys, E, 1.0f);
     attention_scatter(dk + at, O, ds_KL, q_rows, q_apart, n, key, keys, E, scale);
   }
