@@ -28,8 +28,12 @@ INLINE void linear_part(float *y_MN, const float *x_MK, const float *w_NK, const
                         const float *add_MN, int64_t K, int64_t N, int64_t row, int64_t n_rows,
                         int64_t col, int64_t n_cols) {
   const int64_t at = row * N + col;
-  const mat_block t = {.c = y_MN + at, .c_row = N, .bias = b_N ? b_N + col : NULL,
-                       .add = add_MN ? add_MN + at : NULL, .a = x_MK + row * K, .a_row = K};
+  const mat_block t = {.c = y_MN + at,
+                       .c_row = N,
+                       .bias = b_N ? b_N + col : NULL,
+                       .add = add_MN ? add_MN + at : NULL,
+                       .a = x_MK + row * K,
+                       .a_row = K};
   mat_pack_tile(t, w_NK + col * K, K, 1, n_rows, n_cols, K);
 }
 
@@ -67,12 +71,15 @@ KERNEL void linear_dx_naive(float *dx_MK, const float *dy_MN, const float *w_NK,
     }
 }
 
-INLINE void linear_dx_part(float *dx_MK, const float *dy_MN, const float *w_NK,
-                           const float *add_MK, int64_t N, int64_t K, int64_t row, int64_t n_rows,
-                           int64_t col, int64_t n_cols) {
+INLINE void linear_dx_part(float *dx_MK, const float *dy_MN, const float *w_NK, const float *add_MK,
+                           int64_t N, int64_t K, int64_t row, int64_t n_rows, int64_t col,
+                           int64_t n_cols) {
   const int64_t at = row * K + col;
-  const mat_block t = {.c = dx_MK + at, .c_row = K, .add = add_MK ? add_MK + at : NULL,
-                       .a = dy_MN + row * N, .a_row = N};
+  const mat_block t = {.c = dx_MK + at,
+                       .c_row = K,
+                       .add = add_MK ? add_MK + at : NULL,
+                       .a = dy_MN + row * N,
+                       .a_row = N};
   mat_pack_tile(t, w_NK + col, K, 0, n_rows, n_cols, N);
 }
 
@@ -144,8 +151,14 @@ KERNEL void linear_dw_f32(float *dw_NK, const float *dy_MN, const float *x_MK, c
   const int64_t n_cols = mat_least(K - k, linear_dw_cols(K));
   const int near_dy = N <= DW_NEAR_DY, near_x = K <= DW_NEAR && K % MAT_PANEL == 0;
   float *const c = dw_NK + n * K + k;
-  mat_block t = {.c = c, .c_row = K, .a = rows, .a_row = 1, .a_term = DW_SKEWED,
-                 .b = panels, .b_term = MAT_PANEL, .b_panel = MAT_PANEL * MAT_BLOCK};
+  mat_block t = {.c = c,
+                 .c_row = K,
+                 .a = rows,
+                 .a_row = 1,
+                 .a_term = DW_SKEWED,
+                 .b = panels,
+                 .b_term = MAT_PANEL,
+                 .b_panel = MAT_PANEL * MAT_BLOCK};
   if (near_dy) t.a_term = N;
   if (near_x) t.b_panel = MAT_PANEL, t.b_term = K;
   if (acc_NK && (!accumulate || *accumulate)) t.add = acc_NK + n * K + k;
@@ -256,9 +269,14 @@ KERNEL void linear_packed_f32(float *y_MN, const float *x_MK, const float *panel
                               int64_t J, int64_t Q, int64_t N, int64_t n, int64_t row_begin,
                               int64_t row_end) {
   (void)M, (void)J, (void)n;
-  const mat_block t = {.c = y_MN + row_begin * N, .c_row = N, .bias = b_N,
-                       .add = add_MN ? add_MN + row_begin * N : NULL, .a = x_MK + row_begin * K,
-                       .a_row = K, .b = panels_JKQ, .b_panel = K * Q};
+  const mat_block t = {.c = y_MN + row_begin * N,
+                       .c_row = N,
+                       .bias = b_N,
+                       .add = add_MN ? add_MN + row_begin * N : NULL,
+                       .a = x_MK + row_begin * K,
+                       .a_row = K,
+                       .b = panels_JKQ,
+                       .b_panel = K * Q};
   mat_rows(t, row_end - row_begin, N, K);
 }
 
@@ -280,8 +298,12 @@ KERNEL void linear_dx_packed_f32(float *dx_MK, const float *dy_MN, const float *
                                  const float *add_MK, int64_t M, int64_t N, int64_t J, int64_t Q,
                                  int64_t K, int64_t k, int64_t row_begin, int64_t row_end) {
   (void)M, (void)J, (void)k;
-  const mat_block t = {.c = dx_MK + row_begin * K, .c_row = K,
-                       .add = add_MK ? add_MK + row_begin * K : NULL, .a = dy_MN + row_begin * N,
-                       .a_row = N, .b = panels_JNQ, .b_panel = N * Q};
+  const mat_block t = {.c = dx_MK + row_begin * K,
+                       .c_row = K,
+                       .add = add_MK ? add_MK + row_begin * K : NULL,
+                       .a = dy_MN + row_begin * N,
+                       .a_row = N,
+                       .b = panels_JNQ,
+                       .b_panel = N * Q};
   mat_rows(t, row_end - row_begin, K, N);
 }

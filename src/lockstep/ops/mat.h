@@ -22,13 +22,13 @@ enum { MAT_ROWS = 6 }; /* 12 of 16 registers */
 #define MAT_TALL(...)
 #endif
 enum {
-  MAT_PANEL = 32,                 /* columns of one packed panel */
-  MAT_BLOCK = 256,                /* terms of one chain; a panel of it fits the level-1 cache */
-  MAT_SPAN = 2 * MAT_BLOCK,       /* terms after which a register tile gives way to the next */
-  MAT_UNROLL = 2,                 /* terms per turn of the loop */
-  MAT_CHUNK = 96,                 /* rows that stay in the level-2 cache over all columns */
-  MAT_SKEWED = MAT_SPAN + 16,     /* stride of copied rows: no two in the same cache sets */
-  MAT_TILE_ROWS = 768,            /* at most, in a tile of the large kernels; packed in 512 KiB */
+  MAT_PANEL = 32,             /* columns of one packed panel */
+  MAT_BLOCK = 256,            /* terms of one chain; a panel of it fits the level-1 cache */
+  MAT_SPAN = 2 * MAT_BLOCK,   /* terms after which a register tile gives way to the next */
+  MAT_UNROLL = 2,             /* terms per turn of the loop */
+  MAT_CHUNK = 96,             /* rows that stay in the level-2 cache over all columns */
+  MAT_SKEWED = MAT_SPAN + 16, /* stride of copied rows: no two in the same cache sets */
+  MAT_TILE_ROWS = 768,        /* at most, in a tile of the large kernels; packed in 512 KiB */
   MAT_TILE_COLS = 8 * MAT_PANEL,
 };
 

@@ -121,9 +121,7 @@ INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
-INLINE vm vm_first(int64_t n) {
-  return (vm)(n >= VL ? 0xffffu : (1u << n) - 1u);
-}
+INLINE vm vm_first(int64_t n) { return (vm)(n >= VL ? 0xffffu : (1u << n) - 1u); }
 INLINE vf vf_load_m(const float *p, vm m) { return _mm512_maskz_loadu_ps(m, p); }
 INLINE void vf_store_m(float *p, vf x, vm m) { _mm512_mask_storeu_ps(p, m, x); }
 INLINE vm vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
