@@ -31,7 +31,8 @@ from lockstep.ops.expect import expect_rank, expect_type, parts, whole
 from lockstep.ops.registry import OPS, source
 
 _SOURCE = source("attention.c")
-_WIDEST = 256  # ATT_HEAD in attention.c
+_GRAD_SOURCE = source("attention_grad.c")
+_WIDEST = 256  # ATT_HEAD in attention.h
 
 
 def _check_heads(q_MN: Type, width: Dim, heads: int, kv_heads: int) -> None:
@@ -209,7 +210,7 @@ ATTENTION_GRAD = OPS.register(
         infer=_infer_grad,
         reference=_reference_grad,
         gradient=NotDifferentiable("it is itself a gradient; training needs no second order"),
-        source=_SOURCE,
+        source=_GRAD_SOURCE,
         naive="attention_grad_naive",
         kernels=(Kernel(symbol="attention_grad_f32", tiling="tiles"),),
         cases=_CASES,
