@@ -9,11 +9,12 @@ import click
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import AdamWSettings
 from lockstep.build import FAMILY_NAMES
-from lockstep.cli.options import MODEL_DIMS, options, run_option
+from lockstep.cli.options import MODEL_DIMS, Finite, options, run_option
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.initialise import Init
 from lockstep.training.create import ModelRequest, create_run
 
+_BETA = Finite(0, 1, max_open=True)
 _SHAPE = {"type": int, "show_default": True}
 _DEFAULT = {"layers": 2, "embed_dim": 128, "hidden_dim": 256, "num_heads": 8, "num_kv_heads": 4}
 _DEFAULT |= {"context_len": 128, "vocab_size": 512}
@@ -31,17 +32,17 @@ _DEFAULT |= {"context_len": 128, "vocab_size": 512}
               help="Use the embedding table as the output layer too.")  # fmt: skip
 @click.option("--init", type=click.Choice(get_args(Init)), default="normal_0p02",
               show_default=True, help="How weights are drawn.")  # fmt: skip
-@click.option("--seed", "--train-seed", type=int, default=42, show_default=True,
-              help="Seed of weights and data order.")  # fmt: skip
+@click.option("--seed", "--train-seed", type=click.IntRange(0, (1 << 63) - 1), default=42,
+              show_default=True, help="Seed of weights and data order.")  # fmt: skip
 @options(
     ("--adamw-beta1", "beta1", "AdamW's beta 1.",
-     {"type": float, "default": 0.9, "show_default": True}),
+     {"type": _BETA, "default": 0.9, "show_default": True}),
     ("--adamw-beta2", "beta2", "AdamW's beta 2.",
-     {"type": float, "default": 0.999, "show_default": True}),
+     {"type": _BETA, "default": 0.999, "show_default": True}),
     ("--adamw-eps", "eps", "AdamW's epsilon.",
-     {"type": float, "default": 1e-8, "show_default": True}),
+     {"type": Finite(0, min_open=True), "default": 1e-8, "show_default": True}),
     ("--adamw-weight-decay", "weight_decay", "Decay of matrices; gains and biases have none.",
-     {"type": float, "default": 0.01, "show_default": True}),
+     {"type": Finite(0), "default": 0.01, "show_default": True}),
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a run that is there.")
 def command(

@@ -10,10 +10,13 @@ import click
 
 from lockstep.artifacts import RunDir
 from lockstep.cli.verb import Outcome, Verb
+from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
 from lockstep.engine.model import open_model
 from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.session import generate
 from lockstep.engine.streaming import PieceBytes, stream_text
+from lockstep.errors import UsageError
+from lockstep.tokenizers import Tokenizer
 
 
 @click.command(cls=Verb)
@@ -37,15 +40,18 @@ from lockstep.engine.streaming import PieceBytes, stream_text
 @click.option("--stop", multiple=True, help="End before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end token.")
 @click.option("--context-len", type=int, help="Room for prompt and text.  [default: the model's]")
-@click.option("--threads", type=int, help="Threads.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
 def command(
     model: str, prompt: str, max_tokens: int, stop: tuple[str, ...], ignore_eos: bool,
     context_len: int | None, threads: int | None, **sampling: float,
 ) -> Outcome:  # fmt: skip
     """Generate text from the promoted weights of a run."""
+    if "" in stop:
+        raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
     sampler = Sampler(Sampling(**sampling))  # type: ignore[arg-type]  # click made them of the types
     opened = open_model(RunDir.resolve(model), context=context_len, threads=threads)
     tokenizer, session = opened.tokenizer, opened.session
+    _note_what_is_left_open(prompt, tokenizer)
     ids = tokenizer.encode(prompt)
     room = min(max_tokens, session.context - len(ids))
     stop_ids = () if ignore_eos else (tokenizer.eos_id,)
@@ -77,3 +83,15 @@ def command(
         "tok_s": len(drawn) / seconds,
     }
     return Outcome(document)
+
+
+def _note_what_is_left_open(prompt: str, tokenizer: Tokenizer) -> None:
+    """Says which complete prompt some tags may mean; a model has seen no others in training."""
+    if not set(CONTROL_TAGS) <= set(tokenizer.tags):
+        return
+    try:
+        complete = parse_prompt(prompt).text
+    except UsageError:
+        return
+    if complete != prompt.removesuffix("<svg"):
+        print(f"note: models are trained on complete prompts, such as {complete}", file=sys.stderr)

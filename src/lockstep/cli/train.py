@@ -173,6 +173,8 @@ def _outcome(run: RunDir, done: PipelineOutcome) -> Outcome:
         lines += [f"{c.verdict:4}  {c.name}: {c.figure:g} {c.relation} {c.bound:g} "
                   f"over {c.compared} {c.unit}" for c in done.report.checks
                   if c.figure is not None and c.bound is not None]  # fmt: skip
+        if done.evaluation is not None and done.evaluation.status == "skipped":
+            lines.append(f"no drawings were judged: {done.evaluation.reason}")
         lines.append(f"pipeline: {done.report.status}  ({run.path})")
     failed = done.report is not None and done.report.status == "fail"
     return Outcome(document, "\n".join(lines), int(failed))

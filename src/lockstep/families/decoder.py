@@ -61,7 +61,10 @@ class DecoderConfig:
         for name in ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
             most = MAX_LAYERS if name == "layers" else MAX_SIZE
             if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"config {name}: expected 1 to {most}, got {getattr(self, name)}")
+                raise UsageError(
+                    f"config {name}: expected 1 to {most}, got {getattr(self, name)}",
+                    hint="choose a number in this range",
+                )
         if self.heads % self.kv_heads:
             raise UsageError(
                 f"config: expected heads to be a multiple of kv_heads, got {self.heads} and "

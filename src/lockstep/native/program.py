@@ -54,7 +54,10 @@ class Program:
         Raises: UsageError if the number is not from 1 to 256.
         """
         if not 1 <= n_threads <= MAX_THREADS:
-            raise UsageError(f"threads: expected 1 to {MAX_THREADS}, got {n_threads}")
+            raise UsageError(
+                f"threads: expected 1 to {MAX_THREADS}, got {n_threads}",
+                hint="choose about as many as there are cores",
+            )
         self.threads = n_threads
 
     def call(self, entry: str, rows: int | None = None) -> None:

@@ -22,6 +22,7 @@ from lockstep.engine.model import RunModel
 from lockstep.engine.sampling import Sampler
 from lockstep.engine.session import generate
 from lockstep.engine.trainer import TrainingSession
+from lockstep.errors import InputError
 from lockstep.training.eval_record import HOLDOUT_FILE, EvalRequest, Found, eval_record
 from lockstep.training.loop import microbatches
 from lockstep.training.prepare import DATASET, TRAIN_FILE, windows_of
@@ -34,16 +35,16 @@ def evaluate(
 ) -> tuple[PostTrainEval, Samples | None]:
     """Samples held-out prompts, judges them, and writes both records.
 
-    Raises: InputError if the held-out rows are not rows of the contract.
+    Without held-out rows of the contract there is nothing to judge by; the record says why.
     """
     path = run.path / DATASET / HOLDOUT_FILE
-    if not path.exists():
-        skipped = eval_record(run, model, request, Found(reason=_NO_HOLDOUT))
+    try:
+        rows, known = _held_out(run)
+    except InputError as error:
+        skipped = eval_record(run, model, request, Found(reason=error.message))
         skipped.save(run.path)
         return skipped, None
-    rows = read_rows(path)
     prompts = tuple(dict.fromkeys(split_row(row)[0] for row in rows))[: request.n_samples]
-    known = drawings_of(read_rows(run.path / DATASET / TRAIN_FILE))
     began, n_tokens = time.perf_counter(), 0
     samples: list[Sample] = []
     scores: list[Score] = []
@@ -68,6 +69,20 @@ def evaluate(
     )
     gallery.save(run.path)
     return record, gallery
+
+
+def _held_out(run: RunDir) -> tuple[list[str], frozenset[str]]:
+    """The held-out rows, and the drawings that were trained on.
+
+    Raises: InputError if there are none, or one is no row of the contract.
+    """
+    directory = run.path / DATASET
+    if not (directory / HOLDOUT_FILE).exists():
+        raise InputError(_NO_HOLDOUT)
+    rows = read_rows(directory / HOLDOUT_FILE)
+    for i, row in enumerate(rows, start=1):
+        split_row(row, where=f"{HOLDOUT_FILE}:{i}")
+    return rows, drawings_of(read_rows(directory / TRAIN_FILE))
 
 
 def _draw(

@@ -130,7 +130,9 @@ def _check_data(run: RunDir, data: Path | None, settings: TrainSettings) -> tupl
 
 
 def _other_splits(directory: Path) -> list[Path]:
-    return [path for name in OTHER_SPLITS if (path := directory / name).exists()]
+    """The files of the other splits; a small data set may have no row for one of them."""
+    paths = [directory / name for name in OTHER_SPLITS]
+    return [path for path in paths if path.exists() and path.stat().st_size > 0]
 
 
 def stage_dataset(run: RunDir, data: Path | None, settings: TrainSettings) -> DatasetQc:
@@ -160,7 +162,7 @@ def _refuse_failed(qc: DatasetQc, source: Path) -> None:
     raise (InputError if unreadable else GateError)(
         f"{source}: expected a data set that passes its gates, got {', '.join(qc.checks.failed)} "
         f"failed: {where}",
-        hint="mend the rows, or clean them with `lockstep data`; dataset_qc.json has the details",
+        hint="mend or drop these rows; dataset_qc.json has the details",
     )
 
 

@@ -18,6 +18,7 @@ from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_settings import FREE, TrainSettings
 from lockstep.engine.checkpoint import list_checkpoints
 from lockstep.errors import UsageError
+from lockstep.tokenizers import MAX_VOCAB
 from lockstep.training.loop import Budget
 from lockstep.training.prepare import DATASET
 
@@ -41,6 +42,15 @@ DEFAULTS: Mapping[str, Any] = {
     "keep_last": 3,
 }
 WARMUP_SHARE = 0.05
+# A step is held in memory as a whole; beyond these a slip of the finger would fill the machine.
+_MOST_WINDOWS = 65_536
+_FLAGS = {"batch": "batch-size", "require_ascii": "require-ascii-data", "packing": "pack-mode"}
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "epochs": (1, 1_000_000), "seq_len": (1, 1 << 24), "batch": (1, _MOST_WINDOWS),
+    "grad_accum": (1, _MOST_WINDOWS), "total_tokens": (1, 1 << 50),
+    "bpe_vocab_size": (1, MAX_VOCAB), "threads": (1, 256), "save_every": (0, 1 << 50),
+    "keep_last": (0, 1 << 20), "max_grad_norm": (0, 1 << 50), "seed": (0, (1 << 63) - 1),
+}  # fmt: skip
 # What a training leaves in a run, apart from its work directory and the ledger, which are history.
 _TRACES = (
     "checkpoints", "tokenizer.json", "metrics.jsonl", TrainSettings.file,
@@ -78,7 +88,7 @@ def resolve_settings(
 
 def _resumed(run: RunDir, stored: TrainSettings, said: Mapping[str, Any]) -> TrainSettings:
     wrong = [
-        f"--{name.replace('_', '-')} is {getattr(stored, name)}, got {value}"
+        f"{_flag(name)} is {getattr(stored, name)}, got {value}"
         for name, value in said.items()
         if name not in FREE and getattr(stored, name) != value
     ]
@@ -91,23 +101,30 @@ def _resumed(run: RunDir, stored: TrainSettings, said: Mapping[str, Any]) -> Tra
     return replace(stored, **{name: value for name, value in said.items() if name in FREE})
 
 
+def _flag(name: str) -> str:
+    """How the command line spells a setting."""
+    return "--" + _FLAGS.get(name, name).replace("_", "-")
+
+
 def _check(settings: TrainSettings, config: TrainConfig) -> None:
     """Insists on numbers that a training can be made of."""
-    least = {
-        "epochs": 1, "seq_len": 1, "batch": 1, "grad_accum": 1, "bpe_vocab_size": 1, "threads": 1,
-        "save_every": 0, "keep_last": 0, "max_grad_norm": 0, "seed": 0,
-    }  # fmt: skip
-    for name, bound in least.items():
-        if not getattr(settings, name) >= bound:
+    for name, (least, most) in _RANGES.items():
+        value, flag = getattr(settings, name), _flag(name)
+        if value is not None and not least <= value <= most:
             raise UsageError(
-                f"--{name.replace('_', '-')}: expected at least {bound}, "
-                f"got {getattr(settings, name)}",
-                hint="choose a larger number",
+                f"{flag}: expected {least} to {most}, got {value}",
+                hint="choose a number in this range",
             )
     if not settings.lr > 0:
-        raise UsageError(f"--lr: expected more than 0, got {settings.lr}")
-    if settings.total_tokens is not None and settings.total_tokens < 1:
-        raise UsageError(f"--total-tokens: expected at least 1, got {settings.total_tokens}")
+        raise UsageError(
+            f"--lr: expected more than 0, got {settings.lr}", hint="choose a rate such as 1e-3"
+        )
+    if (n_windows := settings.batch * settings.grad_accum) > _MOST_WINDOWS:
+        raise UsageError(
+            f"--batch-size times --grad-accum: expected at most {_MOST_WINDOWS} sequences in a "
+            f"step, got {n_windows}",
+            hint="choose a smaller --batch-size or --grad-accum",
+        )
     if settings.seq_len > config.context_len:
         raise UsageError(
             f"--seq-len: expected at most {config.context_len}, the context of the run, "
