@@ -10,6 +10,8 @@ from lockstep.errors import UsageError
 
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.M)
+_PART = re.compile(r'^#line 1 "([^"]+)"\n(.*?)(?=^#line \d+ ")', re.M | re.S)
+_VECTORS = "ops/vec.h"
 _ATTRIBUTE = re.compile(r"__attribute__\(\(.*?\)\)")
 
 
@@ -40,21 +42,40 @@ class Definition:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of an emitted program that was copied from one source."""
+    """A source that was copied into an emitted program, behind the headers of ops that it uses."""
 
-    file: str
-    text: str
+    parts: tuple[tuple[str, str], ...]  # files and their texts
 
     @classmethod
     def holding(cls, source: str, file: str) -> Piece:
-        """The piece that came from this file.
+        """The piece that came from this file; vec.h, which is nobody's own, stays out.
 
         Raises: UsageError if the program has none.
         """
-        found = re.search(rf'^#line 1 "{re.escape(file)}"\n(.*?)^#line \d+ "', source, re.M | re.S)
-        if found is None:
+        found = {m[1]: m[2] for m in _PART.finditer(source)}
+        if file not in found:
             raise UsageError(f"program: expected a piece of {file}, got none")
-        return cls(file, found[1])
+        parts = [(file, found[file])]
+        headers = [name for name in found if name.endswith(".h") and name != _VECTORS]
+        for name in reversed(headers):  # a header stands behind those that it uses itself
+            words = {word for _, text in parts for word in re.findall(r"\w+", masked(text))}
+            defined = {d.name for d in cls(((name, found[name]),)).definitions}
+            if not words.isdisjoint(defined):
+                parts.insert(0, (name, found[name]))
+        return cls(tuple(parts))
+
+    @cached_property
+    def text(self) -> str:
+        """All parts as one text."""
+        return "".join(text for _, text in self.parts)
+
+    def place(self, offset: int) -> str:
+        """The file and the line of an offset in the text."""
+        for file, text in self.parts:
+            if offset < len(text):
+                return f"{file}:{text.count(chr(10), 0, offset) + 1}"
+            offset -= len(text)
+        raise UsageError(f"piece: expected an offset inside of it, got {offset} too many")
 
     @cached_property
     def definitions(self) -> tuple[Definition, ...]:

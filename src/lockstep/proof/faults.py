@@ -22,8 +22,9 @@ from lockstep.proof.fault_worker import WIDE, subjects
 from lockstep.proof.misorder import KINDS
 from lockstep.proof.tolerances import FAULTS_NAMED
 
-JOB_SECONDS = 300  # for a compiler on a busy machine
+JOB_SECONDS = 120  # for a compiler on a busy machine
 RUN_SECONDS = 10  # for one node, or one entry, of a program with a fault
+WORKERS_PER_JOB = 3  # a machine short of memory may kill one that has planted nothing yet
 STAGE_SHARE = 12  # one fault in so many is between nodes
 
 
@@ -160,8 +161,16 @@ class Worker:
     def answer(self, job: Job) -> Answer:
         """Plants the fault of a job and waits for the verdict.
 
-        Raises: GateError if the worker ended, or hung, before there was a fault.
+        Raises: GateError if worker after worker ends, or hangs, before there is a fault.
         """
+        for _ in range(WORKERS_PER_JOB):
+            answer = self._ask(job)
+            if answer.fault:
+                return answer
+        raise _no_fault(job, f"{answer.why}, at {answer.at or 'its start'}")
+
+    def _ask(self, job: Job) -> Answer:
+        """What a worker makes of the job, without a fault if it was lost before there was one."""
         if self._process is None:
             self._start()
         process = self._process
@@ -175,9 +184,9 @@ class Worker:
             try:
                 event = self._events.get(timeout=limit)
             except Empty:
-                return self._lost(job, answer, f"no end within {limit} s", began)
+                return self._lost(answer, f"no end within {limit} s", began)
             if event is None:
-                return self._lost(job, answer, f"the process ended: {process.wait()}", began)
+                return self._lost(answer, f"the process ended: {process.wait()}", began)
             if "failed" in event:
                 raise _no_fault(job, event["failed"])
             _take(answer, event)
@@ -185,11 +194,9 @@ class Worker:
             raise _no_fault(job, "every fault that was drawn changed nothing or did not compile")
         return answer
 
-    def _lost(self, job: Job, answer: Answer, why: str, began: float) -> Answer:
+    def _lost(self, answer: Answer, why: str, began: float) -> Answer:
         """The process did not survive the fault, or hangs in it: what ran then is to blame."""
         self._stop()
-        if not answer.fault:
-            raise _no_fault(job, f"{why}, at {answer.at or 'its start'}")
         answer.named, answer.why = answer.at, why
         answer.seconds = time.perf_counter() - began
         return answer

@@ -99,7 +99,7 @@ class Target:
         text = {"call": self.call, "instance": self.instance, "kernel": self.piece.text}[place]
         where = f"model.c:{self.node.line}"
         if place == "kernel":
-            where = f"{self.piece.file}:{text.count(chr(10), 0, edit.begin) + 1}"
+            where = self.piece.place(edit.begin)
         old = " ".join(text[edit.begin : edit.end].split()) or "nothing"
         return f"{where}: {old[:60]} -> {' '.join(edit.new.split())[:60] or 'nothing'}"
 
