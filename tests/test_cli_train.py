@@ -47,6 +47,16 @@ def test_a_setting_that_no_machine_bears_is_named_before_anything_is_done(
     assert not (fresh.path / "dataset").exists()
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["eval-samples=0", "eval-samples=-1", "eval-temperature=nan", "min-valid-svg-rate=nan",
+     "min-valid-svg-rate=2", "min-faithfulness=-1"],
+)  # fmt: skip
+def test_an_evaluation_of_nonsense_is_refused_before_the_training(fresh: RunDir, flag: str) -> None:
+    assert train(fresh, "--data", str(fresh.path.parent / "data"), f"--{flag}") == 2
+    assert not fresh.tokenizer.exists()
+
+
 def test_a_step_that_no_memory_holds_is_refused(
     fresh: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import click
 
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.metrics import MetricRow
-from lockstep.cli.options import MODEL_DIMS, options, run_option, said
+from lockstep.cli.options import MODEL_DIMS, Finite, options, run_option, said
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.pack import PACKINGS
 from lockstep.engine.sampling import Sampling
@@ -93,13 +93,13 @@ _DIMS = tuple((flag, name, f"{text} Must be the run's.", {"type": int})
               help="Make the trained weights those of the run.")  # fmt: skip
 @click.option("--post-train-eval/--no-post-train-eval", "evaluated", default=True,
               show_default=True, help="Draw held-out prompts and judge the drawings.")  # fmt: skip
-@click.option("--eval-samples", type=int, default=64, show_default=True,
+@click.option("--eval-samples", type=click.IntRange(1), default=64, show_default=True,
               help="Held-out prompts to draw.")  # fmt: skip
-@click.option("--eval-temperature", type=float, default=0.0, show_default=True,
+@click.option("--eval-temperature", type=Finite(0, 100), default=0.0, show_default=True,
               help="Temperature of these drawings.")  # fmt: skip
-@click.option("--min-valid-svg-rate", type=float, default=0.70, show_default=True,
+@click.option("--min-valid-svg-rate", type=Finite(0, 1), default=0.70, show_default=True,
               help="Share of valid drawings below which the pipeline fails.")  # fmt: skip
-@click.option("--min-faithfulness", type=float, default=0.80, show_default=True,
+@click.option("--min-faithfulness", type=Finite(0, 1), default=0.80, show_default=True,
               help="Share of true tags below which the pipeline fails.")  # fmt: skip
 def command(
     run: RunDir, data: Path | None, resume: bool, force: bool, promoted: bool, evaluated: bool,
