@@ -91,7 +91,7 @@ def run_step(
 
 
 def referee_step(built: Built, inputs: dict[str, Array]) -> dict[str, Array]:
-    """The same in float64; the update starts from the program's gradients, whose signs Adam reads."""
+    """The same in float64; the update starts from the program's gradients (Adam reads signs)."""
     graph = built.graph
     before: tuple[Section, ...] = ("init", "pack", "forward", "backward")
     values = interpret(graph, inputs, before)

@@ -92,6 +92,7 @@ def _run(command: list[str], environment: dict[str, str], directory: str) -> Non
 
 def _environment(compiler: Compiler, directory: Path) -> dict[str, str]:
     environment = {**os.environ, "LC_ALL": "C"}
+    environment.pop("LD_PRELOAD", None)  # the compiler need not run under a sanitizer
     if compiler.is_zig:  # with a cache that it cannot write, zig spins for ever
         for kind in ("GLOBAL", "LOCAL"):
             cache = _writable(directory / "zig")
