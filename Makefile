@@ -30,7 +30,7 @@ environment:
 	@.ci/environment $(VENV)
 
 demo: environment
-	@$(BIN)/lockstep demo
+	@$(BIN)/lockstep demo --force
 
 test: environment
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -23,6 +23,7 @@ from lockstep.cli.verb import Outcome
 from lockstep.errors import EnvironmentLacks, LockstepError, UsageError
 
 VERBS = {
+    "demo": "Show the whole way, from generated data to drawn SVG, in about two minutes.",
     "data": "Build, take in, check and look at data sets.",
     "tokenizer": "Train a tokenizer, and try it on every row.",
     "init": "Make a run: its configuration and its initial weights.",

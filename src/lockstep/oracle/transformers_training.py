@@ -5,7 +5,8 @@ It shares no code with our engine, so that an equal curve means something.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,17 @@ class Trained:
 
     steps: tuple[StepRecord, ...]
     parameters: dict[str, Array]
+
+
+@contextmanager
+def threads(n_threads: int) -> Iterator[None]:
+    """Lets PyTorch use so many threads inside, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(

@@ -130,7 +130,7 @@ def judge(
     theirs = [(r.step, r.loss) for r in twin.reference.loss_curve]
     loss = curve_difference(ours, theirs, recipe.budget.total_steps)
     parameters = tensor_difference(checkpoint.parameters if checkpoint else {}, twin.parameters)
-    checks = (*report.checks, *parity_checks(f"canary_row{row}", loss, parameters))
+    checks = (*report.checks, *parity_checks(row, loss, parameters))
     verdict = all_pass(checks)
     work = canary.work(trained.run_id)
     twin.reference.save(work)
@@ -159,21 +159,21 @@ def parity_ids(row: int) -> tuple[str, ...]:
     return tuple(f"canary_row{row}_{name}" for name in ("loss_max", "loss_mean", "param_max"))
 
 
-def parity_checks(prefix: str, loss: Difference, parameters: Difference) -> tuple[Check, ...]:
+def parity_checks(row: int, loss: Difference, parameters: Difference) -> tuple[Check, ...]:
     """The runbook's three limits."""
     torch = "transformers trained by PyTorch"
     rows = (
-        ("loss_max", "largest loss difference", loss, loss.maximum, CANARY_LOSS_MAX, "steps"),
-        ("loss_mean", "mean loss difference", loss, loss.mean, CANARY_LOSS_MEAN, "steps"),
-        ("param_max", "largest difference of final parameters", parameters, parameters.maximum,
-         CANARY_PARAM_MAX, "parameters"),
+        ("largest loss difference", loss, loss.maximum, CANARY_LOSS_MAX, "steps"),
+        ("mean loss difference", loss, loss.mean, CANARY_LOSS_MEAN, "steps"),
+        ("largest parameter difference", parameters, parameters.maximum, CANARY_PARAM_MAX,
+         "parameters"),
     )  # fmt: skip
     return tuple(
         Check.measured(
-            id=f"{prefix}_{id}", name=name, against=torch, compared=difference.n, unit=unit,
+            id=id, name=f"canary {row}: {name}", against=torch, compared=difference.n, unit=unit,
             figure=figure, relation="<=", bound=bound.value, reason=difference.problem,
         )
-        for id, name, difference, figure, bound, unit in rows
+        for id, (name, difference, figure, bound, unit) in zip(parity_ids(row), rows, strict=True)
     )  # fmt: skip
 
 

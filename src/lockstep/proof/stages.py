@@ -53,7 +53,7 @@ def replay_determinism(run: RunDir, n_steps: int) -> ReplayDeterminism:
         *same_bits("replay", f"{threads[0]} and {threads[1]} threads", first.digests,
                    second.digests, n),
         Check.measured(
-            id="replay_recorded", name="steps whose recorded loss came back to the bit",
+            id="replay_recorded", name="replay: recorded losses back to the bit",
             against="metrics.jsonl of the run", compared=n, unit="steps",
             figure=float(again), relation="==", bound=float(n),
         ),
@@ -82,8 +82,8 @@ def replay_accumulation(run: RunDir) -> ReplayAccumulation:
     checks = (
         *same_bits("accumulation", "straight and resumed", straight, replayed, len(flat)),
         Check.measured(
-            id="accumulation_loss", name="largest loss difference", against="the straight run",
-            compared=len(straight_losses), unit="updates", figure=gap, relation="==", bound=0.0,
+            id="accumulation_loss", name="accumulation: largest loss difference",
+            against="the straight run", compared=len(straight_losses), unit="updates", figure=gap, relation="==", bound=0.0,
         ),
     )  # fmt: skip
     config = {"grad_accum": ACCUMULATION, "snapshot_after": SNAPSHOT_AFTER}
@@ -134,7 +134,7 @@ def same_bits(
              ("moments", a.moments, b.moments))  # fmt: skip
     return tuple(
         Check.measured(
-            id=f"{prefix}_{name}", name=f"{name}: hashes that differ", against=against,
+            id=f"{prefix}_{name}", name=f"{prefix}: hashes of {name} that differ", against=against,
             compared=compared, unit="steps", figure=float(x != y), relation="==", bound=0.0,
         )
         for name, x, y in pairs

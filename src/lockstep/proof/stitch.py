@@ -151,7 +151,7 @@ def _refuses_other_dimensions(run: RunDir) -> Check:
     except UsageError:
         refused = 1.0
     return Check.measured(
-        id="D1_dims", name="conflicting dimensions refused", against="a planted request",
+        id="D1_dims", name="D1: conflicting dimensions refused", against="a planted request",
         compared=1, unit="requests", figure=refused, relation="==", bound=1.0,
     )  # fmt: skip
 
@@ -161,10 +161,10 @@ def _parity_checks(
 ) -> tuple[Check, ...]:
     first = abs(ours.losses[0][1] - twin.reference.loss_curve[0].loss)
     rows = (
-        ("D1_logits", "largest difference of logits", logits, logits.maximum, D1_LOGITS, "logits"),
-        ("D1_first_loss", "loss difference of step 1", loss, first, D1_FIRST_LOSS, "steps"),
-        ("D1_loss_max", "largest loss difference", loss, loss.maximum, D1_LOSS_MAX, "steps"),
-        ("D1_param_max", "largest difference of parameters at the end", parameters,
+        ("D1_logits", "D1: largest logit difference", logits, logits.maximum, D1_LOGITS, "logits"),
+        ("D1_first_loss", "D1: loss difference of step 1", loss, first, D1_FIRST_LOSS, "steps"),
+        ("D1_loss_max", "D1: largest loss difference", loss, loss.maximum, D1_LOSS_MAX, "steps"),
+        ("D1_param_max", "D1: largest parameter difference at the end", parameters,
          parameters.maximum, D1_PARAM_MAX, "parameters"),
     )  # fmt: skip
     return tuple(
@@ -183,7 +183,7 @@ def _gradient_check(gradients: StepGrads) -> Check:
     errors = [gradient_error(row) for row in gradients.per_tensor]
     worst = max(errors, key=lambda e: e if isfinite(e) else np.inf, default=float("nan"))
     return Check.measured(
-        id="D1_gradients", name="largest relative difference of a gradient", against=_TORCH,
+        id="D1_gradients", name="D1: largest relative gradient difference", against=_TORCH,
         compared=gradients.global_numel, unit="gradient elements", figure=worst, relation="<=",
         bound=GRADIENT_BOUND, reason=gradients.not_measured.get("global_max_abs_diff", ""),
     )  # fmt: skip

@@ -27,6 +27,10 @@ from lockstep.training.loop import Budget, microbatches
 from lockstep.training.prepare import DATASET, TRAIN_FILE, windows_of
 from lockstep.training.train import schedule_of
 
+# At a run's sizes PyTorch gains little from a second thread; and on a busy machine its threads, which
+# wait by spinning, took ten times as long with two as with one.
+TORCH_THREADS = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -87,17 +91,18 @@ def train_twin(run: RunDir, recipe: Recipe) -> Twin:
     oracle = require_oracle()
     settings, adamw = recipe.settings, asdict(recipe.config.adamw)
     times = [time.perf_counter()]
-    trained = oracle.train(
-        recipe.model.family,
-        recipe.model.config,
-        recipe.start,
-        recipe.steps,
-        recipe.lrs,
-        optimizer=oracle.OptimizerSettings(
-            name=settings.optimizer, max_norm=settings.max_grad_norm, **adamw
-        ),
-        on_step=lambda record, model: times.append(time.perf_counter()),
-    )
+    with oracle.threads(TORCH_THREADS):
+        trained = oracle.train(
+            recipe.model.family,
+            recipe.model.config,
+            recipe.start,
+            recipe.steps,
+            recipe.lrs,
+            optimizer=oracle.OptimizerSettings(
+                name=settings.optimizer, max_norm=settings.max_grad_norm, **adamw
+            ),
+            on_step=lambda record, model: times.append(time.perf_counter()),
+        )
     curve = tuple(
         TorchStep(
             step=record.step,
@@ -159,7 +164,7 @@ def _reference(
         weight_decay=config.adamw.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        threads=require_oracle().get_num_threads(),
+        threads=TORCH_THREADS,
         vocab_size=config.vocab_size,
         num_layers=config.num_layers,
         embed_dim=config.embed_dim,

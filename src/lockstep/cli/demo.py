@@ -1,0 +1,171 @@
+"""`lockstep demo`: from generated data to drawn SVG, proved on the way, with a closing table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from lockstep import __version__
+from lockstep.artifacts import Check, RunDir, all_pass, utc_now
+from lockstep.artifacts.compare import Compare
+from lockstep.artifacts.demo import Demo, DemoPart
+from lockstep.artifacts.post_train_eval import PostTrainEval
+from lockstep.artifacts.train_config import AdamWSettings
+from lockstep.cli.parity import say
+from lockstep.cli.table import verdict_table
+from lockstep.cli.train import ProgressLine
+from lockstep.cli.verb import Outcome, Verb
+from lockstep.data.corpus import build_corpus
+from lockstep.errors import GateError, UsageError
+from lockstep.proof.canary import run_canaries
+from lockstep.proof.compare_run import compare_run
+from lockstep.proof.go import evaluate_go
+from lockstep.proof.regimen import run_regimen
+from lockstep.report import write_report
+from lockstep.training.create import ModelRequest, create_run
+from lockstep.training.eval_record import EvalRequest
+from lockstep.training.pipeline import PipelineRequest, run_pipeline
+from lockstep.training.prepare import DATASET, TRAIN_FILE
+from lockstep.training.train import TrainRequest
+
+MODEL = ModelRequest(
+    template="qwen3", layers=4, embed_dim=96, hidden_dim=192, num_heads=8, num_kv_heads=4,
+    vocab_size=512, context_len=96,
+)  # fmt: skip
+ADAMW = AdamWSettings(beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.01)
+SETTINGS: dict[str, Any] = {"epochs": 4, "batch": 8, "lr": 3e-3, "save_every": 500}
+EVALUATION = EvalRequest(n_samples=64, min_valid_rate=0.95, min_faithfulness=0.80)
+SEED = 42
+N_PARTS = 7
+
+
+@dataclass
+class Story:
+    """What the demo has done so far: its parts with their times, and all checks."""
+
+    parts: list[DemoPart] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Says what begins, and notes how long it took."""
+        say(f"\n[{len(self.parts) + 1}/{N_PARTS}] {name}")
+        began = time.perf_counter()
+        yield
+        self.parts.append(DemoPart(name=name, seconds=time.perf_counter() - began))
+
+    def adds(self, checks: tuple[Check, ...]) -> None:
+        """Takes checks over; one that is known already, by its id, is replaced."""
+        known = {check.id: check for check in (*self.checks, *checks)}
+        self.checks = list(known.values())
+
+
+def _draw_and_train(run: RunDir, story: Story) -> None:
+    with story.part("data: drawings for every tag, each checked against its tags"):
+        data = run.path.parent / f".{run.name}.data"
+        corpus = build_corpus(seed=SEED)
+        shutil.rmtree(data, ignore_errors=True)
+        corpus.save(data)
+        say(f"    {len(corpus.train)} rows to train on, {len(corpus.prompts('holdout'))} prompts "
+            "that are held out")  # fmt: skip
+    with story.part("train: generated C, then promote and draw held-out prompts"):
+        create_run(run, MODEL, init="xavier_uniform", seed=SEED, adamw=ADAMW, force=True)
+        training = TrainRequest(settings=SETTINGS, data=data)
+        request = PipelineRequest(training=training, evaluation=EVALUATION)
+        report = run_pipeline(run, request, ProgressLine()).report
+        shutil.rmtree(data, ignore_errors=True)
+        if report is None:
+            raise GateError(
+                "demo: expected a training to its end, it was interrupted",
+                hint="run the demo again",
+            )
+        story.adds(report.checks)
+
+
+def _prove(run: RunDir, story: Story) -> None:
+    with story.part("canary: two trainings beside PyTorch, step by step"):
+        for result in run_canaries(run, run.path / DATASET / TRAIN_FILE):
+            say(f"    {result.line()}")
+            own = (c for c in result.report.checks if c.id.startswith("canary"))
+            story.adds(tuple(own))
+    with story.part("regimen: free-running beside PyTorch, replays to the bit"):
+        for stage in run_regimen(run, force=True).stages:
+            say(f"    {stage.id} {stage.status}  {stage.name}")
+            story.adds(stage.checks)
+    with story.part("compare: every node against float64, alone and together"):
+        story.adds(compare_checks(compare_run(run)))
+    with story.part("go: may the runbook proceed?"):
+        go = evaluate_go(run)
+        go.save(run.path)
+        story.adds(go.evidence)
+
+
+@click.command(cls=Verb)
+@click.option("--run", "name", default="demo", show_default=True, help="The run's name or path.")
+@click.option("--force", is_flag=True, help="Replace a run that is there.")
+def command(name: str, force: bool) -> Outcome:
+    """Show the whole way in about two minutes. Exit code 1 if a check fails."""
+    run = RunDir.resolve(name)
+    if run.path.exists() and not force:
+        raise UsageError(
+            f"{run.path}: expected a new directory, got one that is there",
+            hint="give --force to replace it, or another --run",
+        )
+    began, story = time.perf_counter(), Story()
+    _draw_and_train(run, story)
+    _prove(run, story)
+    with story.part("report: one page, from the evidence alone"):
+        page = write_report(run.path)
+    demo = _record(run, story, time.perf_counter() - began)
+    demo.save(run.path)
+    write_report(run.path)
+    lines = ["", verdict_table(story.checks), "", *_quality(run), f"report: {page}"]
+    if not demo.passed:
+        lines.append("the demo FAILED: see the rows above that did not pass")
+    return Outcome(demo.document(), "\n".join(lines), int(not demo.passed))
+
+
+def compare_checks(record: Compare) -> tuple[Check, ...]:
+    """One row for each pair of executions: how many of its nodes are out of bounds."""
+    return tuple(
+        Check.measured(
+            id=f"compare{number}", name=f"{pair.left}: nodes out of bounds", against=pair.right,
+            compared=pair.nodes_compared, unit="nodes",
+            figure=float(sum(row.verdict in ("culprit", "victim") for row in pair.nodes)),
+            relation="==", bound=0.0,
+            reason=f"first guilty: {pair.first_guilty.id}" if pair.first_guilty else "",
+        )
+        for number, pair in enumerate(record.comparisons)
+    )  # fmt: skip
+
+
+def _record(run: RunDir, story: Story, seconds: float) -> Demo:
+    return Demo(
+        generated_at=utc_now(),
+        run_dir=str(run.path),
+        lockstep_version=__version__,
+        machine={"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0))},
+        seconds=seconds,
+        parts=tuple(story.parts),
+        passed=all_pass(story.checks),
+        checks=tuple(story.checks),
+    )
+
+
+def _quality(run: RunDir) -> list[str]:
+    """What is told and not judged: how often a drawing was copied, and where to go on."""
+    found = PostTrainEval.load(run.path)
+    copies = "not measured" if found.exact_copy_rate is None else f"{found.exact_copy_rate:.1%}"
+    prompt = "[circle][palette:cool][style:minimal][layout:center]"
+    return [
+        f"drawings that are exact copies of a training row: {copies} of {found.sample_count}",
+        f"draw one yourself: lockstep run {run.name} -p '{prompt}'",
+    ]
