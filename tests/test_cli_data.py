@@ -73,6 +73,17 @@ def test_make_writes_the_corpus_once(say: Any, tmp_path: Path) -> None:
     assert (code, checked["status"], checked["checks"]["contract_gate"]) == (0, "pass", "pass")
 
 
+def test_a_corpus_that_could_not_be_written_whole_has_no_train_file(
+    say: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "made"
+    (out / "dev.txt").mkdir(parents=True)  # cannot be replaced by a file
+    flags = ("--rows-per-prompt", 1, "--force")
+    code, document = say("data", "make", "--out", out, *flags)
+    assert (code, "dev.txt" in document["error"]["message"]) == (3, True)
+    assert not (out / "train.txt").exists()
+
+
 def test_assets_name_every_file_that_gives_no_row(say: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "icons", tmp_path / "rows"
     folder.mkdir()

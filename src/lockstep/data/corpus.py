@@ -75,7 +75,8 @@ class Corpus:
         Raises: EnvironmentLacks if the disk refuses.
         """
         files = {split: Path(directory) / f"{split}.txt" for split in SPLITS}
-        for split, path in files.items():
+        # What is trained on comes last: where it is, the others are there too.
+        for split, path in reversed(files.items()):
             atomic_write_text(path, "".join(row + "\n" for row in self.rows(split)))
         return files
 

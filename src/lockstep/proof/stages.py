@@ -83,7 +83,8 @@ def replay_accumulation(run: RunDir) -> ReplayAccumulation:
         *same_bits("accumulation", "straight and resumed", straight, replayed, len(flat)),
         Check.measured(
             id="accumulation_loss", name="accumulation: largest loss difference",
-            against="the straight run", compared=len(straight_losses), unit="updates", figure=gap, relation="==", bound=0.0,
+            against="the straight run", compared=len(straight_losses), unit="updates",
+            figure=gap, relation="==", bound=0.0,
         ),
     )  # fmt: skip
     config = {"grad_accum": ACCUMULATION, "snapshot_after": SNAPSHOT_AFTER}

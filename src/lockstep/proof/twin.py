@@ -27,8 +27,8 @@ from lockstep.training.loop import Budget, microbatches
 from lockstep.training.prepare import DATASET, TRAIN_FILE, windows_of
 from lockstep.training.train import schedule_of
 
-# At a run's sizes PyTorch gains little from a second thread; and on a busy machine its threads, which
-# wait by spinning, took ten times as long with two as with one.
+# At a run's sizes PyTorch gains little from a second thread; and on a busy machine its threads,
+# which wait by spinning, took ten times as long with two as with one.
 TORCH_THREADS = 1
 
 
