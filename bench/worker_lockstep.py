@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from lockstep.build import training_program
 from protocol import LEARNING_RATE, MAX_NORM, THETA, batches, serve
 from shapes import SHAPES, Shape
 
+from lockstep.build import training_program
 from lockstep.families import family_named
 from lockstep.passes import OptimizerSpec
 

@@ -169,7 +169,9 @@ RMSNORM_DGAIN = OPS.register(
         naive="rmsnorm_dgain_naive",
         kernels=(Kernel(symbol="rmsnorm_dgain_f32", tiling="tiles"),),
         cases=_CASES,
-        tolerance=Tolerance(rel=2e-6, why="M*H products summed in float32 in runs of 64, runs in float64"),
+        tolerance=Tolerance(
+            rel=2e-6, why="M*H products summed in float32 in runs of 64, runs in float64"
+        ),
         example=_example_dgain,
     )
 )
