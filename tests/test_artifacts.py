@@ -43,6 +43,7 @@ from lockstep.artifacts import (
 )
 from lockstep.artifacts.checkpoint_state import CheckpointState
 from lockstep.artifacts.codec import keys_of, unexplained
+from lockstep.artifacts.faults import FaultRow, Faults
 from lockstep.artifacts.go import Go
 from lockstep.artifacts.grad_norms import GradNorms
 from lockstep.artifacts.loss_curve import LossCurve, LossRow
@@ -91,6 +92,9 @@ def _truth(kind: type[Artifact]) -> dict[str, Any]:
     """The fields that a record of plain values would contradict."""
     if "evidence" in kind.__dataclass_fields__:
         return {"evidence": make(keys_of(kind)["evidence"][1], checks=(check(),))}
+    if kind is Faults:
+        row = make(FaultRow, nodes=("head",), named="head", right=True)
+        return {"rows": (row,), "share": 1.0}
     return {}
 
 
