@@ -12,6 +12,7 @@ from protocol import LEARNING_RATE, MAX_NORM, THETA, batches, serve
 from shapes import SHAPES, Shape
 
 from lockstep.build import training_program
+from lockstep.engine.trainer import Microbatch, TrainingSession, sequences_per_call
 from lockstep.families import family_named
 from lockstep.passes import OptimizerSpec
 
@@ -34,31 +35,25 @@ def main() -> None:
     """Builds the program that was asked for and serves steps."""
     shape, batch, threads = SHAPES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
     optimizer = OptimizerSpec(kind="adamw", weight_decay=0.01)
+    per_call = sequences_per_call(batch, shape.tokens)
     program = training_program(
-        family_named("qwen3"), config(shape), batch=batch, tokens=shape.tokens, optimizer=optimizer
+        family_named("qwen3"),
+        config(shape),
+        batch=per_call,
+        tokens=shape.tokens,
+        optimizer=optimizer,
+        threads=threads,
     ).program
-    program.set_threads(threads)
+    session = TrainingSession(program, batch=per_call, tokens=shape.tokens)
     with np.load(sys.argv[4]) as archive:
-        for id in archive.files:
-            program.view(id)[...] = archive[id]
-    program.call("init")
-    rows = batch * shape.tokens
-    program.view("positions")[:] = np.tile(np.arange(shape.tokens), batch)
-    program.view("scale")[...] = 1.0 / rows
-    program.view("accumulate")[...] = 0
-    program.view("lr")[...] = LEARNING_RATE
-    program.view("max_norm")[...] = MAX_NORM
-    program.view("step")[...] = 0
-    data = batches(shape, batch)
+        session.begin({id: archive[id] for id in archive.files})
+    data = [
+        [Microbatch(*(a[i : i + per_call] for a in pair)) for i in range(0, batch, per_call)]
+        for pair in batches(shape, batch)
+    ]
 
     def step(i: int) -> float:
-        tokens, targets = data[i]
-        program.view("tokens")[:] = tokens.reshape(-1)
-        program.view("targets")[:] = targets.reshape(-1)
-        program.call("step")
-        program.view("step")[...] += 1
-        program.call("update")
-        return float(program.view("loss.sum")) / rows
+        return session.step(data[i], lr=LEARNING_RATE, max_grad_norm=MAX_NORM).loss
 
     serve(step)
 

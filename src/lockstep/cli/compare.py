@@ -34,8 +34,8 @@ def command(run: RunDir, batch: int, tokens: int | None, seed: int) -> Outcome:
 
 
 def _stage(text: str) -> None:
-    """Shows what begins, but not each node: that would be hundreds of lines."""
-    if " " in text:
+    """Shows what begins, but not each node and entry: that would be hundreds of lines."""
+    if " " in text and not text.startswith("entry "):
         click.echo(text, err=True)
 
 

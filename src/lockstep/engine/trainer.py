@@ -41,6 +41,17 @@ class StepResult:
     n_targets: int
 
 
+# Rows of activations that one call works on. More of them leave the caches between a node and its
+# gradient; adding up the gradients of several calls costs less.
+ROWS_PER_CALL = 512
+
+
+def sequences_per_call(batch: int, tokens: int) -> int:
+    """How many sequences of a batch a program takes at once: a divisor of the batch."""
+    fitting = (n for n in range(batch, 0, -1) if batch % n == 0 and n * tokens <= ROWS_PER_CALL)
+    return next(fitting, 1)
+
+
 class TrainingSession:
     """A training program with its parameters, gradients and moments."""
 

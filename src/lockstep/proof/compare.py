@@ -71,9 +71,11 @@ def compare(
 ) -> Findings:
     """Runs the program node by node and as a whole, and holds each against its judge."""
     runner = Runner(built, subject, refereed)
+    progress("running every node alone")
     checks = tuple(runner.walk(progress))
     states = runner.snapshots[-1]
     guards = built.program.check_guards()
+    progress(f"running the whole program on {', '.join(map(str, THREADS))} threads")
     held = [held for threads in THREADS for held in runner.entries(threads, progress)]
     return Findings(
         checks=checks,

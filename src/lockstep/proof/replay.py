@@ -31,7 +31,7 @@ def build_for(recipe: Recipe, *, threads: int) -> Built:
     return training_program(
         recipe.model.family,
         recipe.model.config,
-        batch=recipe.settings.batch,
+        batch=recipe.per_call,
         tokens=recipe.settings.seq_len,
         optimizer=OptimizerSpec(kind=recipe.settings.optimizer, **asdict(recipe.config.adamw)),
         threads=threads,
@@ -41,7 +41,7 @@ def build_for(recipe: Recipe, *, threads: int) -> Built:
 def start_session(recipe: Recipe, *, threads: int) -> TrainingSession:
     """A session at the start of the recipe."""
     program = build_for(recipe, threads=threads).program
-    session = TrainingSession(program, batch=recipe.settings.batch, tokens=recipe.settings.seq_len)
+    session = TrainingSession(program, batch=recipe.per_call, tokens=recipe.settings.seq_len)
     zeros = {id: np.zeros_like(array) for id, array in session.moments().items()}
     session.begin(recipe.start, zeros)
     return session

@@ -19,7 +19,7 @@ from lockstep.build import Model, model_of
 from lockstep.data.pack import Batches, Cursor
 from lockstep.data.rows import read_rows
 from lockstep.engine.initialise import initialise
-from lockstep.engine.trainer import Microbatch
+from lockstep.engine.trainer import Microbatch, sequences_per_call
 from lockstep.errors import EnvironmentLacks
 from lockstep.ir import Array
 from lockstep.tokenizers import Tokenizer
@@ -42,6 +42,7 @@ class Recipe:
     budget: Budget
     start: Mapping[str, Array]
     steps: tuple[tuple[Microbatch, ...], ...]
+    per_call: int  # sequences of a microbatch, as our program takes them
     lrs: tuple[float, ...]
 
     @classmethod
@@ -57,11 +58,12 @@ class Recipe:
         rows = read_rows(run.path / DATASET / TRAIN_FILE)
         windows = windows_of(rows, Tokenizer.load(run.tokenizer), settings)
         budget = Budget.of(settings, len(windows))
+        per_call = sequences_per_call(settings.batch, settings.seq_len)
         batches, cursor = Batches(windows, settings.seed), Cursor()
         steps = []
         for _ in range(min(n_steps or budget.total_steps, budget.total_steps)):
             taken, cursor = batches.take(cursor, budget.windows_per_step)
-            steps.append(tuple(microbatches(taken, settings.batch)))
+            steps.append(tuple(microbatches(taken, per_call)))
         schedule = schedule_of(settings, budget)
         lrs = tuple(schedule.rate(step) for step in range(1, len(steps) + 1))
         return cls(
@@ -71,6 +73,7 @@ class Recipe:
             budget=budget,
             start=start,
             steps=tuple(steps),
+            per_call=per_call,
             lrs=lrs,
         )
 

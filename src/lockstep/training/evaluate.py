@@ -21,7 +21,7 @@ from lockstep.data.score import Score, completion_of, drawings_of, score
 from lockstep.engine.model import RunModel
 from lockstep.engine.sampling import Sampler
 from lockstep.engine.session import generate
-from lockstep.engine.trainer import TrainingSession
+from lockstep.engine.trainer import TrainingSession, sequences_per_call
 from lockstep.errors import InputError
 from lockstep.training.eval_record import HOLDOUT_FILE, EvalRequest, Found, eval_record
 from lockstep.training.loop import microbatches
@@ -124,19 +124,20 @@ def holdout_loss(model: RunModel, settings: TrainSettings, rows: Sequence[str]) 
     """The mean loss per token over all rows, packed as training packs them."""
     config = model.config
     of = model_of(config.template, config.family_config)
+    batch = sequences_per_call(settings.batch, settings.seq_len)
     built = training_program(
         of.family,
         of.config,
-        batch=settings.batch,
+        batch=batch,
         tokens=settings.seq_len,
         optimizer=OptimizerSpec(kind=settings.optimizer, **asdict(config.adamw)),
         threads=settings.threads,
     )
-    session = TrainingSession(built.program, batch=settings.batch, tokens=settings.seq_len)
+    session = TrainingSession(built.program, batch=batch, tokens=settings.seq_len)
     parameters = {id: model.session.program.view(id) for id in of.shapes}
     session.begin(parameters)
-    windows = _whole_batches(windows_of(rows, model.tokenizer, settings), settings.batch)
-    return session.evaluate(microbatches(windows, settings.batch))
+    windows = _whole_batches(windows_of(rows, model.tokenizer, settings), batch)
+    return session.evaluate(microbatches(windows, batch))
 
 
 def _whole_batches(windows: Windows, batch: int) -> Windows:

@@ -126,7 +126,7 @@ class Loop:
         step = position.step + 1
         windows, cursor = self.batches.take(position.cursor, self.budget.windows_per_step)
         result = self.session.step(
-            microbatches(windows, self.settings.batch),
+            microbatches(windows, self.session.shape[0]),
             lr=self.schedule.rate(step),
             max_grad_norm=self.settings.max_grad_norm,
         )
@@ -149,7 +149,7 @@ class Loop:
 
 
 def microbatches(windows: Windows, batch: int) -> list[Microbatch]:
-    """The windows of one step, `batch` at a time."""
+    """The windows of one step, as many at a time as a program takes."""
     starts = range(0, len(windows), batch)
     pairs = [(windows.inputs_WT[a : a + batch], windows.targets_WT[a : a + batch]) for a in starts]
     return [Microbatch(inputs, targets) for inputs, targets in pairs]

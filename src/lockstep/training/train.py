@@ -19,7 +19,7 @@ from lockstep.data.pack import Batches, Cursor
 from lockstep.engine.checkpoint import Checkpoint, Skipped, newest_valid
 from lockstep.engine.initialise import initialise
 from lockstep.engine.schedule import Schedule
-from lockstep.engine.trainer import TrainingSession
+from lockstep.engine.trainer import TrainingSession, sequences_per_call
 from lockstep.errors import InputError, UsageError
 from lockstep.training.create import differences, refuse_differences
 from lockstep.training.ledger import Ledger
@@ -183,16 +183,17 @@ def _refuse_foreign(checkpoint: Checkpoint, settings: TrainSettings, prepared: P
 def _session(job: _Job) -> TrainingSession:
     """The program with its parameters in place: initial ones, or those of the checkpoint."""
     settings, adamw = job.settings, job.config.adamw
+    batch = sequences_per_call(settings.batch, settings.seq_len)
     built = training_program(
         job.model.family,
         job.model.config,
-        batch=settings.batch,
+        batch=batch,
         tokens=settings.seq_len,
         optimizer=OptimizerSpec(kind=settings.optimizer, **asdict(adamw)),
         threads=settings.threads,
     )
     built.graph_file().save(job.run.path)
-    session = TrainingSession(built.program, batch=settings.batch, tokens=settings.seq_len)
+    session = TrainingSession(built.program, batch=batch, tokens=settings.seq_len)
     if job.checkpoint is None:
         initialise(session.parameters(), job.config.init, job.config.train_seed)
         session.begin()
