@@ -19,6 +19,7 @@ from lockstep.cli.main import main
 from lockstep.errors import InputError
 from lockstep.ir import SECTIONS
 from lockstep.native import Program, compile_library
+from lockstep.native.manifest import NodeRecord
 from lockstep.proof.c_text import Piece
 from lockstep.proof.compare import Findings, compare, first_guilty
 from lockstep.proof.fault_worker import Healthy, healthy, quick_compiler, subjects
@@ -26,6 +27,7 @@ from lockstep.proof.faults import Answer, Job, draw_jobs, places_of_all, row_of,
 from lockstep.proof.misorder import KINDS, misorder
 from lockstep.proof.mutate import Edit, Target
 from lockstep.proof.nearness import nearness
+from lockstep.proof.referee import referee
 from lockstep.proof.subject import Subject
 from lockstep.proof.verdict import record_of
 from lockstep.proof.walk import relative_error
@@ -72,12 +74,16 @@ def with_source(base: Healthy, source: str) -> Built:
     return replace(base.built, program=program, library=library)
 
 
+def node_of(base: Healthy, op: str) -> NodeRecord:
+    """A node of an op."""
+    return next(node for node in base.built.program.manifest.nodes if node.op == op)
+
+
 # Each op with a fault that no rewriting of its kernel makes impossible, and none that never ends.
 FAULTS: list[tuple[str, str, Callable[[Edit], bool]]] = [
     ("linear_packed", "kernel", lambda e: "fnma" in e.new),
     ("rmsnorm_dgain", "kernel", lambda e: e.kind == "branch"),
     ("rope", "call", lambda e: e.kind == "wrong row"),
-    ("silu_mul", "call", lambda e: e.kind == "bound"),
     ("pack_linear_dx", "call", lambda e: e.kind == "stale buffer"),
     ("sgd", "instance", lambda e: e.kind == "constant"),
 ]
@@ -97,6 +103,22 @@ def test_the_node_with_the_fault_is_named(
     assert " n_" in after[node.line - 1], "lines stay where the manifest says"
     built = with_source(base, source)
     assert first_guilty(built, base.subject, base.refereed)[0] == node.id
+
+
+def test_large_scores_are_no_fault_of_attention(base: Healthy) -> None:
+    large = {
+        id: array * 40 if id.endswith(("attn.q_norm.weight", "attn.k_norm.weight")) else array
+        for id, array in base.subject.parameters.items()
+    }
+    subject = replace(base.subject, parameters=large)
+    found = compare(base.built, subject, referee(base.built, subject))
+    assert found.first_guilty is None
+    widened = {check.op for check in found.checks if "spread" in check.why}
+    assert "attention_grad" in widened
+    target = Target(base.built.emitted.source, node_of(base, "attention_grad"))
+    edit = next(e for _, edits in target.edits() for e in edits if e.kind == "wrong row")
+    built = with_source(base, target.planted("call", edit))
+    assert first_guilty(built, subject, referee(built, subject))[0] == target.node.id
 
 
 @pytest.mark.parametrize("kind", KINDS)
