@@ -121,6 +121,27 @@ def test_large_scores_are_no_fault_of_attention(base: Healthy) -> None:
     assert first_guilty(built, subject, referee(built, subject))[0] == target.node.id
 
 
+def test_what_is_too_large_for_float32_is_laid_to_the_node_that_makes_it(base: Healthy) -> None:
+    huge = {**base.subject.parameters, "layers.0.ffn.up.weight": np.full((56, 40), 3e38, "f4")}
+    subject = replace(base.subject, parameters=huge)
+    guilty, _ = first_guilty(base.built, subject, referee(base.built, subject))
+    assert guilty == "layers.0.ffn.up"
+
+
+def test_nan_on_both_sides_is_no_pass() -> None:
+    adamw = healthy("qwen3, tied")
+    below_zero = {id: -np.abs(array) for id, array in adamw.refereed.moments.items()}
+    refereed = replace(adamw.refereed, moments=below_zero)  # whose root is NaN, here and there
+    found = compare(adamw.built, adamw.subject, refereed)
+    assert found.first_guilty == "embed.weight@adamw"
+    assert found.worst()["embed.weight@adamw"].local_error < 5e-7, "they agree"
+    record = record_of(adamw.built, adamw.subject, found, (), run_dir="", lacks="not asked")
+    assert not record.passed
+    first = record.comparisons[0].first_guilty
+    assert first is not None
+    assert "NaN" in first.why
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_only_the_whole_program_shows_is_named(base: Healthy, kind: str) -> None:
     fault = misorder(base.built, kind, Random(3))

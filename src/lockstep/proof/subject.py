@@ -24,7 +24,7 @@ from lockstep.engine.bump import read_bump
 from lockstep.engine.initialise import initialise
 from lockstep.engine.promotion import promoted_directory
 from lockstep.engine.trainer import IGNORED, Microbatch
-from lockstep.errors import UsageError
+from lockstep.errors import InputError, UsageError
 from lockstep.ir import Array, Graph
 from lockstep.proof.twin import Recipe
 
@@ -110,6 +110,12 @@ def subject_of_run(run: RunDir, *, batch: int, tokens: int | None, seed: int) ->
     config = TrainConfig.load(run.require().path)
     model = model_of(config.template, config.family_config)
     parameters, weights = _weights(run, model, config)
+    wrong = sorted(id for id, array in parameters.items() if not np.isfinite(array).all())
+    if wrong:
+        raise InputError(
+            f"{run.path}: {weights}: expected finite numbers, got others in {', '.join(wrong[:3])}",
+            hint="promote an earlier checkpoint with `lockstep promote --step`",
+        )
     settings = TrainSettings.find(run.path)
     longest = min(config.context_len, settings.seq_len if settings else config.context_len)
     tokens = min(32, longest) if tokens is None else tokens

@@ -241,6 +241,8 @@ def _why(check: NodeCheck) -> str:
     """Why a node is guilty, in one line."""
     if check.stray_writes:
         return f"wrote to {', '.join(check.stray_writes[:3])}, which it does not own"
+    if check.overflows:
+        return "makes infinities or NaN of finite numbers"
     if not isfinite(check.local_error):
         return "not finite, or of another shape, where the reference has a number"
     return f"local error {check.local_error:.3g} is over {check.bound:.3g} ({check.why})"

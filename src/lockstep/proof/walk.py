@@ -36,16 +36,17 @@ class NodeCheck:
     bound: float
     why: str
     stray_writes: tuple[str, ...]  # the values, or guards, that it had no business to change
+    overflows: bool  # finite numbers became infinite or NaN, in the reference as well
 
     @property
     def ok(self) -> bool:
-        """Whether the node is within its bound and changed nothing but its outputs."""
-        return self.local_error <= self.bound and not self.stray_writes
+        """Whether the node is within its bound, finite, and changed nothing but its outputs."""
+        return self.local_error <= self.bound and not self.stray_writes and not self.overflows
 
     @property
     def excess(self) -> float:
-        """The local error over its bound; infinite after a stray write."""
-        if self.stray_writes or self.local_error > self.bound == 0.0:
+        """The local error over its bound; infinite where no number says how bad it is."""
+        if self.stray_writes or self.overflows or self.local_error > self.bound == 0.0:
             return inf
         return self.local_error / self.bound if self.bound else 0.0
 
@@ -98,11 +99,12 @@ def check_node(
     wide = {id: as_f64(array) for id, array in inputs.items()}
     with np.errstate(all="ignore"):  # a fault makes NaN and infinities, which are judged below
         expected = run_reference(node, wide)
-        errors, elements = [], 0
+        errors, elements, is_finite = [], 0, True
         for value, reference in zip(node.outputs, expected, strict=True):
             ours = built.program.view(value.id)
             errors.append(relative_error(ours, reference.reshape(ours.shape)))
             elements += ours.size
+            is_finite &= bool(np.isfinite(ours).all())
         bound, why = node.op.tolerance.rel, node.op.tolerance.why
         worst = max(errors)
         if isfinite(worst) and worst > bound > _ROUNDING:
@@ -119,6 +121,7 @@ def check_node(
         bound=bound,
         why=why,
         stray_writes=stray,
+        overflows=not is_finite and all(np.isfinite(a).all() for a in wide.values()),
     )
 
 
