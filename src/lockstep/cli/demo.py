@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,11 +26,12 @@ from lockstep.cli.table import verdict_table
 from lockstep.cli.train import ProgressLine
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.corpus import build_corpus
-from lockstep.errors import GateError, UsageError
+from lockstep.errors import EnvironmentLacks, GateError, UsageError
 from lockstep.proof.canary import run_canaries
 from lockstep.proof.compare_run import compare_run
 from lockstep.proof.go import evaluate_go
 from lockstep.proof.regimen import run_regimen
+from lockstep.proof.twin import require_oracle
 from lockstep.report import write_report
 from lockstep.training.create import ModelRequest, create_run
 from lockstep.training.eval_record import EvalRequest
@@ -62,6 +65,18 @@ class Story:
         yield
         self.parts.append(DemoPart(name=name, seconds=time.perf_counter() - began))
 
+    @contextmanager
+    def or_missing(self, id: str, name: str) -> Iterator[None]:
+        """Without PyTorch what follows is missing, not passed, and the demo goes on."""
+        try:
+            yield
+        except EnvironmentLacks as error:
+            say(f"    {error}")
+            lack = Check.missing(
+                id=id, name=name, against="PyTorch", unit="steps", reason=error.message
+            )
+            self.adds((lack,))
+
     def adds(self, checks: tuple[Check, ...]) -> None:
         """Takes checks over; one that is known already, by its id, is replaced."""
         known = {check.id: check for check in (*self.checks, *checks)}
@@ -91,12 +106,19 @@ def _draw_and_train(run: RunDir, story: Story) -> None:
 
 
 def _prove(run: RunDir, story: Story) -> None:
-    with story.part("canary: two trainings beside PyTorch, step by step"):
+    with (
+        story.part("canary: two trainings beside PyTorch, step by step"),
+        story.or_missing("canary", "two trainings"),
+    ):
+        require_oracle()
         for result in run_canaries(run, run.path / DATASET / TRAIN_FILE):
             say(f"    {result.line()}")
             own = (c for c in result.report.checks if c.id.startswith("canary"))
             story.adds(tuple(own))
-    with story.part("regimen: free-running beside PyTorch, replays to the bit"):
+    with (
+        story.part("regimen: free-running beside PyTorch, replays to the bit"),
+        story.or_missing("regimen", "stages D1, E1 and F1"),
+    ):
         for stage in run_regimen(run, force=True).stages:
             say(f"    {stage.id} {stage.status}  {stage.name}")
             story.adds(stage.checks)
@@ -167,5 +189,11 @@ def _quality(run: RunDir) -> list[str]:
     prompt = "[circle][palette:cool][style:minimal][layout:center]"
     return [
         f"drawings that are exact copies of a training row: {copies} of {found.sample_count}",
-        f"draw one yourself: lockstep run {run.name} -p '{prompt}'",
+        f"draw one yourself: {_this_command()} run {run.name} -p '{prompt}'",
     ]
+
+
+def _this_command() -> str:
+    """How this command was called, so that what is printed can be pasted."""
+    path = Path(sys.argv[0])
+    return os.path.relpath(path) if path.name == "lockstep" else "lockstep"
