@@ -216,7 +216,7 @@ def test_few_barriers() -> None:
 
 
 def test_tiles_of_rows_depend_on_the_rows_alone() -> None:
-    assert [tile_rows(n) for n in (1, 8, 40, 64, 256, 512, 4096)] == [8, 8, 8, 8, 32, 64, 96]
+    assert [tile_rows(n) for n in (1, 8, 40, 64, 256, 512, 4096)] == [16, 16, 16, 16, 64, 128, 128]
 
 
 def overwritten(graph: Graph, order: Schedule, plan: Plan) -> list[str]:

@@ -1,8 +1,8 @@
 /* The thread pool: one set of threads for the life of the process, which spins and then parks.
  *
- * An entry point is a list of stages with a barrier between them. The tasks of a stage are dealt
- * out in turn, so that a thread meets the same rows from stage to stage; who is done early takes
- * from the others. Which thread does a task changes no result: every task writes what no other
+ * An entry point is a list of stages with a barrier between them. Each thread is dealt one run of
+ * the rows of a stage and one run of its other tasks, so that it meets the same rows from stage to
+ * stage and shares few cache lines with others; who is done early takes from the others. Which thread does a task changes no result: every task writes what no other
  * task of its stage touches. */
 
 typedef struct {
@@ -12,7 +12,8 @@ typedef struct {
 
 typedef struct {
   void (*run)(const Call *c, int64_t task);
-  int64_t (*tasks)(const Call *c);
+  int64_t (*chain)(const Call *c); /* the tasks that are rows; they come first */
+  int64_t (*tasks)(const Call *c); /* all of them */
 } Stage;
 
 enum { MAX_THREADS = 256, MANY_SPINS = 4096, FEW_SPINS = 128, STACK_BYTES = 16 << 20 };
@@ -40,7 +41,7 @@ static struct {
   const Call *call;
   const Stage *stages;
   int n_stages;
-  int64_t n_tasks; /* of the stage that runs */
+  int64_t n_chain, n_tasks; /* of the stage that runs */
   Cursor cursors[MAX_THREADS];
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .changed = PTHREAD_COND_INITIALIZER,
@@ -83,22 +84,23 @@ static void advance(atomic_uint *word) {
 }
 
 static void open_stage(int stage) {
+  pool.n_chain = pool.stages[stage].chain(pool.call);
   pool.n_tasks = pool.stages[stage].tasks(pool.call);
   for (int t = 0; t < pool.n_running; t++)
     atomic_store_explicit(&pool.cursors[t].next, 0, memory_order_relaxed);
 }
 
 static void run_tasks(int thread, const Stage *stage) {
-  const int64_t n_threads = pool.n_running, n_tasks = pool.n_tasks;
-  for (int64_t k = 0; k < n_threads;
-       k++) { /* its own share first, then what the others have left */
-    const int64_t owner = (thread + k) % n_threads;
+  const int64_t n = pool.n_running, n_chain = pool.n_chain, n_rest = pool.n_tasks - pool.n_chain;
+  for (int64_t k = 0; k < n; k++) { /* its own share first, then what the others have left */
+    const int64_t owner = (thread + k) % n;
+    const int64_t row = n_chain * owner / n, rows = n_chain * (owner + 1) / n - row;
+    const int64_t rest = n_rest * owner / n, all = rows + n_rest * (owner + 1) / n - rest;
     for (;;) {
       const int64_t turn =
           atomic_fetch_add_explicit(&pool.cursors[owner].next, 1, memory_order_relaxed);
-      const int64_t task = turn * n_threads + owner;
-      if (task >= n_tasks) break;
-      stage->run(pool.call, task);
+      if (turn >= all) break;
+      stage->run(pool.call, turn < rows ? row + turn : n_chain + rest + turn - rows);
     }
   }
 }

@@ -72,6 +72,8 @@ class StageWriter:
         lines = "\n".join(f"  {line}" for line in [*body, *parts[-1][1]])
         return (
             f"static void stage_{number}(const Call *c, int64_t task) {{\n{lines}\n}}\n"
+            f"static int64_t stage_{number}_chain(const Call *c) {{\n  (void)c;\n"
+            f"  return {' + '.join(counts[: len(stage.chains)]) or '0'};\n}}\n"
             f"static int64_t stage_{number}_tasks(const Call *c) {{\n  (void)c;\n"
             f"  return {' + '.join(counts)};\n}}\n"
         )
@@ -92,8 +94,8 @@ class StageWriter:
     def _tables(self) -> str:
         lines = ["\n/* Entry points. */"]
         for entry, numbers in self._entries.items():
-            stages = ", ".join(f"{{stage_{n}, stage_{n}_tasks}}" for n in numbers)
-            lines.append(f"static const Stage {entry}_stages[] = {{{stages or '{NULL, NULL}'}}};")
+            stages = ", ".join(f"{{stage_{n}, stage_{n}_chain, stage_{n}_tasks}}" for n in numbers)
+            lines.append(f"static const Stage {entry}_stages[] = {{{stages or '{NULL, NULL, NULL}'}}};")
         counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"
         lines.append(f"enum {{ {counts}, ROWS_OF_ONE_TILE = {self._rows_of_one_tile} }};")
         lines.append("static const struct {\n  const Stage *stages;\n  int n_stages;")

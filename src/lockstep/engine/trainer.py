@@ -60,6 +60,11 @@ class TrainingSession:
         self.shape = (batch, tokens)
         self.step_count = 0
         program.view("positions")[:] = np.tile(np.arange(tokens, dtype=np.int32), batch)
+        # Looked up once: a step of a small model takes no longer than a hundred look-ups.
+        names = ("tokens", "targets", "scale", "accumulate", "lr", "max_norm", "step")
+        known = program.manifest.values
+        self._inputs = {name: program.view(name) for name in names if name in known}
+        self._outputs = {name: program.view(id) for name, id in program.manifest.outputs.items()}
 
     def parameters(self) -> dict[str, NDArray[Any]]:
         """The parameters by id, as views of the program's memory."""
@@ -105,18 +110,17 @@ class TrainingSession:
         Raises: UsageError if a microbatch has another shape, or nothing is to be predicted.
         """
         total = self._accumulate(microbatches)
-        view = self.program.view
         self.step_count += 1
-        view("lr")[...] = lr
-        view("max_norm")[...] = max_grad_norm
-        if "step" in self.program.manifest.values:  # SGD does not ask which step it is
-            view("step")[...] = self.step_count
+        self._inputs["lr"][...] = lr
+        self._inputs["max_norm"][...] = max_grad_norm
+        if "step" in self._inputs:  # SGD does not ask which step it is
+            self._inputs["step"][...] = self.step_count
         self.program.call("update")
         n_targets = sum(m.n_targets for m in microbatches)
         return StepResult(
             loss=total / n_targets,
-            grad_norm=float(view(self.program.manifest.outputs["grad_norm"])),
-            lr=float(view("lr")),
+            grad_norm=float(self._outputs["grad_norm"]),
+            lr=float(self._inputs["lr"]),
             n_targets=n_targets,
         )
 
@@ -129,10 +133,10 @@ class TrainingSession:
                 hint="check the data: rows of one token have nothing to predict",
             )
         total = 0.0
-        self.program.view("scale")[...] = np.float32(1.0 / n_targets)
+        self._inputs["scale"][...] = np.float32(1.0 / n_targets)
         for i, microbatch in enumerate(microbatches):
             self._put(microbatch)
-            self.program.view("accumulate")[...] = i > 0
+            self._inputs["accumulate"][...] = i > 0
             self.program.call("step")
             total += self._loss()
         return total
@@ -156,10 +160,10 @@ class TrainingSession:
         for name, array in zip(("tokens", "targets"), microbatch, strict=True):
             if array.shape != self.shape:
                 raise UsageError(f"{name}: expected shape {self.shape}, got {array.shape}")
-            self.program.view(name)[:] = array.reshape(-1)
+            self._inputs[name][:] = array.reshape(-1)
 
     def _loss(self) -> float:
-        return float(self.program.view(self.program.manifest.outputs["loss"]))
+        return float(self._outputs["loss"])
 
     def parameters_sha256(self) -> str:
         """The hash of all parameters in the order of their ids."""

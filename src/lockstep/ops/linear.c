@@ -219,15 +219,19 @@ KERNEL void pack_linear_naive(float *panels_JKQ, const float *w_NK, int64_t N, i
         panels_JKQ[(j * K + k) * Q + q] = j * Q + q < N ? w_NK[(j * Q + q) * K + k] : 0.0f;
 }
 
+/* Panels in one tile of packing: small weights are one tile, for a tile has a price of its own. */
+INLINE int64_t pack_step(int64_t rows) { return rows < 512 ? 512 / rows : 1; }
+
 KERNEL int64_t pack_linear_f32_tiles(int64_t N, int64_t K, int64_t J, int64_t Q) {
-  (void)N, (void)K, (void)Q;
-  return J;
+  (void)N, (void)Q;
+  return (J + pack_step(K) - 1) / pack_step(K);
 }
 
 KERNEL void pack_linear_f32(float *panels_JKQ, const float *w_NK, int64_t N, int64_t K, int64_t J,
                             int64_t Q, int64_t tile) {
-  (void)J;
-  mat_transpose(panels_JKQ + tile * K * Q, w_NK + tile * Q * K, K, mat_least(N - tile * Q, Q), K);
+  const int64_t end = mat_least((tile + 1) * pack_step(K), J);
+  for (int64_t j = tile * pack_step(K); j < end; j++)
+    mat_transpose(panels_JKQ + j * K * Q, w_NK + j * Q * K, K, mat_least(N - j * Q, Q), K);
 }
 
 /* pack_linear_dx: panels[j][n][q] = w[n][32j+q], zero beyond the last column. */
@@ -240,14 +244,15 @@ KERNEL void pack_linear_dx_naive(float *panels_JNQ, const float *w_NK, int64_t N
 }
 
 KERNEL int64_t pack_linear_dx_f32_tiles(int64_t N, int64_t K, int64_t J, int64_t Q) {
-  (void)N, (void)K, (void)Q;
-  return J;
+  (void)K, (void)Q;
+  return (J + pack_step(N) - 1) / pack_step(N);
 }
 
 KERNEL void pack_linear_dx_f32(float *panels_JNQ, const float *w_NK, int64_t N, int64_t K,
                                int64_t J, int64_t Q, int64_t tile) {
-  (void)J;
-  mat_copy(panels_JNQ + tile * N * Q, w_NK + tile * Q, K, mat_least(K - tile * Q, Q), N, N);
+  const int64_t end = mat_least((tile + 1) * pack_step(N), J);
+  for (int64_t j = tile * pack_step(N); j < end; j++)
+    mat_copy(panels_JNQ + j * N * Q, w_NK + j * Q, K, mat_least(K - j * Q, Q), N, N);
 }
 
 /* linear_packed: linear on packed weights. */

@@ -1,5 +1,5 @@
 /* sum_squares, clip_scale, sgd, adamw: the update of the parameters. */
-#include "vec.h"
+#include "vec_math.h"
 
 #define SUM_RUN 4096     /* elements in one partial sum */
 #define SUM_TILE 16      /* partial sums in one tile */
@@ -130,7 +130,7 @@ INLINE void adamw_lanes(vf *p, vf *m, vf *v, vf g, const adamw_numbers *n) {
   g = g * n->coef;
   *m = vf_fma(*m, n->beta1, g * n->rest1);
   *v = vf_fma(*v, n->beta2, g * g * n->rest2);
-  vf ratio = *m / vf_fma(vf_sqrt(*v), n->per_root, n->eps);
+  vf ratio = vf_quotient(*m, vf_fma(vf_root(*v), n->per_root, n->eps));
   *p = vf_fnma(n->size, ratio, *p * n->keep);
 }
 

@@ -15,10 +15,11 @@ from lockstep.ir import (
     Section,
 )
 
-# Rows of one tile of a chain: the largest that still gives MIN_TILES tiles to share out. More rows
-# use a weight that was loaded more often; fewer tiles leave threads idle at the end of a stage.
-TILE_ROWS = (96, 64, 48, 32, 24, 16, 12, 8)
-MIN_TILES = 8
+# Rows of one tile of a chain: the largest that still gives MIN_TILES tiles to share out, and no
+# fewer than 16. More rows use a weight that was loaded more often and pay less for each call; fewer
+# tiles leave threads idle at the end of a stage.
+TILE_ROWS = (128, 64, 48, 32, 24, 16)
+MIN_TILES = 4
 
 # Sections that are scheduled together, in the order in which they run.
 _GROUPS: tuple[tuple[Section, ...], ...] = (

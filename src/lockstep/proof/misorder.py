@@ -37,7 +37,7 @@ def misorder(built: Built, kind: str, random: Random) -> Fault:
     else:
         helpers = f"{_nothing()} {_both(before, after)}"
         new = [*numbers[: i - 1], "both", "none", *numbers[i + 1 :]]
-    stages = ", ".join(f"{{stage_{n}, stage_{n}_tasks}}" for n in new)
+    stages = ", ".join(f"{{stage_{n}, stage_{n}_chain, stage_{n}_tasks}}" for n in new)
     text = f"{helpers} {table[0].replace(table[1], stages)}"
     nodes = _nodes_of(built, after)
     known = {node.id: node for node in built.graph.nodes}
@@ -54,6 +54,7 @@ def misorder(built: Built, kind: str, random: Random) -> Fault:
 def _nothing() -> str:
     return (
         "static void stage_none(const Call *c, int64_t task) { (void)c, (void)task; } "
+        "static int64_t stage_none_chain(const Call *c) { (void)c; return 0; } "
         "static int64_t stage_none_tasks(const Call *c) { (void)c; return 0; }"
     )
 
@@ -63,6 +64,7 @@ def _both(before: str, after: str) -> str:
         "static void stage_both(const Call *c, int64_t task) { "
         f"const int64_t n = stage_{before}_tasks(c); "
         f"if (task < n) stage_{before}(c, task); else stage_{after}(c, task - n); }} "
+        "static int64_t stage_both_chain(const Call *c) { (void)c; return 0; } "
         "static int64_t stage_both_tasks(const Call *c) { "
         f"return stage_{before}_tasks(c) + stage_{after}_tasks(c); }}"
     )

@@ -533,6 +533,10 @@ NODE void n_head(const Call *c, int64_t begin, int64_t end) {
 static void stage_0(const Call *c, int64_t task) {
   n_rope(c, task, task + 1);
 }
+static int64_t stage_0_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_0_tasks(const Call *c) {
   (void)c;
   return k_rope_table_1_count(c->rows);
@@ -610,12 +614,16 @@ static void stage_1(const Call *c, int64_t task) {
   task -= k_pack_linear_5_count(c->rows);
   n_embed_weight_at_pack(c, task, task + 1);
 }
+static int64_t stage_1_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_1_tasks(const Call *c) {
   (void)c;
   return k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_6_count(c->rows);
 }
 static void stage_2(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < c->rows ? stop : c->rows;
   n_embed(c, begin, end);
   n_layers_0_norm1(c, begin, end);
@@ -629,19 +637,27 @@ static void stage_2(const Call *c, int64_t task) {
   n_layers_0_attn_k_write(c, begin, end);
   n_layers_0_attn_v_write(c, begin, end);
 }
+static int64_t stage_2_chain(const Call *c) {
+  (void)c;
+  return (c->rows + 15) / 16;
+}
 static int64_t stage_2_tasks(const Call *c) {
   (void)c;
-  return (c->rows + 7) / 8;
+  return (c->rows + 15) / 16;
 }
 static void stage_3(const Call *c, int64_t task) {
   n_layers_0_attn_core(c, task, task + 1);
+}
+static int64_t stage_3_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_3_tasks(const Call *c) {
   (void)c;
   return k_attention_cached_1_count(c->rows);
 }
 static void stage_4(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < c->rows ? stop : c->rows;
   n_layers_0_attn_add(c, begin, end);
   n_layers_0_norm2(c, begin, end);
@@ -660,19 +676,27 @@ static void stage_4(const Call *c, int64_t task) {
   n_layers_1_attn_k_write(c, begin, end);
   n_layers_1_attn_v_write(c, begin, end);
 }
+static int64_t stage_4_chain(const Call *c) {
+  (void)c;
+  return (c->rows + 15) / 16;
+}
 static int64_t stage_4_tasks(const Call *c) {
   (void)c;
-  return (c->rows + 7) / 8;
+  return (c->rows + 15) / 16;
 }
 static void stage_5(const Call *c, int64_t task) {
   n_layers_1_attn_core(c, task, task + 1);
+}
+static int64_t stage_5_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_5_tasks(const Call *c) {
   (void)c;
   return k_attention_cached_1_count(c->rows);
 }
 static void stage_6(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < c->rows ? stop : c->rows;
   n_layers_1_attn_add(c, begin, end);
   n_layers_1_norm2(c, begin, end);
@@ -682,32 +706,44 @@ static void stage_6(const Call *c, int64_t task) {
   n_layers_1_ffn_add(c, begin, end);
   n_norm(c, begin, end);
 }
+static int64_t stage_6_chain(const Call *c) {
+  (void)c;
+  return (c->rows + 15) / 16;
+}
 static int64_t stage_6_tasks(const Call *c) {
   (void)c;
-  return (c->rows + 7) / 8;
+  return (c->rows + 15) / 16;
 }
 static void stage_7(const Call *c, int64_t task) {
   n_last_row(c, task, task + 1);
+}
+static int64_t stage_7_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_7_tasks(const Call *c) {
   (void)c;
   return k_take_row_1_count(c->rows);
 }
 static void stage_8(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < 1 ? stop : 1;
   n_head(c, begin, end);
 }
+static int64_t stage_8_chain(const Call *c) {
+  (void)c;
+  return (1 + 15) / 16;
+}
 static int64_t stage_8_tasks(const Call *c) {
   (void)c;
-  return (1 + 7) / 8;
+  return (1 + 15) / 16;
 }
 
 /* Entry points. */
-static const Stage init_stages[] = {{stage_0, stage_0_tasks}, {stage_1, stage_1_tasks}};
-static const Stage forward_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage_3_tasks}, {stage_4, stage_4_tasks}, {stage_5, stage_5_tasks}, {stage_6, stage_6_tasks}, {stage_7, stage_7_tasks}, {stage_8, stage_8_tasks}};
-static const Stage repack_stages[] = {{stage_1, stage_1_tasks}};
-enum { N_ENTRIES = 3, N_NODES = 54, ROWS_OF_ONE_TILE = 8 };
+static const Stage init_stages[] = {{stage_0, stage_0_chain, stage_0_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
+static const Stage forward_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_6, stage_6_chain, stage_6_tasks}, {stage_7, stage_7_chain, stage_7_tasks}, {stage_8, stage_8_chain, stage_8_tasks}};
+static const Stage repack_stages[] = {{stage_1, stage_1_chain, stage_1_tasks}};
+enum { N_ENTRIES = 3, N_NODES = 54, ROWS_OF_ONE_TILE = 16 };
 static const struct {
   const Stage *stages;
   int n_stages;

@@ -1539,6 +1539,10 @@ NODE void n_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
 static void stage_0(const Call *c, int64_t task) {
   n_rope(c, task, task + 1);
 }
+static int64_t stage_0_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_0_tasks(const Call *c) {
   (void)c;
   return k_rope_table_1_count(c->rows);
@@ -1691,12 +1695,16 @@ static void stage_1(const Call *c, int64_t task) {
   task -= k_pack_linear_dx_5_count(c->rows);
   n_layers_0_attn_q_weight_at_pack_dx(c, task, task + 1);
 }
+static int64_t stage_1_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_1_tasks(const Call *c) {
   (void)c;
   return k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_6_count(c->rows) + k_pack_linear_dx_1_count(c->rows) + k_pack_linear_dx_2_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_4_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_6_count(c->rows) + k_pack_linear_dx_2_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_4_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_6_count(c->rows);
 }
 static void stage_2(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < 40 ? stop : 40;
   n_embed(c, begin, end);
   n_layers_0_norm1(c, begin, end);
@@ -1708,19 +1716,27 @@ static void stage_2(const Call *c, int64_t task) {
   n_layers_0_attn_q_rope(c, begin, end);
   n_layers_0_attn_k_rope(c, begin, end);
 }
+static int64_t stage_2_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
+}
 static int64_t stage_2_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8;
+  return (40 + 15) / 16;
 }
 static void stage_3(const Call *c, int64_t task) {
   n_layers_0_attn_core(c, task, task + 1);
+}
+static int64_t stage_3_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_3_tasks(const Call *c) {
   (void)c;
   return k_attention_1_count(c->rows);
 }
 static void stage_4(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < 40 ? stop : 40;
   n_layers_0_attn_add(c, begin, end);
   n_layers_0_norm2(c, begin, end);
@@ -1737,19 +1753,27 @@ static void stage_4(const Call *c, int64_t task) {
   n_layers_1_attn_q_rope(c, begin, end);
   n_layers_1_attn_k_rope(c, begin, end);
 }
+static int64_t stage_4_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
+}
 static int64_t stage_4_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8;
+  return (40 + 15) / 16;
 }
 static void stage_5(const Call *c, int64_t task) {
   n_layers_1_attn_core(c, task, task + 1);
+}
+static int64_t stage_5_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_5_tasks(const Call *c) {
   (void)c;
   return k_attention_1_count(c->rows);
 }
 static void stage_6(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < 40 ? stop : 40;
   n_layers_1_attn_add(c, begin, end);
   n_layers_1_norm2(c, begin, end);
@@ -1761,19 +1785,27 @@ static void stage_6(const Call *c, int64_t task) {
   n_head(c, begin, end);
   n_loss(c, begin, end);
 }
+static int64_t stage_6_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
+}
 static int64_t stage_6_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8;
+  return (40 + 15) / 16;
 }
 static void stage_7(const Call *c, int64_t task) {
   n_loss_sum(c, task, task + 1);
+}
+static int64_t stage_7_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_7_tasks(const Call *c) {
   (void)c;
   return k_loss_sum_1_count(c->rows);
 }
 static void stage_8(const Call *c, int64_t task) {
-  const int64_t begin = task * 8, stop = begin + 8;
+  const int64_t begin = task * 16, stop = begin + 16;
   const int64_t end = stop < 40 ? stop : 40;
   n_layers_1_attn_add(c, begin, end);
   n_layers_1_norm2(c, begin, end);
@@ -1793,9 +1825,13 @@ static void stage_8(const Call *c, int64_t task) {
   n_layers_1_attn_add_at_sum(c, begin, end);
   n_layers_1_attn_o_at_dx(c, begin, end);
 }
+static int64_t stage_8_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
+}
 static int64_t stage_8_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8;
+  return (40 + 15) / 16;
 }
 static void stage_9(const Call *c, int64_t task) {
   if (task < k_loss_sum_1_count(c->rows)) {
@@ -1840,13 +1876,17 @@ static void stage_9(const Call *c, int64_t task) {
   task -= k_linear_dw_4_count(c->rows);
   n_layers_1_attn_core_at_grad(c, task, task + 1);
 }
+static int64_t stage_9_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_9_tasks(const Call *c) {
   (void)c;
   return k_loss_sum_1_count(c->rows) + k_linear_dw_1_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_2_count(c->rows) + k_linear_dw_3_count(c->rows) + k_linear_dw_3_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_4_count(c->rows) + k_attention_grad_1_count(c->rows);
 }
 static void stage_10(const Call *c, int64_t task) {
-  if (task < (40 + 7) / 8) {
-    const int64_t begin = task * 8, stop = begin + 8;
+  if (task < (40 + 15) / 16) {
+    const int64_t begin = task * 16, stop = begin + 16;
     const int64_t end = stop < 40 ? stop : 40;
     n_layers_1_attn_k_rope_at_dx(c, begin, end);
     n_layers_1_attn_q_rope_at_dx(c, begin, end);
@@ -1864,12 +1904,16 @@ static void stage_10(const Call *c, int64_t task) {
     n_layers_0_attn_o_at_dx(c, begin, end);
     return;
   }
-  task -= (40 + 7) / 8;
+  task -= (40 + 15) / 16;
   n_layers_1_attn_v_at_dw(c, task, task + 1);
+}
+static int64_t stage_10_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
 }
 static int64_t stage_10_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8 + k_linear_dw_5_count(c->rows);
+  return (40 + 15) / 16 + k_linear_dw_5_count(c->rows);
 }
 static void stage_11(const Call *c, int64_t task) {
   if (task < k_rmsnorm_dgain_2_count(c->rows)) {
@@ -1924,13 +1968,17 @@ static void stage_11(const Call *c, int64_t task) {
   task -= k_linear_dw_4_count(c->rows);
   n_layers_0_attn_core_at_grad(c, task, task + 1);
 }
+static int64_t stage_11_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_11_tasks(const Call *c) {
   (void)c;
   return k_rmsnorm_dgain_2_count(c->rows) + k_linear_dw_5_count(c->rows) + k_rmsnorm_dgain_3_count(c->rows) + k_linear_dw_6_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_2_count(c->rows) + k_linear_dw_3_count(c->rows) + k_linear_dw_3_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_4_count(c->rows) + k_attention_grad_1_count(c->rows);
 }
 static void stage_12(const Call *c, int64_t task) {
-  if (task < (40 + 7) / 8) {
-    const int64_t begin = task * 8, stop = begin + 8;
+  if (task < (40 + 15) / 16) {
+    const int64_t begin = task * 16, stop = begin + 16;
     const int64_t end = stop < 40 ? stop : 40;
     n_layers_0_attn_k_rope_at_dx(c, begin, end);
     n_layers_0_attn_q_rope_at_dx(c, begin, end);
@@ -1942,12 +1990,16 @@ static void stage_12(const Call *c, int64_t task) {
     n_embed_at_sum(c, begin, end);
     return;
   }
-  task -= (40 + 7) / 8;
+  task -= (40 + 15) / 16;
   n_layers_0_attn_v_at_dw(c, task, task + 1);
+}
+static int64_t stage_12_chain(const Call *c) {
+  (void)c;
+  return (40 + 15) / 16;
 }
 static int64_t stage_12_tasks(const Call *c) {
   (void)c;
-  return (40 + 7) / 8 + k_linear_dw_5_count(c->rows);
+  return (40 + 15) / 16 + k_linear_dw_5_count(c->rows);
 }
 static void stage_13(const Call *c, int64_t task) {
   if (task < k_rmsnorm_dgain_2_count(c->rows)) {
@@ -1977,6 +2029,10 @@ static void stage_13(const Call *c, int64_t task) {
   task -= k_rmsnorm_dgain_1_count(c->rows);
   n_embed_at_dw(c, task, task + 1);
 }
+static int64_t stage_13_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_13_tasks(const Call *c) {
   (void)c;
   return k_rmsnorm_dgain_2_count(c->rows) + k_linear_dw_5_count(c->rows) + k_rmsnorm_dgain_3_count(c->rows) + k_linear_dw_6_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_embedding_dw_1_count(c->rows);
@@ -1984,12 +2040,20 @@ static int64_t stage_13_tasks(const Call *c) {
 static void stage_14(const Call *c, int64_t task) {
   n_clip_squares(c, task, task + 1);
 }
+static int64_t stage_14_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_14_tasks(const Call *c) {
   (void)c;
   return k_sum_squares_1_count(c->rows);
 }
 static void stage_15(const Call *c, int64_t task) {
   n_clip(c, task, task + 1);
+}
+static int64_t stage_15_chain(const Call *c) {
+  (void)c;
+  return 0;
 }
 static int64_t stage_15_tasks(const Call *c) {
   (void)c;
@@ -2113,17 +2177,21 @@ static void stage_16(const Call *c, int64_t task) {
   task -= k_adamw_6_count(c->rows);
   n_norm_weight_at_adamw(c, task, task + 1);
 }
+static int64_t stage_16_chain(const Call *c) {
+  (void)c;
+  return 0;
+}
 static int64_t stage_16_tasks(const Call *c) {
   (void)c;
   return k_adamw_1_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_2_count(c->rows);
 }
 
 /* Entry points. */
-static const Stage init_stages[] = {{stage_0, stage_0_tasks}, {stage_1, stage_1_tasks}};
-static const Stage forward_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage_3_tasks}, {stage_4, stage_4_tasks}, {stage_5, stage_5_tasks}, {stage_6, stage_6_tasks}, {stage_7, stage_7_tasks}};
-static const Stage repack_stages[] = {{stage_1, stage_1_tasks}};
-static const Stage step_stages[] = {{stage_2, stage_2_tasks}, {stage_3, stage_3_tasks}, {stage_4, stage_4_tasks}, {stage_5, stage_5_tasks}, {stage_8, stage_8_tasks}, {stage_9, stage_9_tasks}, {stage_10, stage_10_tasks}, {stage_11, stage_11_tasks}, {stage_12, stage_12_tasks}, {stage_13, stage_13_tasks}};
-static const Stage update_stages[] = {{stage_14, stage_14_tasks}, {stage_15, stage_15_tasks}, {stage_16, stage_16_tasks}, {stage_1, stage_1_tasks}};
+static const Stage init_stages[] = {{stage_0, stage_0_chain, stage_0_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
+static const Stage forward_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_6, stage_6_chain, stage_6_tasks}, {stage_7, stage_7_chain, stage_7_tasks}};
+static const Stage repack_stages[] = {{stage_1, stage_1_chain, stage_1_tasks}};
+static const Stage step_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_8, stage_8_chain, stage_8_tasks}, {stage_9, stage_9_chain, stage_9_tasks}, {stage_10, stage_10_chain, stage_10_tasks}, {stage_11, stage_11_chain, stage_11_tasks}, {stage_12, stage_12_chain, stage_12_tasks}, {stage_13, stage_13_chain, stage_13_tasks}};
+static const Stage update_stages[] = {{stage_14, stage_14_chain, stage_14_tasks}, {stage_15, stage_15_chain, stage_15_tasks}, {stage_16, stage_16_chain, stage_16_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
 enum { N_ENTRIES = 5, N_NODES = 149, ROWS_OF_ONE_TILE = 0 };
 static const struct {
   const Stage *stages;
