@@ -13,7 +13,8 @@ from lockstep.ir.op import Array
 from lockstep.native import compile_library
 from lockstep.ops.registry import source
 
-NAMES = ("exp", "exp2", "log", "sigmoid")
+NAMES = ("exp", "exp2", "log", "root", "sigmoid")
+BELOW_ZERO = ("log", "root")  # these have no value there
 
 
 @cache
@@ -24,6 +25,11 @@ def library() -> ctypes.CDLL:
         f"  for (int64_t i = 0; i < n; i += VL)\n"
         f"    vf_store_n(y + i, vf_{name}(vf_load_n(x + i, n - i)), n - i);\n}}\n"
         for name in NAMES
+    )
+    loops += (
+        "void all_inverse(float *y, const float *x, int64_t n) {\n"
+        "  for (int64_t i = 0; i < n; i += VL)\n"
+        "    vf_store_n(y + i, vf_quotient(vf_set(3.0f), vf_load_n(x + i, n - i)), n - i);\n}\n"
     )
     return ctypes.CDLL(str(compile_library(header + loops)))
 
@@ -48,6 +54,12 @@ def ulps(got: Array, exact: Array) -> float:
         ("exp", np.exp, -87.33, 88.72),
         ("exp2", np.exp2, -126.0, 127.99),
         ("sigmoid", lambda x: 1.0 / (1.0 + np.exp(-x)), -80.0, 80.0),
+        ("root", np.sqrt, 0.0, 9.0),
+        ("root", np.sqrt, 1e-12, 1e-11),
+        ("root", np.sqrt, 1e30, 3e38),
+        ("inverse", lambda x: 3.0 / x, 1e-8, 1e-6),
+        ("inverse", lambda x: 3.0 / x, -7.0, -1e-3),
+        ("inverse", lambda x: 3.0 / x, 1.0, 1e9),
     ],
 )
 def test_error_in_units_of_the_last_place(
@@ -73,6 +85,8 @@ def test_log_is_within_two_ulp() -> None:
         ("exp2", [-np.inf, -1e30, -127.0, 0.0, 128.0, 200.0], [0, 0, 0, 1, np.inf, np.inf]),
         ("log", [0.0, 1.0, np.inf], [-np.inf, 0.0, np.inf]),
         ("sigmoid", [-np.inf, 0.0, np.inf], [0.0, 0.5, 1.0]),
+        ("root", [0.0, 1.0, 4.0, np.inf], [0.0, 1.0, 2.0, np.inf]),
+        ("inverse", [0.0, 1.0, np.inf, -np.inf], [np.inf, 3.0, 0.0, 0.0]),
     ],
 )
 def test_edges_are_exact(name: str, x: list[float], y: list[float]) -> None:
@@ -81,6 +95,6 @@ def test_edges_are_exact(name: str, x: list[float], y: list[float]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_stays_nan(name: str) -> None:
-    x = np.array([1.0, np.nan, 0.5, *([-1.0] if name == "log" else [])])
+    x = np.array([1.0, np.nan, 0.5, *([-1.0] if name in BELOW_ZERO else [])])
     wrong = np.isnan(apply(name, x))
-    assert wrong.tolist() == [False, True, False, *([True] if name == "log" else [])]
+    assert wrong.tolist() == [False, True, False, *([True] if name in BELOW_ZERO else [])]
