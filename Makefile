@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN = $(VENV)/bin
 C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c')
 
@@ -24,6 +25,7 @@ help:
 	@echo '  PYTHON=PATH        the interpreter to make it with (default: the first python3 that is 3.11+)'
 	@echo '  TORCH_INDEX=URL    the package index to take PyTorch from'
 	@echo '  PYTEST_ARGS=ARGS   passed to pytest'
+	@echo '  BENCH_ARGS=ARGS    passed to bench/train.py, for example "--shapes c --threads 2"'
 	@echo '  LOCKSTEP_HOME=DIR  where runs and builds go (default ~/.cache/lockstep)'
 
 environment:
