@@ -20,16 +20,20 @@ from lockstep.artifacts import RunDir, read_lines
 from lockstep.artifacts.metrics import MetricRow
 from lockstep.artifacts.pipeline_report import CANARY_FILE, PipelineReport
 from lockstep.artifacts.regimen import Regimen
+from lockstep.artifacts.stage_evidence import Digests
+from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_report import TrainReport
 from lockstep.artifacts.train_torch_ref import TorchReference
 from lockstep.cli.main import main
 from lockstep.engine.checkpoint import load_checkpoint
+from lockstep.errors import InputError
 from lockstep.proof import replay as replay_module
 from lockstep.proof import stages, stitch
 from lockstep.proof.canary import judge, run_canaries
 from lockstep.proof.differences import curve_difference, tensor_difference
+from lockstep.proof.fingerprint import SOURCE, fingerprint_of
 from lockstep.proof.go import evaluate_go
-from lockstep.proof.regimen import fingerprint_of, run_regimen
+from lockstep.proof.regimen import UNCHANGED, run_regimen
 from lockstep.proof.replay import Snapshot
 from lockstep.proof.twin import Recipe, Twin
 from lockstep.training.create import ModelRequest
@@ -219,6 +223,17 @@ def _change_the_run(run: RunDir) -> None:
     path.write_text(json.dumps(record))
 
 
+def _change_the_recorded_losses(run: RunDir) -> None:
+    lines = run.metrics.read_text().splitlines(keepends=True)
+    run.metrics.write_text("".join(lines[:-1]))
+
+
+def _canary_of_older_code(run: RunDir) -> None:
+    report = PipelineReport.load(run.canary(1).path, CANARY_FILE)
+    older = {**report.training, SOURCE: "0" * 64}
+    replace(report, training=older).save(run.canary(1).path, CANARY_FILE)
+
+
 def _other_canary_row(run: RunDir) -> None:
     run.canary_data(2).write_text("another row\n")
 
@@ -238,6 +253,8 @@ def _canary_without_torch(run: RunDir) -> None:
         (_forge_regimen, "D1_E1_F1_pass"),
         (_drop_a_stage, "D1_E1_F1_pass"),
         (_change_the_run, "D1_E1_F1_pass"),
+        (_change_the_recorded_losses, "D1_E1_F1_pass"),
+        (_canary_of_older_code, "canary_row1_row2_pass"),
         (_other_canary_row, "canary_row1_row2_pass"),
         (_canary_without_torch, "canary_row1_row2_pass"),
     ],
@@ -254,7 +271,9 @@ def test_go_falls_with_its_evidence(run: RunDir, fault: Callable, lost: str) -> 
 @pytest.mark.torch
 def test_an_unchanged_run_is_not_proved_again(run: RunDir) -> None:
     before = Regimen.load(run.path)
-    assert run_regimen(run) == before
+    assert not before.skipped
+    assert run_regimen(run) == replace(before, skipped=True, skip_reason=UNCHANGED)
+    assert Regimen.load(run.path) == before
     _change_the_run(run)
     assert fingerprint_of(run).digest != before.fingerprint.digest
 
@@ -282,6 +301,78 @@ def test_d1_sees_a_wrong_start_and_a_wrong_update(
 
 
 @pytest.mark.torch
+def test_d1_names_the_first_gradient_that_is_wrong(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stitch.start_session
+
+    def one_is_off(recipe: Recipe, *, threads: int):
+        session = honest(recipe, threads=threads)
+        gradients = session.gradients
+
+        def spoiled() -> dict:
+            found = gradients()
+            found["norm.weight@grad"] = found["norm.weight@grad"] * np.float32(1.01)
+            return found
+
+        session.gradients = spoiled
+        return session
+
+    assert stitch.runtime_stitch(run, 1).steps[0].first_bad_tensor is None
+    monkeypatch.setattr(stitch, "start_session", one_is_off)
+    found = stitch.runtime_stitch(run, 1)
+    assert [c.id for c in found.evidence.checks if c.verdict == "fail"] == ["D1_gradients"]
+    assert found.steps[0].first_bad_tensor == "norm.weight"
+    assert found.steps[0].slots_matched == found.steps[0].slots_compared - 1
+
+
+@pytest.mark.torch
+def test_d1_sees_wrong_inference_and_dimensions_that_are_ignored(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stitch.inference_program
+
+    def other_eps(source: str) -> str:
+        assert "1e-06" in source
+        return source.replace("1e-06", "1e-02")
+
+    def wrong(*arguments, **options):
+        return honest(*arguments, **options, source_patch=other_eps)
+
+    monkeypatch.setattr(stitch, "inference_program", wrong)
+    monkeypatch.setattr(stitch, "refuse_differences", lambda run, found: None)
+    found = stitch.runtime_stitch(run, 1).evidence
+    assert [c.id for c in found.checks if c.verdict == "fail"] == ["D1_dims", "D1_logits"]
+
+
+@pytest.mark.torch
+def test_stages_pass_for_sgd_which_has_no_moments(tmp_path: Path) -> None:
+    small_corpus().save(tmp_path / "data")
+    run = new_run(tmp_path / "run")
+    flags = ("--data", str(tmp_path / "data"), *TRAIN, *ALONE, "--optimizer=sgd", "--epochs=1")
+    assert train(run, *flags) == 0
+    regimen = run_regimen(run)
+    assert regimen.summary.passed, regimen.stages
+    ids = [check.id for stage in regimen.stages for check in stage.checks]
+    assert "replay_params" in ids
+    assert not [id for id in ids if id.endswith("moments")]
+
+
+def test_hashes_of_nothing_are_no_evidence(run: RunDir) -> None:
+    recipe = Recipe.of(run, 1)
+    nothing = Digests(losses="a", params="b", moments=replay_module.NO_TENSORS)
+    checks = stages.same_bits("x", "itself", recipe, nothing, nothing, 3)
+    assert [check.verdict for check in checks] == ["pass", "pass", "fail"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(run: RunDir) -> None:
+    path = run.path / TrainConfig.file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocab_size": 50}))
+    with pytest.raises(InputError, match="expected at most 50 ids"):
+        Recipe.of(run)
+
+
+@pytest.mark.torch
 def test_e1_sees_a_training_that_is_not_the_recorded_one(run: RunDir) -> None:
     rows = read_lines(run.metrics, MetricRow)
     lines = run.metrics.read_text().splitlines()
@@ -292,6 +383,22 @@ def test_e1_sees_a_training_that_is_not_the_recorded_one(run: RunDir) -> None:
     failed = [check for check in found.checks if check.verdict == "fail"]
     assert [check.id for check in failed] == ["replay_recorded"]
     assert failed[0].figure == 5
+
+
+@pytest.mark.torch
+def test_e1_sees_bits_that_depend_on_the_threads(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stages.replay
+
+    def shaky(recipe: Recipe, *, threads: int):
+        rates = tuple(lr if threads == 1 else lr * 1.001 for lr in recipe.lrs)
+        return honest(replace(recipe, lrs=rates), threads=threads)
+
+    monkeypatch.setattr(stages, "replay", shaky)
+    found = stages.replay_determinism(run, 6).evidence
+    failed = [check.id for check in found.checks if check.verdict == "fail"]
+    assert failed == ["replay_losses", "replay_params", "replay_moments"]
 
 
 @pytest.mark.torch

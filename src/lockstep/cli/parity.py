@@ -49,5 +49,7 @@ def regimen(run: RunDir, force: bool) -> Outcome:
     found = run_regimen(run.require(), force=force, progress=say)
     lines = [f"{stage.id} {stage.status}  {stage.name}" for stage in found.stages]
     lines += [f"   {line(check)}" for stage in found.stages for check in stage.checks]
+    if found.skipped:
+        lines.append(f"not run again: {found.skip_reason}; --force runs it")
     lines.append(f"TRAINING_PARITY_REGIMEN={'PASS' if found.summary.passed else 'FAIL'}")
     return Outcome(found.document(), "\n".join(lines), int(not found.summary.passed))

@@ -3,7 +3,7 @@
 from lockstep.native.compiler import Compiler, find_compiler, sanitizer_environment
 from lockstep.native.library import build_directory, compile_library
 from lockstep.native.manifest import ArenaRecord, Guard, Manifest, NodeRecord, ValueRecord
-from lockstep.native.program import Program
+from lockstep.native.program import Program, usable_threads
 
 __all__ = [
     "ArenaRecord",
@@ -17,4 +17,5 @@ __all__ = [
     "compile_library",
     "find_compiler",
     "sanitizer_environment",
+    "usable_threads",
 ]

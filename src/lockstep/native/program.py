@@ -46,7 +46,7 @@ class Program:
             self._guard_bytes(guard)[:] = guard.pattern
         if poison:
             self._poison()
-        self.set_threads(threads or min(_n_cores(), MAX_THREADS))
+        self.set_threads(threads or usable_threads())
 
     def set_threads(self, n_threads: int) -> None:
         """How many threads the next calls use; no result depends on it.
@@ -159,11 +159,11 @@ class Program:
                 poison(ctypes.c_void_p(address), ctypes.c_size_t(guard.n_bytes))
 
 
-def _n_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_threads() -> int:
+    """As many threads as there are cores that this process may use, and a program can have."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(n_cores, MAX_THREADS)
 
 
 def _load(path: Path) -> ctypes.CDLL:

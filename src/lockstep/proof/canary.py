@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -18,7 +17,9 @@ from lockstep.artifacts.train_torch_ref import TorchReference
 from lockstep.data.rows import read_rows
 from lockstep.engine.checkpoint import newest_valid
 from lockstep.errors import GateError, InputError
+from lockstep.native import usable_threads
 from lockstep.proof.differences import Difference, curve_difference, tensor_difference
+from lockstep.proof.fingerprint import SOURCE, source_sha256
 from lockstep.proof.tolerances import CANARY_LOSS_MAX, CANARY_LOSS_MEAN, CANARY_PARAM_MAX
 from lockstep.proof.twin import Recipe, Twin, train_twin
 from lockstep.training.create import ModelRequest, create_run
@@ -101,7 +102,7 @@ def run_canary(
     canary = run.canary(row)
     create_run(canary, model, init="xavier_uniform", seed=42, adamw=ADAMW, force=True)
     training = TrainRequest(
-        settings={**SETTINGS, **settings, "threads": len(os.sched_getaffinity(0))},
+        settings={**SETTINGS, **settings, "threads": usable_threads()},
         data=run.canary_data(row),
         force=True,
     )
@@ -141,6 +142,7 @@ def judge(
         report,
         status="pass" if verdict else "fail",
         failures=tuple(f"{c.name}: {c.reason}" for c in checks if c.verdict != "pass"),
+        training={**report.training, SOURCE: source_sha256()},
         artifacts={
             **report.artifacts,
             "torch_json": str((work / TorchReference.file).relative_to(canary.path)),

@@ -12,7 +12,7 @@ from lockstep.artifacts.regimen import Regimen
 from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
 from lockstep.errors import LockstepError
 from lockstep.proof.canary import ROWS, parity_ids
-from lockstep.proof.regimen import fingerprint_of
+from lockstep.proof.fingerprint import SOURCE, fingerprint_of, source_sha256
 
 STAGES = ("D1", "E1", "F1")
 R = TypeVar("R", bound=Artifact)
@@ -111,6 +111,8 @@ def _canary(run: RunDir, row: int) -> Check:
             report, reason = None, f"{CANARY_FILE} lacks {', '.join(sorted(missing))}"
         elif not data.is_file() or content_hash(data) != report.dataset_sha256:
             report, reason = None, f"{CANARY_FILE} is about another row than {data.name} holds"
+        elif report.training.get(SOURCE) != source_sha256():
+            report, reason = None, "the code changed after the canary"
     if report is None:
         return Check.missing(id=id, name=name, against=against, unit=unit, reason=reason)
     return Check.measured(

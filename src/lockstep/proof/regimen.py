@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import lockstep
-from lockstep.artifacts import (
-    Check,
-    RunDir,
-    atomic_write_text,
-    content_hash,
-    make_directory,
-    utc_now,
-)
-from lockstep.artifacts.regimen import (
-    Fingerprint,
-    FingerprintEntry,
-    Regimen,
-    RegimenStage,
-    RegimenSummary,
-)
+from lockstep.artifacts import Check, RunDir, atomic_write_text, make_directory, utc_now
+from lockstep.artifacts.regimen import Regimen, RegimenStage, RegimenSummary
 from lockstep.artifacts.stage_evidence import Evidence
-from lockstep.artifacts.train_config import TrainConfig
-from lockstep.artifacts.train_settings import TrainSettings
+from lockstep.proof.fingerprint import fingerprint_of
 from lockstep.proof.stages import replay_accumulation, replay_determinism
 from lockstep.proof.stitch import runtime_stitch
 
 D1_STEPS = 8  # the runbook's stage stops after one; eight let an error of the optimizer show
 E1_STEPS = 12
-_INPUTS = (TrainConfig.file, TrainSettings.file, "tokenizer.json", "dataset/train.txt")
+UNCHANGED = "nothing that the verdicts depend on has changed since they were reached"
 _MARKDOWN = "training_parity_regimen_latest.md"
 
 
@@ -45,7 +30,7 @@ def run_regimen(
     fingerprint = fingerprint_of(run)
     before = None if force else Regimen.find(run.path)
     if before and before.summary.passed and before.fingerprint.digest == fingerprint.digest:
-        return before
+        return replace(before, skipped=True, skip_reason=UNCHANGED)
     stages = []
     for id, name, work in _stages(run):
         progress(f"stage {id}: {name}")
@@ -124,22 +109,6 @@ def line(check: Check) -> str:
         f"{check.verdict.upper():7} {check.id}: {check.name} {figure} {check.relation} {bound}, "
         f"{check.compared} {check.unit} against {check.against}"
     )
-
-
-def fingerprint_of(run: RunDir) -> Fingerprint:
-    """The contents of everything that the verdicts depend on: the run's inputs and our source."""
-    package = Path(lockstep.__file__).parent
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h"))
-    entries = [(name, run.path / name) for name in _INPUTS]
-    entries += [(f"lockstep/{p.relative_to(package)}", p) for p in sources]
-    rows = tuple(
-        FingerprintEntry(path=name, size=path.stat().st_size, sha256=content_hash(path))
-        for name, path in entries
-        if path.exists()
-    )
-    text = "".join(f"{row.path}\0{row.sha256}\n" for row in rows)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Fingerprint(algorithm="sha256", digest=digest, entries=rows)
 
 
 def as_markdown(regimen: Regimen) -> str:

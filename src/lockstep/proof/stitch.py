@@ -53,7 +53,6 @@ def runtime_stitch(run: RunDir, n_steps: int) -> RuntimeStitch:
             "steps.max_param_diff": absent,
             "steps.logits_max_abs_diff": "compared at the start weights, step 1",
             "steps.max_grad_diff": "compared at the start weights, step 1",
-            "steps.first_bad_tensor": "no tensor is out of bounds",
             "steps.loss_diff": loss.problem or "none",
         },
     )
@@ -195,7 +194,7 @@ def _rows(
     """One row per step; parameters belong to the last one, logits and gradients to the first."""
     theirs = {row.step: row.loss for row in twin.reference.loss_curve}
     last = len(ours.losses)
-    within = sum(gradient_error(row) <= GRADIENT_BOUND for row in grads.per_tensor)
+    bad = [r.name for r in grads.per_tensor if not gradient_error(r) <= GRADIENT_BOUND]
     rows = []
     for step, loss in ours.losses:
         gap = abs(loss - theirs[step]) if step in theirs else float("nan")
@@ -206,9 +205,9 @@ def _rows(
                 max_param_diff=parameters.maximum if step == last and parameters.n else None,
                 checked=True,
                 oracle_available=True,
-                first_bad_tensor=None,
+                first_bad_tensor=bad[0] if bad and step == 1 else None,
                 slots_compared=len(grads.per_tensor) if step == 1 else 0,
-                slots_matched=within if step == 1 else 0,
+                slots_matched=len(grads.per_tensor) - len(bad) if step == 1 else 0,
                 logits_max_abs_diff=logits.maximum if step == 1 and logits.n else None,
                 max_grad_diff=grads.global_max_abs_diff if step == 1 else None,
             )

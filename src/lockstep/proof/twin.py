@@ -20,7 +20,7 @@ from lockstep.data.pack import Batches, Cursor
 from lockstep.data.rows import read_rows
 from lockstep.engine.initialise import initialise
 from lockstep.engine.trainer import Microbatch, sequences_per_call
-from lockstep.errors import EnvironmentLacks
+from lockstep.errors import EnvironmentLacks, InputError
 from lockstep.ir import Array
 from lockstep.tokenizers import Tokenizer
 from lockstep.training.loop import Budget, microbatches
@@ -49,14 +49,21 @@ class Recipe:
     def of(cls, run: RunDir, n_steps: int | None = None) -> Recipe:
         """The recipe of a run's training, or of its first steps.
 
-        Raises: InputError if a record of the run is missing or damaged.
+        Raises: InputError if a record of the run is missing or damaged, or its tokenizer another's.
         """
         config, settings = TrainConfig.load(run.path), TrainSettings.load(run.path)
         model = model_of(config.template, config.family_config)
         start = {id: np.empty(shape, np.float32) for id, shape in model.shapes.items()}
         initialise(start, config.init, config.train_seed)
         rows = read_rows(run.path / DATASET / TRAIN_FILE)
-        windows = windows_of(rows, Tokenizer.load(run.tokenizer), settings)
+        tokenizer = Tokenizer.load(run.tokenizer)
+        if tokenizer.vocab_size > config.vocab_size:  # its ids would lie beyond the tables
+            raise InputError(
+                f"{run.tokenizer}: expected at most {config.vocab_size} ids, those of the model, "
+                f"got {tokenizer.vocab_size}",
+                hint="restore the tokenizer that the run was trained with",
+            )
+        windows = windows_of(rows, tokenizer, settings)
         budget = Budget.of(settings, len(windows))
         per_call = sequences_per_call(settings.batch, settings.seq_len)
         batches, cursor = Batches(windows, settings.seed), Cursor()
