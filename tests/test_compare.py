@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from lockstep.artifacts.compare import Compare
 from lockstep.artifacts.faults import Faults
 from lockstep.build import Built, Model
 from lockstep.cli.main import main
-from lockstep.errors import InputError
+from lockstep.errors import EnvironmentLacks, InputError
 from lockstep.ir import SECTIONS
 from lockstep.native import Program, compile_library
 from lockstep.native.manifest import NodeRecord
 from lockstep.proof.c_text import Piece
 from lockstep.proof.compare import Findings, compare, first_guilty
 from lockstep.proof.fault_worker import Healthy, healthy, quick_compiler, subjects
-from lockstep.proof.faults import Answer, Job, draw_jobs, places_of_all, row_of, run_faults
+from lockstep.proof.faults import Answer, Job, Worker, draw_jobs, places_of_all, row_of, run_faults
 from lockstep.proof.misorder import KINDS, misorder
 from lockstep.proof.mutate import Edit, Target
 from lockstep.proof.nearness import nearness
@@ -65,6 +66,19 @@ def test_a_node_that_nobody_checked_is_no_pass(base: Healthy, findings: Findings
     assert not record.passed
     nobody = replace(findings, n_entry_nodes=0)
     assert not record_of(base.built, base.subject, nobody, (), run_dir="", lacks="-").passed
+
+
+def test_a_guard_that_only_the_whole_program_breaks_has_a_culprit(
+    base: Healthy, findings: Findings
+) -> None:
+    broken = replace(findings, guards=("layers.0.ffn.up",))
+    record = record_of(base.built, base.subject, broken, (), run_dir="", lacks="not asked")
+    assert not record.passed
+    pair = record.comparisons[0]
+    assert pair.first_guilty is not None
+    assert pair.first_guilty.id == "layers.0.ffn.up"
+    culprits = [(row.id, row.reason) for row in pair.nodes if row.verdict == "culprit"]
+    assert culprits == [("layers.0.ffn.up", "wrote beyond layers.0.ffn.up")]
 
 
 def with_source(base: Healthy, source: str) -> Built:
@@ -191,6 +205,7 @@ def test_the_verb_names_a_fault_and_fails(
     assert "no guilty node" in capsys.readouterr().out
     assert len(Compare.load(run).comparisons) == 3
     assert main(["compare", str(run), "--tokens=17"]) == 2
+    assert main(["compare", str(run), "--seed=-1"]) == 2
     build = Subject.build
 
     def other_eps(source: str) -> str:
@@ -255,6 +270,23 @@ def test_a_miss_is_a_miss_and_a_record_of_faults_cannot_lie() -> None:
         Faults(rows=rows, planted=2, named=2, share=1.0, passed=True, **fields)
     with pytest.raises(InputError, match="follow from the rows"):
         Faults(rows=(), planted=0, named=0, share=0.0, passed=True, **fields)
+
+
+def test_a_worker_that_is_gone_is_replaced_and_one_without_a_compiler_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job(NAME, "rmsnorm", "forward", "0")
+    with Worker() as worker:
+        worker._start()
+        assert worker._process is not None
+        worker._process.kill()
+        worker._process.wait()
+        assert worker._ask(job) == Answer(named="", why="the process ended", seconds=ANY)
+        assert worker._process is None
+        monkeypatch.setenv("CC", "no-such-compiler")
+        with pytest.raises(EnvironmentLacks, match=r"\$CC.*'no-such-compiler'") as caught:
+            worker.answer(job)
+    assert caught.value.hint.startswith("unset CC")
 
 
 def test_a_piece_of_c_is_copied_under_other_names() -> None:

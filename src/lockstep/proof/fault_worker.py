@@ -1,7 +1,7 @@
 """Plants one fault after another, in a process of its own: a planted fault may well crash it.
 
 A job is one line of JSON on stdin. Every line on stdout is one event: `at` before whatever may not
-come back, then `redrawn` or `fault`, and at the end `done`.
+come back, then `redrawn` or `fault`, and at the end `done`, or else `failed` or `lacks`.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ def main() -> None:
     for line in sys.stdin:
         try:
             work(json.loads(line))
+        except EnvironmentLacks as error:
+            say(lacks=error.message, hint=error.hint)
         except LockstepError as error:
             say(failed=error.message)
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from queue import Empty, Queue
 from random import Random
@@ -17,7 +18,7 @@ from typing import Any
 
 from lockstep.artifacts import utc_now
 from lockstep.artifacts.faults import FaultRow, Faults
-from lockstep.errors import GateError
+from lockstep.errors import EnvironmentLacks, GateError
 from lockstep.proof.fault_worker import WIDE, subjects
 from lockstep.proof.misorder import KINDS
 from lockstep.proof.tolerances import FAULTS_NAMED
@@ -60,7 +61,8 @@ def run_faults(
 ) -> Faults:
     """Plants `count` faults and counts how many of the nodes that have them are named.
 
-    Raises: GateError if a program is at fault before anything is planted.
+    Raises: GateError if a program is at fault before anything is planted; EnvironmentLacks without
+    a compiler.
     """
     began = time.perf_counter()
     places = places_of_all()
@@ -161,7 +163,8 @@ class Worker:
     def answer(self, job: Job) -> Answer:
         """Plants the fault of a job and waits for the verdict.
 
-        Raises: GateError if worker after worker ends, or hangs, before there is a fault.
+        Raises: GateError if worker after worker ends, or hangs, before there is a fault;
+        EnvironmentLacks if one finds no compiler.
         """
         for _ in range(WORKERS_PER_JOB):
             answer = self._ask(job)
@@ -176,9 +179,12 @@ class Worker:
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(job)) + "\n")
-        process.stdin.flush()
         answer, began = Answer(), time.perf_counter()
+        try:
+            process.stdin.write(json.dumps(asdict(job)) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it ended after its last answer
+            return self._lost(answer, "the process ended", began)
         while not answer.is_complete:
             limit = RUN_SECONDS if answer.fault else JOB_SECONDS
             try:
@@ -187,6 +193,8 @@ class Worker:
                 return self._lost(answer, f"no end within {limit} s", began)
             if event is None:
                 return self._lost(answer, f"the process ended: {process.wait()}", began)
+            if "lacks" in event:
+                raise EnvironmentLacks(event["lacks"], hint=event["hint"])
             if "failed" in event:
                 raise _no_fault(job, event["failed"])
             _take(answer, event)
@@ -218,7 +226,8 @@ class Worker:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # a job that nobody read
+                    pipe.close()
 
 
 def _take(answer: Answer, event: Mapping[str, Any]) -> None:

@@ -125,6 +125,10 @@ def subject_of_run(run: RunDir, *, batch: int, tokens: int | None, seed: int) ->
             f"got {batch} of {tokens}",
             hint="choose --batch and --tokens within the run's own lengths",
         )
+    if seed < 0:
+        raise UsageError(
+            f"compare: expected a seed of 0 or more, got {seed}", hint="choose another --seed"
+        )
     if settings is None:
         microbatches, rows = drawn_microbatches(model, batch, tokens, seed), "random tokens"
     else:

@@ -73,11 +73,15 @@ class _Writer:
         worst = self.findings.worst()
         culprits = [check.id for check in worst.values() if not check.ok]
         heirs = self._heirs(culprits)
-        rows = tuple(self._walked(worst[id], id in heirs) for id in self.nodes if id in worst)
         guilty = next((check for check in self.findings.checks if not check.ok), None)
         broken = self.findings.guards
         why = _why(guilty) if guilty else f"wrote beyond {', '.join(broken)}" if broken else ""
         first = guilty.id if guilty else self._writer_of(broken[0]) if broken else None
+        rows = tuple(
+            self._walked(worst[id], id in heirs, why if id == first else "")
+            for id in self.nodes
+            if id in worst
+        )
         return Comparison(
             left=OURS,
             right=REFEREE,
@@ -150,10 +154,10 @@ class _Writer:
             nodes=rows,
         )
 
-    def _walked(self, check: NodeCheck, is_heir: bool) -> NodeRow:
+    def _walked(self, check: NodeCheck, is_heir: bool, blame: str) -> NodeRow:
         cumulative = self.findings.cumulative[check.id]
         verdict = "ok"
-        if not check.ok:
+        if blame or not check.ok:
             verdict = "culprit"
         elif is_heir and not cumulative <= check.bound:
             verdict = "victim"
@@ -165,7 +169,7 @@ class _Writer:
             bound=check.bound,
             why=check.why,
             verdict=verdict,
-            reason="" if check.ok else _why(check),
+            reason=blame if check.ok else _why(check),
         )
 
     def _row(
