@@ -206,6 +206,16 @@ def test_lengths_beyond_the_context_are_refused() -> None:
             family.inference_graph(c, c.context, c.context + 1, False)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("activation", "relu"), ("layers", 2.0), ("width", "48"), ("head_dim", 258), ("vocab", 0)],
+)
+def test_a_config_that_no_program_carries_out_is_refused(setting: str, value: object) -> None:
+    for family in FAMILIES.values():
+        with pytest.raises(UsageError, match=f"config {setting}: expected"):
+            replace(family.TINY, **{setting: value})
+
+
 @pytest.mark.parametrize(("family", "config"), EVERY_CONFIG)
 def test_the_graphs_print_and_parse_back(family: Family[Any], config: Any) -> None:
     for graph in (

@@ -131,9 +131,15 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
         (QWEN3_06B, {"num_hidden_layers": True}, "num_hidden_layers: expected int, got True"),
         (QWEN3_06B, {"num_key_value_heads": 3}, "multiple of kv_heads"),
         (QWEN3_06B, {"head_dim": 7}, "head_dim: expected an even number"),
+        (QWEN3_06B, {"head_dim": 258}, "head_dim: expected an even number up to 256"),
         (QWEN3_06B, {"rms_norm_eps": float("nan")}, "eps: expected a positive number"),
         (QWEN3_06B, {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, "rope_theta"),
         (LLAMA_32_1B, {"rope_scaling": {"rope_type": "llama3"}}, "expected a key factor"),
+        (
+            LLAMA_32_1B,
+            {"rope_scaling": {**LLAMA_32_1B["rope_scaling"], "factor": float("inf")}},
+            "finite",
+        ),
         (
             LLAMA_32_1B,
             {"rope_scaling": {**LLAMA_32_1B["rope_scaling"], "low_freq_factor": 4.0}},

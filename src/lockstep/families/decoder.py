@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 from lockstep.errors import UsageError
 from lockstep.families.weight import Weight
 from lockstep.ir import Graph, Value, check, f32, i32
 from lockstep.ops import OPS
+from lockstep.ops.attention import WIDEST_HEAD
 
 # Far above every model that exists: a config that asks for more is broken, or hostile.
 MAX_LAYERS = 1000
@@ -32,9 +33,11 @@ class Llama3Scaling:
     original: int  # context of the first training
 
     def __post_init__(self) -> None:
-        if not (self.factor > 0 and 0 < self.low < self.high and self.original > 0):
+        finite = isfinite(self.factor) and isfinite(self.high) and self.original <= MAX_SIZE
+        if not (finite and self.factor > 0 and 0 < self.low < self.high and self.original > 0):
             raise UsageError(
-                f"config scaling: expected factor > 0, 0 < low < high and original > 0, got {self}"
+                "config scaling: expected finite numbers, factor > 0, 0 < low < high and "
+                f"original > 0, got {self}"
             )
 
 
@@ -60,9 +63,10 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
             most = MAX_LAYERS if name == "layers" else MAX_SIZE
-            if not 1 <= getattr(self, name) <= most:
+            size = getattr(self, name)
+            if not isinstance(size, int) or not 1 <= size <= most:
                 raise UsageError(
-                    f"config {name}: expected 1 to {most}, got {getattr(self, name)}",
+                    f"config {name}: expected a whole number from 1 to {most}, got {size!r:.40}",
                     hint="choose a number in this range",
                 )
         if self.heads % self.kv_heads:
@@ -71,10 +75,16 @@ class DecoderConfig:
                 f"{self.kv_heads}",
                 hint="choose kv_heads that divides heads",
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 or self.head_dim > WIDEST_HEAD:
             raise UsageError(
-                f"config head_dim: expected an even number, got {self.head_dim}",
-                hint="choose an even head_dim: rope turns pairs",
+                f"config head_dim: expected an even number up to {WIDEST_HEAD}, "
+                f"got {self.head_dim}",
+                hint="choose an even head_dim (rope turns pairs), or more heads",
+            )
+        if self.activation not in get_args(Activation):
+            raise UsageError(
+                f"config activation: expected one of {', '.join(get_args(Activation))}, "
+                f"got {self.activation!r:.40}"
             )
         for name, value in (("eps", self.eps), ("theta", self.theta)):
             if not (isfinite(value) and value > 0):

@@ -32,7 +32,7 @@ from lockstep.ops.registry import OPS, source
 
 _SOURCE = source("attention.c")
 _GRAD_SOURCE = source("attention_grad.c")
-_WIDEST = 256  # ATT_HEAD in attention.h
+WIDEST_HEAD = 256  # ATT_HEAD in attention.h
 
 
 def _check_heads(q_MN: Type, width: Dim, heads: int, kv_heads: int) -> None:
@@ -40,9 +40,10 @@ def _check_heads(q_MN: Type, width: Dim, heads: int, kv_heads: int) -> None:
     E = whole("attention q", q_MN.dims[1]) // heads
     parts("attention q", q_MN.dims[1], heads)
     parts("attention heads", heads, kv_heads)
-    if width != kv_heads * E or E > _WIDEST:
+    if width != kv_heads * E or E > WIDEST_HEAD:
         raise UsageError(
-            f"attention k: expected {kv_heads} heads of {E}, at most {_WIDEST}, got width {width}",
+            f"attention k: expected {kv_heads} heads of {E}, at most {WIDEST_HEAD}, "
+            f"got width {width}",
             hint="check the head counts",
         )
 
