@@ -14,10 +14,6 @@
 #ifndef KERNEL /* a bench or a test may compile an op as a library */
 #define KERNEL static __attribute__((unused))
 #endif
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define PREFETCH(p) __builtin_prefetch((p), 0, 3)
-#define PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -51,7 +47,6 @@ typedef vi vm; /* -1 in the lanes that hold, else 0 */
 INLINE vf vf_set(float x) { return x - (vf){0}; }
 INLINE vf vf_zero(void) { return (vf){0}; }
 INLINE vi vi_set(int32_t x) { return x - (vi){0}; }
-INLINE vd vd_set(double x) { return x - (vd){0}; }
 INLINE vd vd_zero(void) { return (vd){0}; }
 INLINE vi vf_bits(vf x) { return (vi)x; }
 INLINE vf vf_from_bits(vi x) { return (vf)x; }
@@ -59,8 +54,6 @@ INLINE vf vi_to_vf(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vi vf_to_vi(vf x) { return __builtin_convertvector(x, vi); } /* towards zero */
 INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_sub(vf a, vf b) { return a - b; }
-INLINE vf vf_mul(vf a, vf b) { return a * b; }
-INLINE vf vf_div(vf a, vf b) { return a / b; }
 INLINE vf vf_load(const float *p) {
   vf x;
   memcpy(&x, p, sizeof x);
@@ -72,12 +65,7 @@ INLINE vi vi_load(const int32_t *p) {
   memcpy(&x, p, sizeof x);
   return x;
 }
-INLINE void vi_store(int32_t *p, vi x) { memcpy(p, &x, sizeof x); }
-/* Absolute value, and the magnitude of a with the sign of b. */
 INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
-INLINE vf vf_copysign(vf a, vf b) {
-  return (vf)(((vi)a & 0x7fffffff) | ((vi)b & (int32_t)0x80000000));
-}
 
 /* The lower and the upper half of the lanes in double. */
 INLINE vd vf_low(vf x) {
