@@ -133,6 +133,15 @@ def test_none_valid_is_an_error_and_none_at_all_is_none(tmp_path: Path) -> None:
         newest_valid(tmp_path, SHAPES)
 
 
+def test_looking_for_a_checkpoint_leaves_one_that_is_being_saved(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    with new_directory(tmp_path / "step_00000002") as directory:
+        (directory / "state.json").write_text("not yet whole")
+        found, _ = newest_valid(tmp_path, SHAPES)
+        assert found is not None
+        assert (directory / "state.json").exists()
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path, 1)
     with pytest.raises(InputError, match=r"head\.weight"):
@@ -217,6 +226,10 @@ def test_an_error_inside_leaves_the_old_directory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert (final / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [final]
+    with new_directory(final) as directory:
+        (directory / "file").write_text("new")
+    assert (final / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [final]
 
 

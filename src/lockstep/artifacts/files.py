@@ -20,6 +20,10 @@ HINTS = {
     errno.EACCES: "make the directory writable, or choose another, for example by LOCKSTEP_HOME",
     errno.EPERM: "make the directory writable, or choose another, for example by LOCKSTEP_HOME",
     errno.ENOTDIR: "move the file that stands where a directory is needed",
+    errno.EISDIR: "move the directory that stands where a file is needed",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "mend the symbolic links, which lead in a circle",
+    errno.EIO: "check the disk, it fails to read or write",
 }
 
 
@@ -68,17 +72,17 @@ def atomic_write_bytes(path: Path, data: bytes) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        sync(path.parent)
     return path
 
 
 def atomic_write_text(path: Path, text: str) -> Path:
-    """Like `atomic_write_bytes`, in UTF-8."""
-    return atomic_write_bytes(path, text.encode("utf-8"))
+    """Like `atomic_write_bytes`, in UTF-8; what a file name holds that is no text is escaped."""
+    return atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory last through a crash of the machine."""
+def sync(path: Path) -> None:
+    """Makes the bytes of a file, or the names in a directory, outlast a crash of the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

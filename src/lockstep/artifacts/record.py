@@ -126,7 +126,7 @@ def append_line(path: Path, record: Artifact) -> None:
     Raises: EnvironmentLacks if the disk refuses; the file is then as it was.
     """
     text = json.dumps(record.document(), ensure_ascii=False, allow_nan=False)
-    append_bytes(path, text.encode("utf-8") + b"\n")
+    append_bytes(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_lines(path: Path, cls: type[R]) -> tuple[R, ...]:

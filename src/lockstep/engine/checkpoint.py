@@ -150,9 +150,10 @@ def newest_valid(
 ) -> tuple[Checkpoint | None, tuple[Skipped, ...]]:
     """The newest checkpoint that can be used, and the newer ones that cannot.
 
+    Changes nothing, because a training may be saving there at this moment.
+
     Raises: InputError if there are checkpoints but none can be used.
     """
-    remove_leftovers(root)
     skipped: list[Skipped] = []
     for path in reversed(list_checkpoints(root)):
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.artifacts import make_directory
-from lockstep.artifacts.files import explained, sync_directory
+from lockstep.artifacts.files import explained, sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,32 @@ def new_directory(final: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            sync_directory(temporary)
-            remove_directory(final)
+            sync(temporary)
+            # Two renames and nothing between them, so that the name is hardly ever without files.
+            dead = _put_aside(final)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_directory(final.parent)
+        sync(final.parent)
+    if dead is not None:
+        shutil.rmtree(dead, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
     """Takes a directory's name away by one rename, then removes what it held."""
-    if path.is_dir():
-        dead = path.with_name(f".{path.name}.{os.getpid()}.dead")
-        path.rename(dead)
+    dead = _put_aside(path)
+    if dead is not None:
         shutil.rmtree(dead, ignore_errors=True)
+
+
+def _put_aside(path: Path) -> Path | None:
+    """Renames a directory, if there is one, to a name that `remove_leftovers` finds."""
+    if not path.is_dir():
+        return None
+    dead = path.with_name(f".{path.name}.{os.getpid()}.dead")
+    shutil.rmtree(dead, ignore_errors=True)  # of a process that had this number before
+    return path.rename(dead)
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -88,4 +99,4 @@ def point(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         temporary.replace(link)
-        sync_directory(link.parent)
+        sync(link.parent)
