@@ -132,6 +132,8 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "null": (lambda d: d.update(run_id=None), "run_id"),
     "null without reason": (lambda d: d.update(final_torch_loss=None), "final_torch_loss"),
     "NaN": (lambda d: json.dumps(d).replace("3.2", "NaN", 1).replace("0.5", "NaN", 1), "NaN"),
+    "too large": (lambda d: json.dumps({**d, "lr": "LR"}).replace('"LR"', "1e999"), "finite"),
+    "far too large": (lambda d: d.update(lr=10**400), "lr"),
     "twice": (lambda d: json.dumps(d)[:-1] + ', "lr": 1.0}', "twice"),
     "torn": (lambda d: json.dumps(d)[:-20], "JSON"),
     "deep": (lambda d: "[" * 200_000, "JSON"),
@@ -159,6 +161,13 @@ def test_bytes_that_are_no_text_and_a_missing_file_are_refused(tmp_path: Path) -
     with pytest.raises(InputError, match=r"elsewhere\.json"):
         Go.load(tmp_path, "elsewhere.json")
     assert Go.find(tmp_path, "elsewhere.json") is None
+
+
+def test_a_file_name_that_is_no_text_survives(tmp_path: Path) -> None:
+    name = os.fsdecode(b"rows\xff.txt")
+    record = make(Go, checks={"it": True}, go=True, run_dir=name)
+    record.save(tmp_path)
+    assert Go.load(tmp_path) == record
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -218,6 +218,20 @@ def test_streams_that_are_closed_or_full_show_no_traceback(command: str, code: i
     assert "Traceback" not in done.stderr
 
 
+def test_what_the_output_cannot_spell_is_shown_by_number() -> None:
+    code = "from lockstep.cli import main; main._open_streams(); print('\u2264 1')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "\\u2264 1\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("~nobody-at-all/x", 2), ("/" + "x" * 300, 3)])
+def test_a_place_that_cannot_be_is_no_bug_of_ours(name: str, code: int) -> None:
+    assert main.main(["go", name]) == code
+
+
 def test_the_doctor_finds_what_is_missing(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,8 +97,10 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 
 
 def _decode_scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 1 << 1023:
         return float(value)
+    if type(value) is float and not math.isfinite(value):  # JSON spells it 1e999
+        raise _wrong(where, "a finite number", value)
     if hint in (bool, int, float, str, NoneType) and type(value) is hint:
         return value
     raise _wrong(where, getattr(hint, "__name__", str(hint)), value)

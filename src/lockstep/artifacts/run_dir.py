@@ -15,7 +15,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def lockstep_home() -> Path:
     """$LOCKSTEP_HOME, or ~/.cache/lockstep."""
-    return Path(os.environ.get("LOCKSTEP_HOME") or "~/.cache/lockstep").expanduser()
+    return _expanded(os.environ.get("LOCKSTEP_HOME") or "~/.cache/lockstep")
+
+
+def _expanded(text: str) -> Path:
+    """The path that a text with `~` or `~user` in front spells.
+
+    Raises: UsageError if there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{text:.120}: expected a home directory, got none for this user",
+            hint="write the path out, with a '/' in front",
+        ) from error
 
 
 def runs_root() -> Path:
@@ -37,7 +51,7 @@ class RunDir:
         """
         text = str(text)
         if os.sep in text or text.startswith((".", "~")):
-            return cls(Path(text).expanduser().absolute())
+            return cls(_expanded(text).absolute())
         if _NAME.fullmatch(text) is None:
             raise UsageError(
                 f"run name: expected letters, digits, '.', '_' or '-', got {text!r:.120}",

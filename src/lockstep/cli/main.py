@@ -8,6 +8,7 @@ docs/contributing.md has the steps.
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import sys
@@ -207,11 +208,16 @@ def _stdout_for_the_document() -> Iterator[None]:
 
 
 def _open_streams() -> None:
-    """Gives a process that was started without stdout or stderr one that goes nowhere."""
+    """Gives a process that was started without stdout or stderr one that goes nowhere.
+
+    What a terminal cannot spell is shown by its number, as stderr does it by itself.
+    """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             setattr(sys, name, os.fdopen(descriptor, "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test took its place
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
