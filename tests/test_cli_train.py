@@ -57,12 +57,19 @@ def test_an_evaluation_of_nonsense_is_refused_before_the_training(fresh: RunDir,
     assert not fresh.tokenizer.exists()
 
 
-def test_a_step_that_no_memory_holds_is_refused(
-    fresh: RunDir, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--batch-size=4096", "--grad-accum=4096"), "sequences in a step"),
+        (("--pack-mode=stream", f"--total-tokens={10**12}"), "in a stream"),
+    ],
+)
+def test_what_no_memory_holds_is_refused(
+    fresh: RunDir, capfd: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
 ) -> None:
-    flags = ("--batch-size=4096", "--grad-accum=4096", "--json")
-    assert train(fresh, "--data", str(fresh.path.parent / "data"), *flags) == 2
-    assert "sequences in a step" in json.loads(capfd.readouterr().out)["error"]["message"]
+    assert train(fresh, "--data", str(fresh.path.parent / "data"), *flags, "--json") == 2
+    assert said in json.loads(capfd.readouterr().out)["error"]["message"]
+    assert not fresh.tokenizer.exists()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,12 @@ def test_a_step_that_no_memory_holds_is_refused(
 )  # fmt: skip
 def test_a_model_of_nonsense_is_not_made(tmp_path: Path, flag: str) -> None:
     assert main(["init", str(tmp_path / "run"), *INIT, flag]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_no_memory_holds_is_not_made(tmp_path: Path) -> None:
+    flags = ("--layers=1000", "--embed-dim=1048576")
+    assert main(["init", str(tmp_path / "run"), *INIT, *flags]) == 5
     assert not (tmp_path / "run").exists()
 
 

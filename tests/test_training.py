@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from lockstep.data.pack import Batches, Cursor, Windows
 from lockstep.engine.bump import read_bump
 from lockstep.engine.trainer import TrainingSession
 from lockstep.errors import GateError
+from lockstep.training.lock import sole_training
 from lockstep.training.loop import Budget, Loop, Position, StopRequest
 from lockstep.training.train import schedule_of
 
@@ -250,7 +253,48 @@ def test_another_data_set_is_refused(copy: RunDir, tmp_path: Path) -> None:
     assert train(copy, "--resume") == 4, "the run's own rows were changed"
 
 
-def test_force_starts_again_and_checks_before_it_removes(copy: RunDir, tmp_path: Path) -> None:
+def test_a_replacement_that_is_killed_gives_the_training_back(copy: RunDir) -> None:
+    before = result(copy)
+    dies = (
+        "import os, pathlib, sys\n"
+        "from lockstep.artifacts import RunDir\n"
+        "from lockstep.training.settings import replacing_training\n"
+        "run = RunDir(pathlib.Path(sys.argv[1]))\n"
+        "with replacing_training(run, keep_data=False):\n"
+        "    run.tokenizer.write_text('of the new training')\n"
+        "    os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", dies, str(copy.path)], check=False)
+    assert not copy.checkpoints.exists()
+    assert train(copy, "--resume", *ALONE) == 0
+    assert result(copy) == before
+    assert not [path for path in copy.path.iterdir() if "replaced" in path.name]
+
+
+def test_a_training_with_no_step_left_has_no_speed(copy: RunDir) -> None:
+    assert train(copy, "--resume", *ALONE) == 0
+    report = TrainReport.load(copy.path, E2E_FILE)
+    assert report.train_tok_s is None
+    assert report.not_measured["train_tok_s"]
+    assert report.resumed_from_step == report.steps == STEPS
+
+
+def test_telemetry_with_a_gap_is_refused(copy: RunDir) -> None:
+    lines = copy.metrics.read_bytes().splitlines(keepends=True)
+    for kept in (lines[:9] + lines[10:], []):
+        copy.metrics.write_bytes(b"".join(kept))
+        assert train(copy, "--resume", *ALONE) == 4
+
+
+def test_a_run_with_a_training_at_work_is_not_replaced(copy: RunDir) -> None:
+    with sole_training(copy):
+        assert main(["init", str(copy.path), *INIT, "--force"]) == 2
+    assert copy.metrics.exists()
+
+
+def test_force_starts_again_and_checks_before_it_removes(
+    copy: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows = tmp_path / "rows.txt"
     rows.write_text("no drawing\n")
     before = result(copy)
@@ -264,6 +308,10 @@ def test_force_starts_again_and_checks_before_it_removes(copy: RunDir, tmp_path:
     assert result(copy) == before, "the same training from the start"
     first, second = current(read_lines(copy.ledger, LedgerRow))
     assert second.parent_run_id == first.run_id
+    capfd.readouterr()
+    assert main(["promote", str(copy.path), "--json"]) == 0
+    selected = json.loads(capfd.readouterr().out)["selected"]
+    assert (selected["run_id"], selected["stage_pass"]) == (second.run_id, 2)
     assert TrainingPlan.load(copy.path).stages[0].runs[1].run_id == second.run_id
 
 

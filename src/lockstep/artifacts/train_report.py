@@ -65,7 +65,8 @@ class Oracle:
 class TrainReport(Artifact, file="train_ck.json", schema="lockstep.train/1"):
     """One training; differences are against PyTorch, and null where PyTorch did not run.
 
-    `pass_parity` is null where nothing was compared.  History: 1 the first.
+    `pass_parity` is null where nothing was compared, `train_tok_s` where a resumed training had
+    no step left.  History: 1 the first.
     """
 
     run_id: str
@@ -111,5 +112,5 @@ class TrainReport(Artifact, file="train_ck.json", schema="lockstep.train/1"):
     resumed_from_step: int
     params_sha256: str
     wall_s: float
-    train_tok_s: float
+    train_tok_s: float | None
     not_measured: dict[str, str] = field(default_factory=dict)

@@ -167,8 +167,9 @@ def _outcome(run: RunDir, done: PipelineOutcome) -> Outcome:
         return Outcome(document, "\n".join(lines), INTERRUPTED + trained.interrupted)
     if trained.report is not None:
         curve = f"{trained.report.first_ck_loss:.4f} to {trained.report.final_ck_loss:.4f}"
-        lines.append(f"{trained.report.steps} steps, loss {curve}, "
-                     f"{trained.report.train_tok_s:,.0f} tok/s")  # fmt: skip
+        tok_s = trained.report.train_tok_s
+        speed = "all done before" if tok_s is None else f"{tok_s:,.0f} tok/s"
+        lines.append(f"{trained.report.steps} steps, loss {curve}, {speed}")
     if done.report is not None:
         lines += [f"{c.verdict:4}  {c.name}: {c.figure:g} {c.relation} {c.bound:g} "
                   f"over {c.compared} {c.unit}" for c in done.report.checks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from lockstep.engine.bump import write_bump
 from lockstep.engine.durable import new_directory
 from lockstep.engine.initialise import Init, initialise
 from lockstep.engine.promotion import promote
-from lockstep.errors import UsageError
+from lockstep.errors import BudgetError, UsageError
+from lockstep.training.lock import sole_training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +80,13 @@ def create_run(
 ) -> TrainConfig:
     """Makes the directory, its configuration and its initial weights.
 
-    Raises: UsageError if the directory is in use and not to be replaced, or the model is nonsense.
+    Raises: UsageError if the directory is in use and not to be replaced, or the model is nonsense;
+    BudgetError if this machine's memory cannot hold its weights.
     """
     family_config = request.family_config()
     model = model_of(request.template, family_config)
-    _check_room(run, force)
+    _refuse_more_than_memory(model)
+    replaces = _replaces(run, force)
     config = TrainConfig(
         created_at=utc_now(),
         lockstep_version=__version__,
@@ -104,22 +109,38 @@ def create_run(
         adamw=adamw,
         family_config=family_config,
     )
-    with new_directory(run.path) as directory:
+    with (
+        sole_training(run) if replaces else nullcontext(),
+        new_directory(run.path) as directory,
+    ):
         _write_initial_weights(RunDir(directory), config, model, init, seed)
         config.save(directory)
         config.save(directory, CONFIG_FILE)
     return config
 
 
-def _check_room(run: RunDir, force: bool) -> None:
-    """Insists on a new or empty directory, or one of a run that may be replaced."""
+def _refuse_more_than_memory(model: Model) -> None:
+    """Insists on weights that fit; the system would end the process without a word."""
+    need_bytes = 4 * model.n_parameters
+    have_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need_bytes > have_bytes:
+        raise BudgetError(
+            f"model: expected weights of at most {have_bytes / 2**30:.1f} GiB, the memory of this "
+            f"machine, got {need_bytes / 2**30:.1f} GiB",
+            hint="choose fewer --layers or a smaller --embed-dim, --hidden-dim or --vocab-size",
+        )
+
+
+def _replaces(run: RunDir, force: bool) -> bool:
+    """Whether a run is replaced; anything else in its place than an empty directory is refused."""
     if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
-        return
+        return False
     is_run = (run.path / TrainConfig.file).exists()
     if not (force and is_run):
         what = "a run" if is_run else "files that are no run"
         mend = "give --force to replace it" if is_run else "choose another name"
         raise UsageError(f"{run.path}: expected a new directory, got {what}", hint=mend)
+    return True
 
 
 def _write_initial_weights(

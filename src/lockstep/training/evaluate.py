@@ -40,11 +40,11 @@ def evaluate(
     path = run.path / DATASET / HOLDOUT_FILE
     try:
         rows, known = _held_out(run)
+        prompts = _prompts(rows, model, request)
     except InputError as error:
         skipped = eval_record(run, model, request, Found(reason=error.message))
         skipped.save(run.path)
         return skipped, None
-    prompts = tuple(dict.fromkeys(split_row(row)[0] for row in rows))[: request.n_samples]
     began, n_tokens = time.perf_counter(), 0
     samples: list[Sample] = []
     scores: list[Score] = []
@@ -52,7 +52,7 @@ def evaluate(
         sample, found = _draw(model, prompt, request, known)
         samples.append(sample)
         scores.append(found)
-        n_tokens += len(sample.tokens)
+        n_tokens += len(sample.tokens) - sample.prompt_tokens
     _note_speed(run, n_tokens / (time.perf_counter() - began))
     loss = holdout_loss(model, settings, rows)
     record = eval_record(
@@ -83,6 +83,21 @@ def _held_out(run: RunDir) -> tuple[list[str], frozenset[str]]:
     for i, row in enumerate(rows, start=1):
         split_row(row, where=f"{HOLDOUT_FILE}:{i}")
     return rows, drawings_of(read_rows(directory / TRAIN_FILE))
+
+
+def _prompts(rows: Sequence[str], model: RunModel, request: EvalRequest) -> tuple[Prompt, ...]:
+    """The first held-out prompts, each once.
+
+    Raises: InputError if the context has no room behind one of them.
+    """
+    prompts = tuple(dict.fromkeys(split_row(row)[0] for row in rows))[: request.n_samples]
+    longest = max(len(model.tokenizer.encode(prompt.text)) for prompt in prompts)
+    if longest >= model.session.context:
+        raise InputError(
+            f"held-out prompts: expected fewer tokens than the context's {model.session.context}, "
+            f"got {longest}"
+        )
+    return prompts
 
 
 def _draw(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from lockstep.artifacts import RunDir, Scalar, utc_now
 from lockstep.artifacts.checkpoint_policy import CheckpointFile, CheckpointPolicy, Checkpoints
 from lockstep.artifacts.checkpoint_state import CheckpointState, DataCursor, RandomState
+from lockstep.artifacts.files import explained, sync
 from lockstep.artifacts.metrics import MetricRow
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_settings import TrainSettings
@@ -53,10 +54,13 @@ class RunObserver:
             self.progress(row, self.budget)
 
     def save(self, position: Position, reason: str) -> None:
-        """Writes a checkpoint and makes it current.
+        """Writes a checkpoint and makes it current; the telemetry of its steps is synced first.
 
         Raises: EnvironmentLacks if the disk refuses; the checkpoint before is then still current.
         """
+        if self.telemetry.rows:
+            with explained(self.run.metrics):
+                sync(self.run.metrics)
         save_checkpoint(
             self.run.checkpoints,
             self._state(position, reason),

@@ -87,7 +87,9 @@ def train_report(facts: Facts) -> TrainReport:
     settings, config, rows = facts.settings, facts.config, facts.rows
     ours = [row for row in rows if row.step > facts.resumed_from]
     seconds = sum(row.wall_ms for row in ours) / 1e3
-    seen = rows[-1].tokens_seen - (rows[-len(ours) - 1].tokens_seen if len(ours) < len(rows) else 0)
+    before = rows[-len(ours) - 1].tokens_seen if 0 < len(ours) < len(rows) else 0
+    tok_s = (rows[-1].tokens_seen - before) / seconds if ours else None
+    untimed = {} if ours else {"train_tok_s": "nothing was left to train"}
     return TrainReport(
         run_id=facts.run_id,
         generated_at=utc_now(),
@@ -132,8 +134,12 @@ def train_report(facts: Facts) -> TrainReport:
         resumed_from_step=facts.resumed_from,
         params_sha256=facts.params_sha256,
         wall_s=time.perf_counter() - facts.began,
-        train_tok_s=seen / seconds if seconds else 0.0,
-        not_measured={**dict.fromkeys(_AGAINST_TORCH, NO_TORCH), **unmeasured("loss_curve")},
+        train_tok_s=tok_s,
+        not_measured={
+            **dict.fromkeys(_AGAINST_TORCH, NO_TORCH),
+            **unmeasured("loss_curve"),
+            **untimed,
+        },
     )
 
 

@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import RunDir
+from lockstep.artifacts.compare import Compare
 from lockstep.artifacts.dataset_profile import DatasetProfile
 from lockstep.artifacts.dataset_qc import DatasetQc
+from lockstep.artifacts.demo import Demo
+from lockstep.artifacts.files import explained
+from lockstep.artifacts.go import Go
+from lockstep.artifacts.pipeline_report import PipelineReport
+from lockstep.artifacts.post_train_eval import PostTrainEval
+from lockstep.artifacts.regimen import Regimen
+from lockstep.artifacts.replay_accum import ReplayAccumulation
+from lockstep.artifacts.replay_determinism import ReplayDeterminism
+from lockstep.artifacts.runtime_stitch import RuntimeStitch
+from lockstep.artifacts.samples import Samples
 from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.train_settings import FREE, TrainSettings
 from lockstep.engine.checkpoint import list_checkpoints
+from lockstep.engine.durable import remove_directory
 from lockstep.errors import UsageError
 from lockstep.tokenizers import MAX_VOCAB
 from lockstep.training.loop import Budget
@@ -44,6 +56,7 @@ DEFAULTS: Mapping[str, Any] = {
 WARMUP_SHARE = 0.05
 # A step is held in memory as a whole; beyond these a slip of the finger would fill the machine.
 _MOST_WINDOWS = 65_536
+_MOST_STREAM_TOKENS = 1 << 27  # some gigabytes, as lists and as windows
 _FLAGS = {"batch": "batch-size", "require_ascii": "require-ascii-data", "packing": "pack-mode"}
 _RANGES: Mapping[str, tuple[int, int]] = {
     "epochs": (1, 1_000_000), "seq_len": (1, 1 << 24), "batch": (1, _MOST_WINDOWS),
@@ -51,10 +64,14 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "bpe_vocab_size": (1, MAX_VOCAB), "threads": (1, 256), "save_every": (0, 1 << 50),
     "keep_last": (0, 1 << 20), "max_grad_norm": (0, 1 << 50), "seed": (0, (1 << 63) - 1),
 }  # fmt: skip
+_ASIDE = ".replaced"
 # What a training leaves in a run, apart from its work directory and the ledger, which are history.
 _TRACES = (
     "checkpoints", "tokenizer.json", "metrics.jsonl", TrainSettings.file,
     DatasetQc.file, DatasetProfile.file, TokenizerRoundtrip.file,
+    # What was found about it.
+    PipelineReport.file, PostTrainEval.file, Samples.file, Compare.file, Regimen.file,
+    RuntimeStitch.file, ReplayDeterminism.file, ReplayAccumulation.file, Go.file, Demo.file,
 )  # fmt: skip
 
 
@@ -79,7 +96,7 @@ def resolve_settings(
         "bpe_vocab_size": config.vocab_size,
         "seq_len": config.context_len,
         "seed": config.train_seed,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": min(len(os.sched_getaffinity(0)), 256),
     }
     settings = TrainSettings(**{**DEFAULTS, **own, **said})
     _check(settings, config)
@@ -125,6 +142,12 @@ def _check(settings: TrainSettings, config: TrainConfig) -> None:
             f"step, got {n_windows}",
             hint="choose a smaller --batch-size or --grad-accum",
         )
+    if settings.packing == "stream" and (settings.total_tokens or 0) > _MOST_STREAM_TOKENS:
+        raise UsageError(
+            f"--total-tokens: expected at most {_MOST_STREAM_TOKENS} in a stream, which is laid "
+            f"out in memory, got {settings.total_tokens}",
+            hint="choose fewer, and more --epochs",
+        )
     if settings.seq_len > config.context_len:
         raise UsageError(
             f"--seq-len: expected at most {config.context_len}, the context of the run, "
@@ -142,24 +165,40 @@ def with_warmup(settings: TrainSettings, budget: Budget) -> TrainSettings:
 def replacing_training(run: RunDir, *, keep_data: bool) -> Iterator[None]:
     """Sets the training of a run aside while another one is prepared.
 
-    It comes back if the block raises, and goes if it does not.
+    It comes back if the block raises, and goes if it does not; after a crash in the block,
+    `restore_replaced` brings it back.
     """
-    aside = run.path / f".replaced.{os.getpid()}"
-    aside.mkdir(exist_ok=True)
+    aside = run.path / _ASIDE
     names = _TRACES if keep_data else (*_TRACES, DATASET)
-    for name in names:
-        if (run.path / name).exists():
-            (run.path / name).rename(aside / name)
+    with explained(aside):
+        aside.mkdir()
+        for name in names:
+            if (run.path / name).exists():
+                (run.path / name).rename(aside / name)
     try:
         yield
     except BaseException:
         for name in names:
             _remove(run.path / name)
-            if (aside / name).exists():
-                (aside / name).rename(run.path / name)
-        aside.rmdir()
+        restore_replaced(run)
         raise
-    _remove(aside)
+    remove_directory(aside)
+
+
+def restore_replaced(run: RunDir) -> None:
+    """Brings back a training that was set aside by a `train --force` which died preparing.
+
+    Raises: EnvironmentLacks if the disk refuses.
+    """
+    aside = run.path / _ASIDE
+    with explained(aside):
+        for path in sorted(aside.iterdir()) if aside.is_dir() else ():
+            _remove(run.path / path.name)
+            path.rename(run.path / path.name)
+        if aside.is_dir():
+            aside.rmdir()
+    for dead in run.path.glob(f".{_ASIDE}.*.dead"):
+        shutil.rmtree(dead, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

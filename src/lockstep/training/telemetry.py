@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lockstep.artifacts import RunDir, append_line
 from lockstep.artifacts.grad_norms import GradNorms, GradNormSeries
@@ -117,6 +117,7 @@ def step_profile(
     total_ms = sum(row.wall_ms for row in fresh)
     seen_before = rows[len(rows) - len(fresh) - 1].tokens_seen if len(rows) > len(fresh) else 0
     tokens = rows[-1].tokens_seen - seen_before
+    peak = _peak_bytes()
     names = ("torch_total_ms", "torch_avg_step_ms", "torch_tok_s", "torch_peak_bytes")
     return StepProfile(
         steps=len(fresh),
@@ -127,9 +128,19 @@ def step_profile(
         ck_total_ms=total_ms,
         ck_avg_step_ms=total_ms / len(fresh),
         train_tok_s=tokens / (total_ms / 1e3),
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak,
         not_measured={
+            **({} if peak else {"peak_bytes": "this system has no /proc to read it from"}),
             **dict.fromkeys(names, NO_TORCH),
             "decode_tok_s": "measured when the trained model is sampled",
         },
     )
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process held; ru_maxrss would count its parent's from the start."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

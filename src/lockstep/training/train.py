@@ -17,6 +17,7 @@ from lockstep.artifacts.train_settings import TrainSettings
 from lockstep.build import Model, OptimizerSpec, model_of, training_program
 from lockstep.data.pack import Batches, Cursor
 from lockstep.engine.checkpoint import Checkpoint, Skipped, newest_valid
+from lockstep.engine.durable import remove_leftovers
 from lockstep.engine.initialise import initialise
 from lockstep.engine.schedule import Schedule
 from lockstep.engine.trainer import TrainingSession, sequences_per_call
@@ -28,7 +29,12 @@ from lockstep.training.loop import Budget, Loop, Position, stop_on_signals
 from lockstep.training.observer import Identity, Progress, RunObserver
 from lockstep.training.prepare import Prepared, prepare
 from lockstep.training.records import Facts, save_all
-from lockstep.training.settings import replacing_training, resolve_settings, with_warmup
+from lockstep.training.settings import (
+    replacing_training,
+    resolve_settings,
+    restore_replaced,
+    with_warmup,
+)
 from lockstep.training.telemetry import Telemetry
 
 
@@ -89,6 +95,8 @@ def train(run: RunDir, request: TrainRequest, progress: Progress | None = None) 
 
 
 def _train(run: RunDir, request: TrainRequest, progress: Progress | None) -> TrainOutcome:
+    restore_replaced(run)
+    remove_leftovers(run.checkpoints)
     keep_data = request.data is None
     with replacing_training(run, keep_data=keep_data) if request.force else nullcontext():
         job = _ready(run, request)
@@ -205,11 +213,20 @@ def _session(job: _Job) -> TrainingSession:
 
 
 def _earlier_rows(run: RunDir, step: int) -> list[MetricRow]:
-    """The telemetry of the steps that the checkpoint contains."""
+    """The telemetry of the steps that the checkpoint contains.
+
+    Raises: InputError if it is not whole; the records of the training are made from it.
+    """
     if step == 0:
         run.metrics.unlink(missing_ok=True)
         return []
-    return [row for row in read_metrics(run.metrics) if row.step <= step]
+    rows = [row for row in read_metrics(run.metrics) if row.step <= step]
+    if [row.step for row in rows] != list(range(1, step + 1)):
+        raise InputError(
+            f"{run.metrics}: expected the steps 1 to {step} of the checkpoint, got {len(rows)}",
+            hint="restore the file, or start again with `lockstep train --force`",
+        )
+    return rows
 
 
 def _run(
