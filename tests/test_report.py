@@ -22,21 +22,24 @@ from example_run import (
     torch_reference,
 )
 
-from lockstep.artifacts import RunDir
+from lockstep.artifacts import RunDir, content_hash
 from lockstep.artifacts.dataset_qc import DatasetQc, QcChecks
 from lockstep.artifacts.go import Go
 from lockstep.artifacts.graph_file import GraphFile, GraphNode
 from lockstep.artifacts.metrics import MetricRow
 from lockstep.artifacts.pipeline_report import CANARY_FILE
 from lockstep.artifacts.post_train_eval import PostTrainEval
+from lockstep.artifacts.regimen import FingerprintEntry
 from lockstep.artifacts.step_profile import StepProfile
 from lockstep.artifacts.weights_manifest import WeightsManifest
+from lockstep.cli.demo import undrawn
 from lockstep.cli.main import main
 from lockstep.errors import InputError
 from lockstep.report import write_report
 from lockstep.report.curves import MAX_POINTS, curves_of
 from lockstep.report.data import Page, page_of
 from lockstep.report.evidence import gather
+from lockstep.report.gates import comparison_check
 from lockstep.report.layout import HEIGHT, WIDTH, lay_out
 from lockstep.report.vocabulary import vocabulary
 
@@ -147,11 +150,37 @@ def test_a_fault_fails_its_gate_and_the_page(gate: str, run: RunDir) -> None:
     assert "checks failed" in text
 
 
+def test_a_comparison_that_failed_without_a_bad_node_fails() -> None:
+    (pair,) = compare_record().comparisons
+    assert comparison_check(0, pair).verdict == "pass"
+    assert comparison_check(0, replace(pair, passed=False)).verdict == "fail"
+
+
+def test_a_demo_without_judged_drawings_does_not_pass() -> None:
+    done = make(PostTrainEval, status="ok")
+    assert undrawn(done) == ()
+    for lack in (None, replace(done, status="skipped", reason="no held-out rows")):
+        assert [check.verdict for check in undrawn(lack)] == ["missing"]
+
+
 def test_evidence_about_other_weights_is_no_evidence(run: RunDir) -> None:
     make(WeightsManifest, weights_sha256="77" * 32).save(run.path)
     page = page_of(run)
     assert verdicts(page)["drawing"] == "missing"
     assert "other weights" in page.gallery.stale
+
+
+def test_a_regimen_about_other_inputs_is_no_evidence(run: RunDir) -> None:
+    rows = run.path / "dataset" / "train.txt"
+    rows.parent.mkdir(exist_ok=True)
+    rows.write_text("<svg/>\n")
+    entry = FingerprintEntry(path="dataset/train.txt", size=7, sha256=content_hash(rows))
+    record = regimen_record()
+    replace(record, fingerprint=replace(record.fingerprint, entries=(entry,))).save(run.path)
+    assert verdicts(page_of(run))["regimen"] == "pass"
+    rows.write_text("<svg></svg>\n")
+    found = verdicts(page_of(run))
+    assert (found["regimen"], found["go"]) == ("missing", "missing")
 
 
 def test_curves_are_matched_by_step_and_keep_their_bound(run: RunDir) -> None:

@@ -34,7 +34,7 @@ class Demo(Artifact, file="demo.json", schema="lockstep.demo/1"):
     def __post_init__(self) -> None:
         super().__post_init__()
         clean = all_pass(self.checks)
-        if self.passed and not clean:
+        if self.passed != clean:
             raise InputError(
                 f"{self.file}: passed: expected it to follow from the checks, got {self.passed}",
                 hint="run `lockstep demo` again",

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from lockstep import __version__
 from lockstep.artifacts import Check, RunDir, all_pass, utc_now
-from lockstep.artifacts.compare import Compare
 from lockstep.artifacts.demo import Demo, DemoPart
 from lockstep.artifacts.post_train_eval import PostTrainEval
 from lockstep.artifacts.train_config import AdamWSettings
@@ -26,13 +25,14 @@ from lockstep.cli.table import verdict_table
 from lockstep.cli.train import ProgressLine
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.corpus import build_corpus
-from lockstep.errors import EnvironmentLacks, GateError, UsageError
+from lockstep.errors import EnvironmentLacks, UsageError
 from lockstep.proof.canary import run_canaries
 from lockstep.proof.compare_run import compare_run
 from lockstep.proof.go import evaluate_go
 from lockstep.proof.regimen import run_regimen
 from lockstep.proof.twin import require_oracle
 from lockstep.report import write_report
+from lockstep.report.gates import comparison_check
 from lockstep.training.create import ModelRequest, create_run
 from lockstep.training.eval_record import EvalRequest
 from lockstep.training.pipeline import PipelineRequest, run_pipeline
@@ -65,17 +65,18 @@ class Story:
         yield
         self.parts.append(DemoPart(name=name, seconds=time.perf_counter() - began))
 
-    @contextmanager
-    def or_missing(self, id: str, name: str) -> Iterator[None]:
-        """Without PyTorch what follows is missing, not passed, and the demo goes on."""
+    def has_oracle(self, id: str, name: str) -> bool:
+        """Whether PyTorch is there; without it this part is missing, not passed."""
         try:
-            yield
+            require_oracle()
         except EnvironmentLacks as error:
             say(f"    {error}")
             lack = Check.missing(
                 id=id, name=name, against="PyTorch", unit="steps", reason=error.message
             )
             self.adds((lack,))
+            return False
+        return True
 
     def adds(self, checks: tuple[Check, ...]) -> None:
         """Takes checks over; one that is known already, by its id, is replaced."""
@@ -85,45 +86,48 @@ class Story:
 
 def _draw_and_train(run: RunDir, story: Story) -> None:
     with story.part("data: drawings for every tag, each checked against its tags"):
-        data = run.path.parent / f".{run.name}.data"
         corpus = build_corpus(seed=SEED)
-        shutil.rmtree(data, ignore_errors=True)
-        corpus.save(data)
         say(f"    {len(corpus.train)} rows to train on, {len(corpus.prompts('holdout'))} prompts "
             "that are held out")  # fmt: skip
     with story.part("train: generated C, then promote and draw held-out prompts"):
         create_run(run, MODEL, init="xavier_uniform", seed=SEED, adamw=ADAMW, force=True)
-        training = TrainRequest(settings=SETTINGS, data=data)
-        request = PipelineRequest(training=training, evaluation=EVALUATION)
-        report = run_pipeline(run, request, ProgressLine()).report
-        shutil.rmtree(data, ignore_errors=True)
-        if report is None:
-            raise GateError(
-                "demo: expected a training to its end, it was interrupted",
-                hint="run the demo again",
-            )
-        story.adds(report.checks)
+        with TemporaryDirectory(prefix="lockstep.") as data:
+            corpus.save(Path(data))
+            training = TrainRequest(settings=SETTINGS, data=Path(data))
+            request = PipelineRequest(training=training, evaluation=EVALUATION)
+            done = run_pipeline(run, request, ProgressLine())
+        if done.report is None:
+            raise KeyboardInterrupt  # the training took the signal, and saved what there was
+        story.adds((*done.report.checks, *undrawn(done.evaluation)))
+
+
+def undrawn(evaluation: PostTrainEval | None) -> tuple[Check, ...]:
+    """What is missing if no drawing was judged: a demo without its drawings does not pass."""
+    if evaluation is not None and evaluation.status == "ok":
+        return ()
+    reason = evaluation.reason if evaluation else "nothing was drawn"
+    lack = Check.missing(
+        id="valid_svg_rate", name="valid drawings", against="the safe SVG parser", unit="samples",
+        reason=reason,
+    )  # fmt: skip
+    return (lack,)
 
 
 def _prove(run: RunDir, story: Story) -> None:
-    with (
-        story.part("canary: two trainings beside PyTorch, step by step"),
-        story.or_missing("canary", "two trainings"),
-    ):
-        require_oracle()
-        for result in run_canaries(run, run.path / DATASET / TRAIN_FILE):
-            say(f"    {result.line()}")
-            own = (c for c in result.report.checks if c.id.startswith("canary"))
-            story.adds(tuple(own))
-    with (
-        story.part("regimen: free-running beside PyTorch, replays to the bit"),
-        story.or_missing("regimen", "stages D1, E1 and F1"),
-    ):
-        for stage in run_regimen(run, force=True).stages:
-            say(f"    {stage.id} {stage.status}  {stage.name}")
-            story.adds(stage.checks)
+    with story.part("canary: two trainings beside PyTorch, step by step"):
+        if story.has_oracle("canary", "two trainings"):
+            for result in run_canaries(run, run.path / DATASET / TRAIN_FILE):
+                say(f"    {result.line()}")
+                own = (c for c in result.report.checks if c.id.startswith("canary"))
+                story.adds(tuple(own))
+    with story.part("regimen: free-running beside PyTorch, replays to the bit"):
+        if story.has_oracle("regimen", "stages D1, E1 and F1"):
+            for stage in run_regimen(run, force=True).stages:
+                say(f"    {stage.id} {stage.status}  {stage.name}")
+                story.adds(stage.checks)
     with story.part("compare: every node against float64, alone and together"):
-        story.adds(compare_checks(compare_run(run)))
+        pairs = compare_run(run).comparisons
+        story.adds(tuple(comparison_check(i, pair) for i, pair in enumerate(pairs)))
     with story.part("go: may the runbook proceed?"):
         go = evaluate_go(run)
         go.save(run.path)
@@ -153,20 +157,6 @@ def command(name: str, force: bool) -> Outcome:
     if not demo.passed:
         lines.append("the demo FAILED: see the rows above that did not pass")
     return Outcome(demo.document(), "\n".join(lines), int(not demo.passed))
-
-
-def compare_checks(record: Compare) -> tuple[Check, ...]:
-    """One row for each pair of executions: how many of its nodes are out of bounds."""
-    return tuple(
-        Check.measured(
-            id=f"compare{number}", name=f"{pair.left}: nodes out of bounds", against=pair.right,
-            compared=pair.nodes_compared, unit="nodes",
-            figure=float(sum(row.verdict in ("culprit", "victim") for row in pair.nodes)),
-            relation="==", bound=0.0,
-            reason=f"first guilty: {pair.first_guilty.id}" if pair.first_guilty else "",
-        )
-        for number, pair in enumerate(record.comparisons)
-    )  # fmt: skip
 
 
 def _record(run: RunDir, story: Story, seconds: float) -> Demo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lockstep.artifacts import content_hash
 from lockstep.artifacts.check import Check
 from lockstep.artifacts.compare import Compare, Comparison
 from lockstep.artifacts.dataset_qc import DatasetQc
@@ -12,6 +13,8 @@ from lockstep.artifacts.pipeline_report import CANARY_FILE
 from lockstep.artifacts.post_train_eval import PostTrainEval
 from lockstep.artifacts.regimen import Regimen
 from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
+from lockstep.artifacts.train_config import TrainConfig
+from lockstep.artifacts.train_settings import TrainSettings
 from lockstep.report.evidence import CanaryEvidence, RunEvidence
 
 REGIMEN_STAGES = {
@@ -19,6 +22,8 @@ REGIMEN_STAGES = {
     "E1": "The same training twice",
     "F1": "A stop in the middle of an accumulation",
 }
+
+REGIMEN_INPUTS = (TrainConfig.file, TrainSettings.file, "tokenizer.json", "dataset/train.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +130,13 @@ def _canary(run: RunEvidence, canary: CanaryEvidence) -> Gate:
 
 def _regimen(run: RunEvidence) -> Gate:
     checks: list[Check] = []
+    stale = stale_regimen(run)
     names = {stage.id: stage.name for stage in (run.regimen.stages if run.regimen else ())}
     for id, name in (names | REGIMEN_STAGES).items():
         stage = run.regimen.stage(id) if run.regimen else None
-        if stage is None or stage.status == "SKIPPED" or not stage.checks:
-            reason = f"stage {id} did not run" if run.regimen else run.lack(Regimen.file)
+        if stage is None or stage.status == "SKIPPED" or not stage.checks or stale:
+            absent = f"stage {id} did not run" if run.regimen else run.lack(Regimen.file)
+            reason = stale or absent
             checks.append(
                 Check.missing(id=id, name=f"{id} · {name}", against="", unit="", reason=reason)
             )
@@ -221,9 +228,23 @@ def stale_weights(run: RunEvidence, weights_sha256: str | None) -> str:
     return ""
 
 
+def stale_regimen(run: RunEvidence) -> str:
+    """Which input of the run changed after the regimen, or nothing; of the code `go` knows."""
+    for entry in run.regimen.fingerprint.entries if run.regimen else ():
+        path = run.run.path / entry.path
+        known = entry.path in REGIMEN_INPUTS
+        if known and not (path.is_file() and content_hash(path) == entry.sha256):
+            return f"{entry.path} changed after the regimen"
+    return ""
+
+
 def _go(run: RunEvidence) -> Gate:
-    if run.go is None:
-        lack = _missing(run, "go", "GO", "the checklist", "conditions", Go.file)
+    stale = stale_regimen(run)
+    if run.go is None or stale:
+        reason = stale or run.lack(Go.file)
+        lack = Check.missing(
+            id="go", name="GO", against="the checklist", unit="conditions", reason=reason
+        )
         return Gate(id="go", title="Checklist", source=Go.file, checks=(lack,))
     held = [name for name, holds in run.go.checks.items() if holds]
     missed = [name for name, holds in run.go.checks.items() if not holds]
