@@ -205,6 +205,8 @@ def two_ends(document: Any) -> None:
     "change",
     [
         lambda d: d.update(pre_tokenizer=None),
+        lambda d: d.pop("pre_tokenizer"),
+        lambda d: d["model"].pop("type"),
         lambda d: d.update(normalizer={"type": "Lowercase"}),
         lambda d: d["pre_tokenizer"]["pretokenizers"].reverse(),
         lambda d: d.update(added_tokens=[]),

@@ -1,4 +1,4 @@
-"""`lockstep promote`: makes a checkpoint's weights those that the run serves and exports."""
+"""`lockstep promote`: makes a checkpoint's weights those of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from lockstep.artifacts.run_ledger import LedgerRow, current
 from lockstep.cli.options import run_option
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.training.promote import promote
-from lockstep.training.records import STAGE
 
 
 @click.command(cls=Verb)
@@ -21,16 +20,18 @@ def command(run: RunDir, step: int | None, list_runs: bool, dry_run: bool) -> Ou
     """Make a checkpoint's weights those of the run, both files by one rename."""
     if list_runs:
         return _list(run)
+    ledger = _ledger(run.require())  # a damaged one is refused before anything is changed
     done = promote(run, step=step, dry_run=dry_run)
+    trained = next((row for row in ledger if row.run_id == done.manifest.run_id), None)
     document = {
         "status": "dry_run" if dry_run else "promoted",
         "run_dir": str(run.path),
         "selector": done.selector,
         "selected": {
             "run_id": done.manifest.run_id,
-            "stage": STAGE,
-            "stage_pass": 1,
-            "phase_label": STAGE,
+            "stage": trained.stage_id if trained else None,
+            "stage_pass": trained.stage_pass if trained else None,
+            "phase_label": trained.phase_label if trained else None,
             "checkpoint_step": done.manifest.step,
             "checkpoint_id": done.path.name,
         },
@@ -45,9 +46,13 @@ def command(run: RunDir, step: int | None, list_runs: bool, dry_run: bool) -> Ou
     return Outcome(document, "\n".join(lines))
 
 
+def _ledger(run: RunDir) -> tuple[LedgerRow, ...]:
+    """The trainings of the run."""
+    return current(read_lines(run.ledger, LedgerRow)) if run.ledger.exists() else ()
+
+
 def _list(run: RunDir) -> Outcome:
-    ledger = run.require().ledger
-    rows = current(read_lines(ledger, LedgerRow)) if ledger.exists() else ()
+    rows = _ledger(run.require())
     names = ("run_order", "run_id", "stage_id", "stage_pass", "steps", "loss_final", "dataset_name")
     table = [{name: getattr(row, name) for name in names} for row in rows]
     lines = ["\t".join(("run_order", "run_id", "stage", "stage_pass", "steps", "final_loss",

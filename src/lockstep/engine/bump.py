@@ -204,7 +204,9 @@ def verify_structure(path: Path, manifest: WeightsManifest) -> None:
         meta = file.read(meta_bytes)
     if hashlib.sha256(meta).digest() != digest:
         raise _damaged(path, "the metadata that its footer describes", "others")
-    if parse_json(meta, str(path)).get("manifest_hash") != _entries_hash(manifest.entries):
+    found = parse_json(meta, str(path))
+    hashed = found.get("manifest_hash") if isinstance(found, dict) else None
+    if hashed != _entries_hash(manifest.entries):
         raise _damaged(path, "the tensors of its manifest", "others")
     end = n_bytes - _FOOTER.size - meta_bytes
     for entry in manifest.entries:

@@ -188,14 +188,15 @@ def _built(document: str, where: str) -> Any:
 def _recognised(document: str, where: str) -> tuple[Kind, PreTokenizer]:
     """Which kind of vocabulary and which splitting a document holds."""
     parts = json.loads(document)
-    names = [n for n in PRE_TOKENIZERS if spelling(pre_tokenizer(n)) == parts["pre_tokenizer"]]
-    if parts["model"]["type"] != "BPE" or parts["normalizer"] is not None or not names:
+    splitting, model = parts.get("pre_tokenizer"), parts.get("model", {})
+    names = [n for n in PRE_TOKENIZERS if spelling(pre_tokenizer(n)) == splitting]
+    if model.get("type") != "BPE" or parts.get("normalizer") is not None or not names:
         raise InputError(
             f"{where}: expected byte-level BPE split as {', '.join(PRE_TOKENIZERS)}, "
             "got another make",
             hint="train a tokenizer with `lockstep tokenizer train`",
         )
-    vocabulary: Sequence[str] = parts["model"]["vocab"].keys()
+    vocabulary: Sequence[str] = model["vocab"].keys()
     kinds = [kind for kind in KINDS if set(alphabet(kind)) <= set(vocabulary)]
     if not kinds:
         raise InputError(f"{where}: expected a whole alphabet, got a part of one", hint=_HINT)
