@@ -36,7 +36,7 @@ stderr, and the exit code is the same. An error is a document too:
 | 5 | refused by a budget of memory or tokens |
 | 6 | only inexact equality was shown |
 | 70 | a bug of ours; the traceback is shown |
-| 130, 141 | interrupted with Ctrl-C; the reader of the output went away |
+| 130, 143, 141 | interrupted with Ctrl-C, or by SIGTERM; the reader of the output went away |
 """
 
 ARTIFACTS_HEAD = """# What is in a run directory?
