@@ -2,8 +2,9 @@
  *
  * An entry point is a list of stages with a barrier between them. Each thread is dealt one run of
  * the rows of a stage and one run of its other tasks, so that it meets the same rows from stage to
- * stage and shares few cache lines with others; who is done early takes from the others. Which thread does a task changes no result: every task writes what no other
- * task of its stage touches. */
+ * stage and shares few cache lines with others; who is done early takes from the others. Which
+ * thread does a task changes no result: every task writes what no other task of its stage
+ * touches. */
 
 typedef struct {
   char *const *arena;

@@ -95,7 +95,8 @@ class StageWriter:
         lines = ["\n/* Entry points. */"]
         for entry, numbers in self._entries.items():
             stages = ", ".join(f"{{stage_{n}, stage_{n}_chain, stage_{n}_tasks}}" for n in numbers)
-            lines.append(f"static const Stage {entry}_stages[] = {{{stages or '{NULL, NULL, NULL}'}}};")
+            rows = stages or "{NULL, NULL, NULL}"
+            lines.append(f"static const Stage {entry}_stages[] = {{{rows}}};")
         counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"
         lines.append(f"enum {{ {counts}, ROWS_OF_ONE_TILE = {self._rows_of_one_tile} }};")
         lines.append("static const struct {\n  const Stage *stages;\n  int n_stages;")
