@@ -90,6 +90,34 @@ def test_the_program_is_as_near_the_truth_as_transformers(family: Family[Any], c
     assert max(found.values()) <= 1.0, found
 
 
+# Corners: one row, one layer, heads of their own keys, widths that fill no vector and no panel.
+CORNERS: list[tuple[str, dict[str, Any], int, int]] = [
+    ("qwen3", {"vocab": 2}, 1, 1),
+    ("llama", {"head_dim": 6, "heads": 5, "kv_heads": 5, "width": 20, "ffn": 3}, 3, 7),
+    ("qwen3", {"head_dim": 10, "heads": 3, "kv_heads": 1, "width": 33, "vocab": 33}, 1, 33),
+    ("qwen3", {"head_dim": 70, "kv_heads": 1, "width": 65, "ffn": 257, "vocab": 259}, 1, 131),
+    ("llama", {"head_dim": 256, "heads": 1, "kv_heads": 1, "width": 16}, 2, 9),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.parametrize(("name", "sizes", "n_sequences", "n_tokens"), CORNERS)
+def test_corners_are_as_near_the_truth_as_transformers(
+    name: str, sizes: dict[str, Any], n_sequences: int, n_tokens: int
+) -> None:
+    family = FAMILIES[name]
+    plain = {"vocab": 17, "width": 24, "ffn": 20, "heads": 2, "kv_heads": 2, "head_dim": 12}
+    config = family.Config(**{**plain, "layers": 1, "context": 140, **sizes})
+    batch = drawn_batch(config, n_sequences, n_tokens)
+    batch.targets_BT[0, -1] = 0  # at least one counts
+    built = training_program(
+        family, config, batch=n_sequences, tokens=n_tokens, optimizer=OptimizerSpec(), mode="keep"
+    )
+    found = excesses(family, config, built, batch)
+    assert max(found.values()) <= 1.0, found
+
+
 @pytest.mark.torch
 def test_a_fault_in_the_emitted_c_is_seen() -> None:
     family = FAMILIES["qwen3"]
