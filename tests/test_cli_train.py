@@ -85,7 +85,8 @@ def test_a_model_of_nonsense_is_not_made(tmp_path: Path, flag: str) -> None:
 
 
 def test_a_model_that_no_memory_holds_is_not_made(tmp_path: Path) -> None:
-    flags = ("--layers=1000", "--embed-dim=1048576")
+    heads = ("--num-heads=8192", "--num-kv-heads=8192")
+    flags = ("--layers=1000", "--embed-dim=1048576", *heads)
     assert main(["init", str(tmp_path / "run"), *INIT, *flags]) == 5
     assert not (tmp_path / "run").exists()
 
