@@ -133,6 +133,7 @@ def gradient_error(row: TensorDiff) -> float:
     """The difference over the scale of the tensor; NaN where it could not be compared."""
     if row.max_abs_diff is None or row.torch_max_abs is None:
         return float("nan")
+    # A gradient below 1e-6 is its neighbours' rounding on both sides, no scale to divide by.
     return row.max_abs_diff / max(row.torch_max_abs, 1e-6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import nan
 
 from lockstep.artifacts import Check, RunDir, Scalar, all_pass, utc_now
 from lockstep.artifacts.dataset_qc import DatasetQc
@@ -153,17 +154,22 @@ def _checks(
             Check.measured(
                 id="valid_svg_rate", name="valid drawings", against="the safe SVG parser",
                 compared=evaluation.sample_count, unit="samples",
-                figure=evaluation.valid_svg_rate or 0.0, relation=">=",
+                figure=_figure(evaluation.valid_svg_rate), relation=">=",
                 bound=evaluation.min_valid_svg_rate,
             ),
             Check.measured(
                 id="tag_faithfulness", name="tags true of the drawing", against="its predicates",
                 compared=evaluation.predicates_total, unit="predicates",
-                figure=evaluation.tag_faithfulness or 0.0, relation=">=",
+                figure=_figure(evaluation.tag_faithfulness), relation=">=",
                 bound=evaluation.min_faithfulness,
             ),
         ]  # fmt: skip
     return tuple(checks)
+
+
+def _figure(rate: float | None) -> float:
+    """A rate for a check; what was not measured is NaN, which fails and is written as null."""
+    return nan if rate is None else rate
 
 
 def _eval_gate(evaluation: PostTrainEval | None, checks: Sequence[Check]) -> GateResult:
