@@ -1,0 +1,1 @@
+"""Checkpoint conversions proved value-exact: claims, plan, engine, judge, report."""
