@@ -1,8 +1,8 @@
 """What every format of checkpoint comes down to: named leaves, and where their bytes lie.
 
 A locator lists the leaves of a checkpoint without reading their data. A leaf's storage is an
-`Extent` (bytes of a file, any part of which can be read by itself), `Chunks` (units that must be
-decoded whole) or `Held` (small, already here).
+`Extent` (bytes of a file, any part of which can be read by itself), `Parts` (several of those, where
+a leaf was sharded), `Chunks` (units that must be decoded whole) or `Held` (small, already here).
 """
 
 from __future__ import annotations
@@ -141,7 +141,23 @@ class Held:
     data: bytes
 
 
-Storage = Extent | Chunks | Held
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A block of a leaf that was stored by itself: where it starts in the leaf, and its shape."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A leaf that was sharded: blocks that tile it exactly, each with bytes of its own."""
+
+    parts: tuple[Part, ...]
+
+
+Storage = Extent | Chunks | Held | Parts
 
 
 @dataclass(frozen=True, slots=True)
