@@ -14,6 +14,14 @@ LATTICE: tuple[Verdict, ...] = (
     "EXACT_BITS", "EXACT_UNDER", "EXACT_VALUES", "WITHIN", "UNCHECKED", "FAIL",
 )  # fmt: skip
 VALUE_EXACT = LATTICE[:2]  # only these may be called so
+MEANING: dict[Verdict, str] = {
+    "EXACT_BITS": "bit-identical",
+    "EXACT_UNDER": "bits equal after the declared transform",
+    "EXACT_VALUES": "equal but for signs of zero and NaN payloads",
+    "WITHIN": "within the declared tolerance",
+    "UNCHECKED": "not compared in full",
+    "FAIL": "different",
+}
 Grade = Literal["unique by shape", "unique by content", "indistinguishable", "not graded"]
 
 
