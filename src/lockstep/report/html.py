@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -16,22 +17,27 @@ from markupsafe import Markup, escape
 _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 
 
-def fill(template: str, *, styles: tuple[str, ...], scripts: tuple[str, ...], **values: Any) -> str:
-    """A page as HTML: the template with its values, complete in itself.
+def fill(
+    template: str,
+    *,
+    styles: tuple[str, ...],
+    scripts: tuple[str, ...],
+    filters: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+    **values: Any,
+) -> str:
+    """A page as HTML: the template with its values and filters of its own, complete in itself.
 
     Its policy allows the one style and the one script that it carries, and no network.
     """
     style, script = ("\n".join(map(_asset, names)) for names in (styles, scripts))
-    text: str = (
-        _environment()
-        .from_string(_asset(template))
-        .render(
-            style=Markup(style),
-            style_hash=_csp_hash(style),
-            script=Markup(script),
-            script_hash=_csp_hash(script),
-            **values,
-        )
+    environment = _environment().overlay()
+    environment.filters = {**environment.filters, **filters}
+    text: str = environment.from_string(_asset(template)).render(
+        style=Markup(style),
+        style_hash=_csp_hash(style),
+        script=Markup(script),
+        script_hash=_csp_hash(script),
+        **values,
     )
     return text
 
