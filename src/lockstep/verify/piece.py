@@ -7,7 +7,7 @@ matter of arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -16,7 +16,7 @@ from lockstep.errors import UsageError
 MAX_PIECES = 1 << 18  # of one target; each costs some hundred bytes and a call
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Loop:
     """`n` steps, of `src` and `dst` flat elements each; `dst` is positive, `src` may be any."""
 
@@ -214,7 +214,35 @@ def tidy(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
             kept.pop()
             piece = both
         kept.append(piece)
-    return tuple(kept)
+    return tuple(_with_series(kept))
+
+
+def _with_series(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Makes one more loop of three or more pieces at even distances; two are so by chance."""
+    start = 0
+    while start < len(pieces):
+        stop = start + 1
+        while stop < len(pieces) and _is_even(pieces, start, stop):
+            stop += 1
+        first, n = pieces[start], stop - start
+        loops = nest((*first.loops, Loop(n, *_gap(pieces, start)))) if n > 2 else ()
+        if loops and is_nested(loops):
+            yield replace(first, loops=loops)
+        else:
+            yield from pieces[start:stop]
+        start = stop
+
+
+def _is_even(pieces: Sequence[Piece], start: int, j: int) -> bool:
+    """Whether piece `j` follows the one before it as the second follows the first."""
+    a, b = pieces[start], pieces[j]
+    return (a.leaf, a.fill, a.loops) == (b.leaf, b.fill, b.loops) and _gap(pieces, j - 1) == _gap(
+        pieces, start
+    )
+
+
+def _gap(pieces: Sequence[Piece], i: int) -> tuple[int, int]:
+    return pieces[i + 1].src - pieces[i].src, pieces[i + 1].dst - pieces[i].dst
 
 
 def _merged(a: Piece, b: Piece) -> Piece | None:
@@ -222,16 +250,15 @@ def _merged(a: Piece, b: Piece) -> Piece | None:
     if (a.leaf, a.fill) != (b.leaf, b.fill):
         return None
     gap = (b.src - a.src, b.dst - a.dst)
-    if a.loops == b.loops:
-        wider = nest((*a.loops, Loop(2, *gap)))
-        return replace(a, loops=wider) if _is_nested(wider) else None
+    if not a.loops and not b.loops:
+        return replace(a, loops=(Loop(2, 1, 1),)) if gap == (1, 1) else None
     longer, shorter = (a.loops, b.loops) if len(a.loops) >= len(b.loops) else (b.loops, a.loops)
     for i, loop in enumerate(longer):
         others = (*longer[:i], *longer[i + 1 :])
         n_a, n_b = _counts(a, b, i, loop, others, shorter)
         if n_a and gap == (n_a * loop.src, n_a * loop.dst):
             grown = nest((*others, replace(loop, n=n_a + n_b)))
-            return replace(a, loops=grown) if _is_nested(grown) else None
+            return replace(a, loops=grown) if is_nested(grown) else None
     return None
 
 
@@ -247,7 +274,8 @@ def _counts(
     return (a.loops[i].n, b.loops[i].n) if same_steps else (0, 0)
 
 
-def _is_nested(loops: Sequence[Loop]) -> bool:
+def is_nested(loops: Sequence[Loop]) -> bool:
+    """Whether each step is longer than all that the loops inside it reach."""
     reach = 0
     for loop in reversed(loops):
         if loop.dst <= reach:
