@@ -19,15 +19,19 @@ class ValueMove(Protocol):
     """A change of every element, exactly specified in integer arithmetic.
 
     `text` is how a claim file spells it, with every choice written out. `exact` is False for a
-    change that loses what a reader would call the value, such as LoRA merged in float32.
+    change that loses what a reader would call the value, such as LoRA merged in float32. `expands`
+    is how many new elements each old one becomes: 1, or the numbers of a block where it is
+    dequantised; so a claim's layout, which is before the moves, has a shape in old elements.
     """
 
     text: str
     source: ElementType
     target: ElementType
+    exact: bool
+    expands: int
 
     def apply(self, words: Words) -> Words:
-        """The new elements of a flat block, as many as there were."""
+        """The new elements of a flat block, `expands` for each old one, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ class Claim:
     `id` is stable between runs and unique; `rule` names the rule of the claim file; `text` spells
     the transform for the report ("identity", "permute(1, 0) | cast(BF16)"). `sources` are the
     leaves of the layout in the order in which the rule names them. The layout's shape is the
-    target's grid shape. A leaf that is no array has the layout None and is compared by value.
+    target's grid shape; where blocks are dequantised its last axis counts blocks. A leaf that is no
+    array has the layout None and is compared by value.
     """
 
     id: str
