@@ -13,11 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.formats.elements import leaf_as_f32
 from lockstep.formats.json_text import read_json_object
-from lockstep.formats.safetensors import SafetensorsFile, sync, write_safetensors
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from lockstep.formats.locate.safetensors import SINGLE, locate
+from lockstep.formats.safetensors import sync, write_safetensors
 
 
 class HFDirectory:
@@ -36,48 +35,15 @@ class HFDirectory:
                 hint="check the path of the model",
             )
         self.config = read_json_object(path / "config.json")
-        if (path / INDEX).exists():
-            self._files = self._open_shards()
-        elif (path / SINGLE).exists():
-            file = SafetensorsFile(path / SINGLE)
-            self._files = dict.fromkeys(file.shapes, file)
-        else:
-            raise InputError(
-                f"{path}: expected {SINGLE} or {INDEX}, got neither",
-                hint="save the model as safetensors; pickled weights are not read",
-            )
-        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+        self._leaves = locate(path).leaves
+        self.shapes = {name: leaf.shape for name, leaf in self._leaves.items()}
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor as float32.
 
         Raises: InputError if there is none, or float32 cannot hold it exactly.
         """
-        if name not in self._files:
-            raise InputError(f"{self.path}: expected a tensor {name}, got none")
-        return self._files[name].read(name)
-
-    def _open_shards(self) -> dict[str, SafetensorsFile]:
-        index = self.path / INDEX
-        places = read_json_object(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise InputError(f"{index} weight_map: expected an object with tensors, got none")
-        shards: dict[str, SafetensorsFile] = {}
-        for shard in dict.fromkeys(places.values()):
-            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-                raise InputError(
-                    f"{index}: expected file names without folders, got {shard!r:.80}",
-                    hint="choose a checkpoint from a source that you trust",
-                )
-            shards[shard] = SafetensorsFile(self.path / shard)
-        held = {(name, shard) for shard, file in shards.items() for name in file.shapes}
-        if differing := sorted(held ^ set(places.items())):
-            listed = "\n  ".join(f"{name} in {shard}" for name, shard in differing)
-            raise InputError(
-                f"{index}: expected the tensors that the files hold, they differ in\n  {listed}",
-                hint="download the checkpoint again",
-            )
-        return {name: shards[shard] for name, shard in places.items()}
+        return leaf_as_f32(self._leaves, name, self.where)
 
 
 def write_hf_directory(

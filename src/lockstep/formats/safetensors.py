@@ -1,4 +1,4 @@
-"""Files of the safetensors format: the library checks the header, leaves are read one at a time."""
+"""Files of the safetensors format: leaves read one at a time, and files written whole."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from lockstep.errors import EnvironmentLacks, InputError
-from lockstep.formats.elements import as_f32
-from lockstep.formats.json_text import parse_json_object
+from lockstep.errors import EnvironmentLacks
+from lockstep.formats.elements import leaf_as_f32
+from lockstep.formats.locate.safetensors import read_header
 
 
 class SafetensorsFile:
@@ -28,35 +28,18 @@ class SafetensorsFile:
         """
         self.path = path
         self.where = str(path)
-        try:
-            with safe_open(str(path), framework="numpy") as checked:
-                checked.keys()
-            with path.open("rb") as file:
-                n_header = int.from_bytes(file.read(8), "little")
-                header = parse_json_object(file.read(n_header), f"{path} (header)")
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{path}: expected a safetensors file, got one that cannot be read: {error}",
-                hint="download or write the file again",
-            ) from error
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        self._start = 8 + n_header
-        self._spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-        self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        self.stored: dict[str, str] = {name: entry["dtype"] for name, entry in header.items()}
+        header = read_header(path)
+        self.metadata = header.metadata
+        self._leaves = header.leaves
+        self.shapes = {name: leaf.shape for name, leaf in header.leaves.items()}
+        self.stored = {name: leaf.element.name for name, leaf in header.leaves.items()}
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor as float32.
 
         Raises: InputError if there is none, or float32 cannot hold it exactly.
         """
-        if name not in self.shapes:
-            raise InputError(f"{self.path}: expected a tensor {name}, got none")
-        begin, end = self._spans[name]
-        with self.path.open("rb") as file:
-            file.seek(self._start + begin)
-            raw = file.read(end - begin)
-        return as_f32(raw, self.stored[name], self.shapes[name], f"{self.path} {name}")
+        return leaf_as_f32(self._leaves, name, self.where)
 
 
 def write_safetensors(

@@ -1,0 +1,1 @@
+"""Where the leaves of each format lie: one module per format, each with `locate(path) -> Store`."""

@@ -1,0 +1,106 @@
+"""Files opened with care: regular ones only, and never asked for more than they hold."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lockstep.errors import InputError
+
+MAX_ITEMS = 1 << 24  # of an array or a string: Python needs tens of bytes for each
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file and its size in bytes.
+
+    Raises: InputError if it cannot be opened or read, or is a pipe, a device or a directory.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+        with open(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(
+                    f"{path}: expected a file, got a pipe, a device or a directory",
+                    hint="check the path",
+                )
+            yield file, found.st_size
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise InputError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
+            hint="check the path and its permissions",
+        ) from error
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """The file of a directory that something in the directory names.
+
+    Links of the Hugging Face cache, from `snapshots/<revision>` to `blobs`, are followed.
+    Raises: InputError if the name has folders, or a link leads out of the directory.
+    """
+    if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        raise InputError(
+            f"{where}: expected file names without folders, got {name!r:.80}",
+            hint="choose a checkpoint from a source that you trust",
+        )
+    found, home = Path(os.path.realpath(root / name)), Path(os.path.realpath(root))
+    homes = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    if found.parent not in homes:
+        raise InputError(
+            f"{where}: expected {name} in {root}, got a link to {found}",
+            hint="copy the file into the directory, or choose a source that you trust",
+        )
+    return root / name
+
+
+class Cursor:
+    """A position in a file, which never asks for more than the file holds."""
+
+    def __init__(self, file: BinaryIO, size: int, where: str) -> None:
+        self._file, self._size, self._where = file, size, where
+        self.position = 0
+
+    def wrong(self, what: str, hint: str = "download the file again") -> InputError:
+        """The error for a broken file."""
+        return InputError(f"{self._where}: {what}", hint=hint)
+
+    def count(self, n: int, item_bytes: int) -> int:
+        """The number of items, which must fit into the rest of the file."""
+        if n > min(MAX_ITEMS, (self._size - self.position) // item_bytes):
+            raise self.wrong(f"expected no more items than the file can hold, got {n}")
+        return n
+
+    def take(self, n: int) -> bytes:
+        """The next bytes."""
+        raw = self._file.read(self.count(n, 1))
+        if len(raw) != n:
+            raise self.wrong("the file ends too early")
+        self.position += n
+        return raw
+
+    def number(self, code: str) -> Any:
+        """The next number of one of struct's codes."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def string(self) -> str:
+        """The next string."""
+        raw = self.take(self.number("Q"))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.wrong(f"a string is not UTF-8: {raw[:40]!r}") from error
+
+
+def is_writable(text: str) -> bool:
+    """Whether a name can be written out: JSON can spell halves of signs that UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
