@@ -1,0 +1,184 @@
+"""Checkpoints of Orbax: a tree in `_METADATA`, arrays in zarr, under OCDBT or in folders.
+
+Nothing of JAX is imported: tensorstore reads OCDBT, and the rest is read here.
+Source: orbax-checkpoint 0.12, metadata/tree.py; google/orbax#924 and #1484 for unmerged databases.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import InputError
+from lockstep.formats.json_text import read_json_object
+from lockstep.formats.leaf import (
+    ElementType,
+    FileIdentity,
+    Held,
+    Leaf,
+    LeafPath,
+    Name,
+    Store,
+    collect,
+    path_text,
+)
+from lockstep.formats.locate.keyed_bytes import Folder, KeyedBytes, Ocdbt, list_files
+from lockstep.formats.locate.orbax_tree import TreeEntry, read_tree
+from lockstep.formats.locate.zarr import array_leaf, checksum_notes, keys_of, read_arrays
+
+_TREE_FILE, _MANIFEST = "_METADATA", "manifest.ocdbt"
+_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def locate(path: Path) -> Store:
+    """The leaves of one item of one step.
+
+    Raises: InputError if the checkpoint is damaged or unfinished, or the path holds several;
+    EnvironmentLacks if tensorstore is needed and not installed.
+    """
+    item = _find_item(path)
+    files = list_files(item)  # refuses links that lead out
+    source = _open_arrays(item)
+    notes = []
+    leaves = []
+    arrays = read_arrays(source)
+    keys = keys_of(arrays, source.all_keys())
+    entries, facts = _entries(item)
+    for entry in entries:
+        leaf = _value_leaf(item, entry)
+        if leaf is None:
+            prefix = f"{entry.physical}/"
+            if prefix not in arrays:
+                raise InputError(
+                    f"{item}: {path_text(entry.path)}: expected an array under "
+                    f"{entry.physical!r:.200}, got none",
+                    hint="restore the checkpoint from a copy; a part of it is missing",
+                )
+            leaf = array_leaf(entry.path, arrays[prefix], source, prefix, keys[prefix])
+        leaves.append(leaf)
+    listed = {leaf.physical for leaf in leaves}
+    extra = [prefix for prefix in arrays if prefix.rstrip("/") not in listed]
+    for prefix in extra:
+        flat: LeafPath = (Name(prefix.rstrip("/")),)
+        leaves.append(array_leaf(flat, arrays[prefix], source, prefix, keys[prefix]))
+    if extra:
+        notes.append(f"{len(extra)} arrays are not in {_TREE_FILE}: listed by their keys")
+    if isinstance(source, Ocdbt) and source.duplicates:
+        notes.append(f"{len(source.duplicates)} keys are in several databases: the first was read")
+    if not leaves:
+        raise InputError(f"{item}: expected leaves, got none",
+                         hint="give the directory of a checkpoint that holds arrays")  # fmt: skip
+    return Store(
+        where=str(path),
+        format="orbax",
+        leaves=collect(leaves, str(path)),
+        files=tuple(FileIdentity.of(file) for file in files),
+        facts=facts,
+        notes=(*notes, *checksum_notes(leaves)),
+    )
+
+
+def _find_item(path: Path) -> Path:
+    """The directory that holds one tree: the path, or the only one below it.
+
+    Raises: InputError listing what there is if that is not exactly one.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: expected a checkpoint directory, got a file or nothing",
+                         hint="check the path")  # fmt: skip
+    item = path
+    for _ in range(3):  # a root of steps, a step, an item
+        if _UNFINISHED in item.name:
+            raise InputError(
+                f"{item}: expected a finished checkpoint, got one that was being written",
+                hint="choose an older step",
+            )
+        if (item / _TREE_FILE).is_file() or (item / _MANIFEST).is_file() or _processes(item):
+            return item
+        below = _candidates(item)
+        if len(below) != 1:
+            raise InputError(
+                f"{item}: expected one tree of arrays, got {len(below)}"
+                + (f": {', '.join(p.name for p in below[:12])}" if below else ""),
+                hint=f"give the path of one of them, such as {below[-1]}"
+                if below
+                else "give the directory of one checkpoint of Orbax, with its _METADATA",
+            )
+        if below[0].is_symlink() and not below[0].resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{below[0]}: expected a directory, got a link to somewhere else",
+                             hint="give the path that it leads to")  # fmt: skip
+        item = below[0]
+    raise InputError(f"{path}: expected {_TREE_FILE} at most two folders below, got none",
+                     hint="give the directory of one checkpoint of Orbax")  # fmt: skip
+
+
+def _processes(item: Path) -> list[Path]:
+    return sorted(p for p in item.glob("ocdbt.process_*") if (p / _MANIFEST).is_file())
+
+
+def _candidates(path: Path) -> list[Path]:
+    """Items with a tree, else steps: folders whose name ends with a number."""
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and _UNFINISHED not in p.name)
+    items = [p for p in folders if (p / _TREE_FILE).is_file() or (p / _MANIFEST).is_file()]
+    if items:
+        return items
+    steps = [p for p in folders if any((p / marker).exists() for marker in _MARKERS)]
+    steps = steps or [p for p in folders if p.name.rpartition("_")[2].isdigit()]
+    return sorted(steps, key=lambda p: (len(p.name), p.name))
+
+
+def _open_arrays(item: Path) -> KeyedBytes:
+    if (item / _MANIFEST).is_file():
+        return Ocdbt([item], str(item))
+    databases = _processes(item)
+    if databases:
+        return Ocdbt(databases, str(item))
+    return Folder(item)
+
+
+def _entries(item: Path) -> tuple[list[TreeEntry], dict[str, object]]:
+    """The tree in `_METADATA`, and what else it says; an older checkpoint may have none."""
+    if not (item / _TREE_FILE).is_file():
+        return [], {}
+    document = read_json_object(item / _TREE_FILE)
+    entries = read_tree(document, str(item / _TREE_FILE))
+    facts = {
+        name: document[name]
+        for name in ("use_ocdbt", "use_zarr3", "custom_metadata")
+        if document.get(name) is not None
+    }
+    return entries, facts
+
+
+_EMPTY: dict[str, tuple[str, Any]] = {
+    "None": ("none", None),
+    "Dict": ("dict", {}),
+    "List": ("list", []),
+    "Tuple": ("tuple", []),
+    "NamedTuple": ("tuple", []),
+}
+
+
+def _value_leaf(item: Path, entry: TreeEntry) -> Leaf | None:
+    """A leaf that is no array; None for one that is."""
+    if entry.kind in _EMPTY:
+        kind, value = _EMPTY[entry.kind]
+    elif entry.kind == "string":
+        kind, value = "str", _string(item, entry)
+    else:
+        return None
+    physical = entry.physical if kind == "str" else ""
+    return Leaf(entry.path, (), ElementType(kind, 0), Held(b""), (value,), physical)
+
+
+def _string(item: Path, entry: TreeEntry) -> str:
+    strings = read_json_object(item / "_strings.json")
+    found = strings.get(entry.physical)
+    if not isinstance(found, str):
+        raise InputError(
+            f"{item / '_strings.json'}: {path_text(entry.path)}: expected a string, "
+            f"got {found!r:.80}",
+            hint="restore the checkpoint from a copy",
+        )
+    return found

@@ -1,0 +1,297 @@
+"""Chunks of arrays in zarr, decoded one at a time or, where one is huge, as a stream."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.errors import InputError
+from lockstep.formats.leaf import Chunks
+from lockstep.formats.locate.inflate import Inflated, window_bytes
+from lockstep.formats.locate.keyed_bytes import (
+    BLOCK_BYTES,
+    TENSORSTORE_ERRORS,
+    KeyedBytes,
+    Range,
+    first_line,
+    import_tensorstore,
+    small_context,
+)
+from lockstep.formats.locate.zarr_metadata import ZarrArray
+
+STREAMED_FROM_BYTES = 16 << 20  # a chunk above this is read as a stream
+_PIECE_BYTES = 2 << 20  # what is decoded at once of a stream
+_DAMAGED = "restore the checkpoint from a copy; this one is damaged or was cut off"
+_NO_CHUNK = (1 << 64) - 1
+
+
+def chunks_of(array: ZarrArray, source: KeyedBytes, prefix: str, name: str) -> Chunks:
+    """How the leaf `name`, whose keys begin with `prefix`, is read."""
+    if array.unusual or (array.compressor == "zstd" and not _have_zstandard()):
+        return TensorstoreChunks(array, source, prefix, name)
+    place = ChunkPlaces(array, source, prefix, name)
+    if not array.shape or (array.chunk_bytes > STREAMED_FROM_BYTES and _in_flat_order(array)):
+        return StreamedChunks(place)
+    return BoxChunks(place)
+
+
+def _have_zstandard() -> bool:
+    try:
+        import zstandard  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _in_flat_order(array: ZarrArray) -> bool:
+    """Whether one chunk after the other holds the elements in C order, padding at the end alone."""
+    if array.fortran:
+        return False
+    split = next((i for i, n in enumerate(array.chunk) if n > 1), len(array.chunk))
+    return array.chunk[split + 1 :] == array.shape[split + 1 :]
+
+
+@dataclass
+class ChunkPlaces:
+    """Where the bytes of each chunk of one leaf are."""
+
+    array: ZarrArray
+    source: KeyedBytes
+    prefix: str
+    name: str
+    _index: dict[str, NDArray[np.uint64]] = field(default_factory=dict)  # of the last shard
+
+    def where(self, index: tuple[int, ...]) -> str:
+        """The leaf and the chunk, for messages."""
+        return f"{self.source.where}: {self.name}: chunk {index}"
+
+    def open(self, index: tuple[int, ...]) -> Inflated:
+        """The decoded bytes of one chunk as a stream.
+
+        Raises: InputError if it is missing or damaged.
+        """
+        array = self.array
+        if array.shard is None:
+            key, start, stop = self.prefix + array.key(index), 0, None
+        else:
+            key, start, stop = self._in_shard(index, array.shard)
+        if array.chunk_bytes <= STREAMED_FROM_BYTES:
+            raw: Any = io.BytesIO(self.source.read(key, start, stop))
+        else:
+            raw = Range(self.source, key, start, self.source.size(key) if stop is None else stop)
+        return Inflated(raw, array.compressor, array.level, self.where(index))
+
+    def _in_shard(self, index: tuple[int, ...], shard: tuple[int, ...]) -> tuple[str, int, int]:
+        per_shard = tuple(s // c for s, c in zip(shard, self.array.chunk, strict=True))
+        outer = tuple(i // n for i, n in zip(index, per_shard, strict=True))
+        inner = tuple(i % n for i, n in zip(index, per_shard, strict=True))
+        key = self.prefix + self.array.key(outer)
+        table = self._index.get(key)
+        if table is None:
+            table = self._shard_index(key, prod(per_shard))
+            self._index = {key: table}
+        row = int(np.ravel_multi_index(inner, per_shard)) if per_shard else 0
+        offset, n_bytes = (int(word) for word in table[row])
+        if offset == n_bytes == _NO_CHUNK:
+            raise InputError(f"{self.where(index)}: expected data, got a chunk that is missing",
+                             hint=_DAMAGED)  # fmt: skip
+        if offset + n_bytes > 1 << 62:
+            raise InputError(f"{self.where(index)}: expected a place in {key}, got byte {offset}",
+                             hint=_DAMAGED)  # fmt: skip
+        return key, offset, offset + n_bytes
+
+    def _shard_index(self, key: str, n_chunks: int) -> NDArray[np.uint64]:
+        n_bytes = 16 * n_chunks + 4 * self.array.index_checked
+        if self.array.index_at_end:
+            raw = self.source.read(key, -n_bytes)
+        else:
+            raw = self.source.read(key, 0, n_bytes)
+        table = raw[: 16 * n_chunks]
+        if self.array.index_checked and crc32c(table) != int.from_bytes(raw[-4:], "little"):
+            raise InputError(
+                f"{self.source.where}: {key}: expected an index with CRC-32C "
+                f"{int.from_bytes(raw[-4:], 'little'):08x}, got {crc32c(table):08x}",
+                hint=_DAMAGED,
+            )
+        return np.frombuffer(table, "<u8").reshape(n_chunks, 2)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a stream takes beside its output: the window, and blocks of compressed bytes.
+
+        Compressed data may be a little longer than what it spells.
+        """
+        array = self.array
+        n_bytes = array.chunk_bytes
+        held = 4 * BLOCK_BYTES if n_bytes > STREAMED_FROM_BYTES else n_bytes + (n_bytes >> 7)
+        window = min(window_bytes(array.compressor, array.level), n_bytes + (1 << 17))
+        index = 16 * prod(array.shard) // max(prod(array.chunk), 1) if array.shard else 0
+        return held + window + 2 * index + (1 << 16)
+
+
+class BoxChunks:
+    """Each chunk by itself, on the grid of the array."""
+
+    flat = False
+    sequential = False
+
+    def __init__(self, place: ChunkPlaces) -> None:
+        self._place = place
+        self._array = array = place.array
+        self.shape = array.chunk
+        self._whole = array.fortran or any(
+            n % c for n, c in zip(array.shape, array.chunk, strict=True)
+        )
+        self.peak_bytes = place.peak_bytes + array.chunk_bytes * self._whole
+
+    def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
+        """Decodes one chunk into `out`.  Raises: InputError if it is damaged or missing."""
+        array = self._array
+        cut = tuple(
+            min(c, n - i * c) for i, c, n in zip(index, array.chunk, array.shape, strict=True)
+        )
+        stream = self._place.open(index)
+        flat = out.reshape(-1)
+        if cut == array.chunk and not array.fortran:
+            stream.fill(flat.data)
+        else:
+            whole = np.empty(array.chunk_bytes, np.uint8)
+            stream.fill(whole.data)
+            flat[:] = _cut(whole, array, cut).reshape(-1)
+        stream.finish()
+        _turn(flat, array)
+
+
+def _cut(whole: NDArray[np.uint8], array: ZarrArray, cut: tuple[int, ...]) -> NDArray[np.uint8]:
+    n_bytes = array.element.n_bytes
+    if array.fortran:
+        axes = (*range(len(cut) - 1, -1, -1), len(cut))
+        block = whole.reshape(*array.chunk[::-1], n_bytes).transpose(axes)
+    else:
+        block = whole.reshape(*array.chunk, n_bytes)
+    return block[tuple(slice(n) for n in cut)]
+
+
+def _turn(flat: NDArray[np.uint8], array: ZarrArray) -> None:
+    """Makes big-endian elements little-endian in place; a complex number is two."""
+    if array.big_endian:
+        width = array.element.n_bytes // (2 if array.element.name in ("C64", "C128") else 1)
+        flat.view(f"u{width}").byteswap(inplace=True)
+
+
+class StreamedChunks:
+    """Huge chunks as one stream over the flat elements; going back starts the stream again."""
+
+    flat = True
+    sequential = True
+
+    def __init__(self, place: ChunkPlaces) -> None:
+        self._place = place
+        self._array = array = place.array
+        self._n_bytes = prod(array.shape) * array.element.n_bytes
+        n_elements = min(prod(array.shape), _PIECE_BYTES // array.element.n_bytes)
+        self.shape: tuple[int, ...] = (n_elements,)
+        self.peak_bytes = place.peak_bytes
+        self._lock = threading.Lock()
+        self._stream: Inflated | None = None
+        self._at = -1  # the byte of the flat leaf that the stream yields next
+
+    def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
+        """Decodes one piece into `out`.  Raises: InputError if it is damaged or missing."""
+        flat = out.reshape(-1)
+        start = index[0] * self.shape[0] * self._array.element.n_bytes
+        with self._lock:
+            self._fill(start, flat.data)
+        _turn(flat, self._array)
+
+    def _fill(self, start: int, out: memoryview) -> None:
+        n_chunk = self._array.chunk_bytes
+        try:
+            while len(out):
+                if self._stream is None or self._at != start:
+                    self._stream = self._place.open(self._chunk(start // n_chunk))
+                    self._stream.skip(start % n_chunk)
+                n_bytes = min(len(out), n_chunk - start % n_chunk)
+                self._stream.fill(out[:n_bytes])
+                out, start = out[n_bytes:], start + n_bytes
+                self._at = start
+                if start % n_chunk == 0 or start == self._n_bytes:
+                    self._stream.skip(-start % n_chunk)
+                    self._stream.finish()
+                    self._stream = None
+        except BaseException:
+            self._stream = None
+            raise
+
+    def _chunk(self, i: int) -> tuple[int, ...]:
+        grid = self._array.grid
+        return tuple(int(n) for n in np.unravel_index(i, grid)) if grid else ()
+
+
+class TensorstoreChunks:
+    """Chunks that only tensorstore can decode."""
+
+    flat = False
+    sequential = False
+
+    def __init__(self, array: ZarrArray, source: KeyedBytes, prefix: str, name: str) -> None:
+        """Prepares the reading.
+
+        Raises: EnvironmentLacks without tensorstore; InputError if the chunks are apart.
+        """
+        self._tensorstore = import_tensorstore(f"{source.where}: {name}")
+        self._array, self._where = array, f"{source.where}: {name}"
+        self._spec = {
+            "driver": "zarr" if array.version == 2 else "zarr3",
+            "kvstore": source.spec(prefix),
+            "fill_missing_data_reads": False,
+        }
+        self._opened: Any = None
+        self.shape = array.chunk
+        # The compressed chunk, the decoded one, and the copy that is handed over.
+        self.peak_bytes = 3 * array.chunk_bytes + (1 << 20)
+
+    def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
+        """Decodes one chunk into `out`.  Raises: InputError if it is damaged or missing."""
+        array = self._array
+        box = tuple(
+            slice(i * c, min((i + 1) * c, n))
+            for i, c, n in zip(index, array.chunk, array.shape, strict=True)
+        )
+        try:
+            if self._opened is None:
+                context = small_context(self._tensorstore)
+                opened = self._tensorstore.open(self._spec, context=context, read=True, open=True)
+                self._opened = opened.result()
+            found = self._opened[box].read(order="C").result()
+        except TENSORSTORE_ERRORS as error:
+            raise InputError(f"{self._where}: chunk {index}: cannot be read: {first_line(error)}",
+                             hint=_DAMAGED) from error  # fmt: skip
+        if found.dtype.itemsize != array.element.n_bytes:
+            raise InputError(
+                f"{self._where}: expected elements of {array.element}, got {found.dtype}",
+                hint="check that tensorstore knows this type",
+            )
+        out.reshape(-1)[:] = np.ascontiguousarray(found).reshape(-1).view(np.uint8)
+
+
+_CRC32C = [0] * 256
+for _byte in range(256):
+    _word = _byte
+    for _ in range(8):
+        _word = (_word >> 1) ^ (0x82F63B78 if _word & 1 else 0)
+    _CRC32C[_byte] = _word
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC-32C of a few bytes.  Source: RFC 3720, appendix B.4."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ _CRC32C[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
