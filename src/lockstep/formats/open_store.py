@@ -23,7 +23,7 @@ LOCATORS = {
     "dcp": "torch_dcp",
     "onnx": "onnx",
     "orbax": "orbax",
-    "zarr": "orbax",
+    "zarr": "zarr",
     "hdf5": "hdf5",
     "lockstep": "run_checkpoint",
 }
