@@ -311,16 +311,17 @@ def test_a_power_of_two_is_exact_in_every_type(power: int) -> None:
             np.testing.assert_array_equal(made, scaled)
 
 
+@pytest.mark.parametrize(("move", "one"), [("add_one", 1), ("subtract_one", -1)])
 @pytest.mark.parametrize("source", ["F64", "F32", "F16", "BF16"])
-def test_one_is_added_as_ieee_does(source: str) -> None:
+def test_one_is_added_as_ieee_does(source: str, move: str, one: int) -> None:
     words = patterns(FLOATS[source])
     words = words[~is_nan(words, source)]
-    made = moved("add_one", source, words)
+    made = moved(move, source, words)
     with np.errstate(all="ignore"):
         values = words.view(TYPES[source])
-        theirs = (values + TYPES[source](1)).astype(TYPES[source])
+        theirs = (values + TYPES[source](one)).astype(TYPES[source])
     if source in ("BF16", "F16"):  # rounded once from the exact sum, which float64 nearly holds
-        theirs = moved("cast", "F64", (values.astype(np.float64) + 1).view(np.uint64), source)
+        theirs = moved("cast", "F64", (values.astype(np.float64) + one).view(np.uint64), source)
     np.testing.assert_array_equal(made, theirs.view(FLOATS[source].dtype))
 
 

@@ -52,6 +52,7 @@ _VALUE_DOCS = {
     "widen": ("TYPE, nan=raw", "The same numbers in a type that holds them all."),
     "scale": ("c, compute=TYPE", "Times c; exact where c is a power of two."),
     "add_one": ("compute=TYPE", "Plus one, as in norms stored as 1 + w."),
+    "subtract_one": ("compute=TYPE", "Minus one, the way back to norms that hold w."),
     "negate": ("", "The sign turned."),
     "exp": ("", "The exponential in float64, rounded once; not exact."),
     "dequant": ("F32", "The numbers of quantised blocks."),

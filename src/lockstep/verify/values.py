@@ -4,7 +4,8 @@
 `widen(TYPE, nan=raw)`: a cast that is refused unless TYPE holds every value.
 `scale(c)`: exact for a power of two but for what leaves the range, which is rounded once; any other
 factor is rounded to the type that `compute` names, and so is the product, then the element.
-`add_one(compute=TYPE)`, `negate()`: 1 + x, rounded likewise; the sign turned.
+`add_one(compute=TYPE)`, `subtract_one(compute=TYPE)`, `negate()`: x + 1 and x - 1, rounded
+likewise; the sign turned.
 `exp()`: not exact; the library's function in float64, rounded once.
 `dequant(F32)`: the numbers of GGML's blocks.
 """
@@ -160,7 +161,7 @@ def _recode(
 
 
 def _upper_half(words: Words, rules: Rules) -> Words:
-    """F32 to BF16, ten times as fast: a carry out of the lower half is the rounding, up to infinity.
+    """F32 to BF16, ten times as fast: the carry out of the lower half rounds, up to infinity.
 
     Whatever is NaN goes the long way.
     """
@@ -242,6 +243,12 @@ def _add_one(element: ElementType, compute: str = "") -> Move:
     form, step = _form("add_one", element), _compute("add_one", element, compute)
     rule = partial(_computed, form=form, step=step, operation=plus, constant=_constant(1, step))
     return Move(f"add_one(compute={step.name})", element, element, rule)
+
+
+def _subtract_one(element: ElementType, compute: str = "") -> Move:
+    form, step = _form("subtract_one", element), _compute("subtract_one", element, compute)
+    rule = partial(_computed, form=form, step=step, operation=plus, constant=_constant(-1, step))
+    return Move(f"subtract_one(compute={step.name})", element, element, rule)
 
 
 def _negate(element: ElementType) -> Move:
@@ -339,6 +346,7 @@ MOVES: dict[str, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
     "widen": (_widen, 1, ("nan",)),
     "scale": (_scale, 1, ("compute",)),
     "add_one": (_add_one, 0, ("compute",)),
+    "subtract_one": (_subtract_one, 0, ("compute",)),
     "negate": (_negate, 0, ()),
     "exp": (_exp, 0, ()),
     "dequant": (_dequant, 1, ()),
