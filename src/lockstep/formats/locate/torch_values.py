@@ -26,7 +26,7 @@ from lockstep.formats.restricted_pickle import Bag, Call, Global, Persistent, Ta
 
 MAX_DEPTH = 64
 MAX_NAME = 16_384  # characters
-MAX_NAMES = 64 << 20  # characters of all names together: shared branches of a pickle may explode
+MAX_NAMES = 32 << 20  # characters of all names together: shared branches of a pickle may explode
 MAX_VALUE = 1 << 20  # characters of one value that is no tensor
 MAX_ELEMENTS = 1 << 62
 HINT = "write the checkpoint with plain tensors and plain values"

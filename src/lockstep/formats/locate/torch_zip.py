@@ -24,7 +24,7 @@ class TorchArchive:
         Raises: InputError if it is no archive of tensors and plain values.
         """
         self.where = where
-        self.zip = ZipRecords(path, file, start, n_bytes, where)
+        self.zip = ZipRecords(path, file, start, n_bytes, where, deflated=True)
         pickles = [name for name in self.zip.records if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
             raise self.zip.wrong("one data.pkl, as torch.save writes", f"{len(pickles)}")
@@ -58,6 +58,8 @@ class TorchArchive:
         record = self.zip.records.get(self.prefix + name)
         if record is None:
             raise self.zip.wrong(f"a record {name!r:.80}", "none")
+        if record.deflated:
+            raise self.zip.wrong(f"{name!r:.80} stored as it is", "a packed record")
         self.used[use.key] = record
         return Place(self.zip.path, record.offset, record.n_bytes, self.big_endian)
 
