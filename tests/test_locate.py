@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lockstep.errors import InputError, UsageError
+from lockstep.errors import InputError
 from lockstep.formats.leaf import Extent, Held, Leaf, Store
 from lockstep.formats.locate import gguf as gguf_locator
 from lockstep.formats.locate import numpy_files
@@ -159,6 +159,20 @@ def test_shards_are_listed_as_one_with_the_facts_of_the_config(tmp_path: Path) -
     assert len(store.files) == 4
     assert len(store.notes) == 1
     check(open_store(root / "model.safetensors.index.json"), ARRAYS)
+
+
+def test_weights_and_indexes_of_other_names_are_found_with_their_config(tmp_path: Path) -> None:
+    root = sharded(tmp_path / "model")
+    index = root / "model.safetensors.index.json"
+    index.rename(root / "diffusion.safetensors.index.json")
+    check(open_store(root), ARRAYS)
+    single = tmp_path / "single"
+    single.mkdir()
+    save_file(ARRAYS, single / "adapter.safetensors")
+    (single / "config.json").write_text('{"heads": 2}')
+    store = open_store(single)
+    check(store, ARRAYS)
+    assert store.facts == {"heads": 2}
 
 
 def test_files_beside_the_shards_and_a_wrong_total_are_noted(tmp_path: Path) -> None:
@@ -338,38 +352,6 @@ def test_what_is_no_plain_number_is_refused_by_name(
     np.savez(tmp_path / "m.npz", fine=np.ones(2), bad=array)
     with pytest.raises(InputError, match=rf"'bad'.*{says}"):
         open_store(tmp_path / "m.npz")
-
-
-# recognising
-
-
-def test_a_directory_with_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "notes.json").write_text("{}")
-    (tmp_path / "README.md").write_text("words")
-    with pytest.raises(InputError, match=r"expected a checkpoint of safetensors, gguf.*none of"):
-        open_store(tmp_path)
-    save_file(ARRAYS, tmp_path / "weights.bin")  # the name says nothing
-    check(open_store(tmp_path), ARRAYS)
-    np.savez(tmp_path / "other.dat", x=np.ones(3))
-    with pytest.raises(InputError, match=r"expected one checkpoint, got other.dat.npz, weights"):
-        open_store(tmp_path)
-
-
-def test_one_directory_down_is_looked_into(tmp_path: Path) -> None:
-    sharded(tmp_path / "model")
-    check(open_store(tmp_path), ARRAYS)
-
-
-def test_formats_that_do_not_exist_are_a_mistake_of_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="got 'tarball'"):
-        open_store(tmp_path, "tarball")
-
-
-def test_a_format_that_is_named_is_not_guessed(tmp_path: Path) -> None:
-    save_file(ARRAYS, tmp_path / "m.safetensors")
-    check(open_store(tmp_path / "m.safetensors", "safetensors"), ARRAYS)
-    with pytest.raises(InputError, match="expected a GGUF file"):
-        open_store(tmp_path / "m.safetensors", "gguf")
 
 
 PEAK = """

@@ -27,12 +27,13 @@ LOCATORS = {
     "hdf5": "hdf5",
     "lockstep": "run_checkpoint",
 }
-_SAFETENSORS_NAMES = {"model.safetensors", "model.safetensors.index.json"}
+_INDEX = ".safetensors.index.json"
 _ORBAX_NAMES = {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
 _ZARR_NAMES = {".zarray", ".zgroup", ".zmetadata", "zarr.json"}
 _HDF5_PLACES = (0, 512, 1024, 2048)  # behind a user block; larger ones are not looked for
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its magic number, pickled
+_BUMP = b"BUMPWGT5"  # the weights of a checkpoint of our own
 _ONNX_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _ONNX_GRAPH = 7
 _MAX_JSON_SNIFF = 64 << 20
@@ -68,7 +69,10 @@ def recognise(path: Path) -> tuple[Path, str]:
     names = _names(path)
     if (found := _of_directory(path, names)) is not None:
         return path, found
-    for entries in (_files(path, names), _directories(path, names)):
+    inner = _directories(path, names)
+    if inner and {kind for _, kind in inner} == {"orbax"}:
+        return path, "orbax"  # a root of steps, of which its locator knows which are finished
+    for entries in (_files(path, names), inner):
         if len({first for first, _ in entries}) > 1:
             listed = ", ".join(p.name for p, _ in entries)
             raise InputError(
@@ -76,7 +80,9 @@ def recognise(path: Path) -> tuple[Path, str]:
                 hint="name one of them instead of the directory",
             )
         if entries:
-            return entries[0]
+            inside, kind = entries[0]
+            is_beside = kind == "safetensors" and inside.suffix == ".safetensors"
+            return (path if is_beside else inside), kind  # a config beside it has the facts
     raise _unknown(path, "a directory with none of them")
 
 
@@ -99,21 +105,24 @@ def _of_directory(path: Path, names: set[str]) -> str | None:
         return "zarr"
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         return "dcp"
-    if names & _SAFETENSORS_NAMES:
+    if "model.safetensors" in names or any(n.endswith(_INDEX) for n in names):
         return "safetensors"
     return None
 
 
 def _is_ours(path: Path, names: set[str]) -> bool:
     """Whether this is a run of lockstep, its checkpoints, or one of them."""
-    if "state.json" in names and (path / "state.json").stat().st_size < _MAX_JSON_SNIFF:
-        with opened(path / "state.json") as (file, _):
-            if b'"lockstep.checkpoint/' in file.read():
-                return True
     if "checkpoints" in names and (path / "checkpoints").is_dir():
         path, names = path / "checkpoints", _names(path / "checkpoints")
-    steps = [name for name in names if name.startswith("step_") and name[5:].isdigit()]
-    return any((path / name / "state.json").exists() for name in steps)
+    steps = (path / name for name in names if name.startswith("step_"))
+    return any(_begins(folder / "weights.bump", _BUMP) for folder in (path, *steps))
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with opened(path) as (file, _):
+        return file.read(len(magic)) == magic
 
 
 def _files(path: Path, names: set[str]) -> list[tuple[Path, str]]:

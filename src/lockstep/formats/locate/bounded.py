@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lockstep.errors import InputError
 
+MAX_ELEMENTS = 1 << 59  # of 16 bytes, in 63 bits
 MAX_ITEMS = 1 << 24  # of an array or a string: Python needs tens of bytes for each
 
 
@@ -22,20 +24,26 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Raises: InputError if it cannot be opened or read, or is a pipe, a device or a directory.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
-        with open(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError(
-                    f"{path}: expected a file, got a pipe, a device or a directory",
-                    hint="check the path",
-                )
-            yield file, found.st_size
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        with open(_handle(path), "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except OSError as error:
         raise InputError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
+            f"{path}: cannot be read: {error.strerror or error}",
             hint="check the path and its permissions",
         ) from error
+
+
+def _handle(path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+    except ValueError as error:
+        raise InputError(f"{path!r}: cannot be read: {error}", hint="check the path") from error
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise InputError(
+        f"{path}: expected a file, got a pipe, a device or a directory", hint="check the path"
+    )
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -63,12 +71,13 @@ class Cursor:
     """A position in a file, which never asks for more than the file holds."""
 
     def __init__(self, file: BinaryIO, size: int, where: str) -> None:
-        self._file, self._size, self._where = file, size, where
+        self._file, self._size = file, size
+        self.where = where
         self.position = 0
 
     def wrong(self, what: str, hint: str = "download the file again") -> InputError:
         """The error for a broken file."""
-        return InputError(f"{self._where}: {what}", hint=hint)
+        return InputError(f"{self.where}: {what}", hint=hint)
 
     def count(self, n: int, item_bytes: int) -> int:
         """The number of items, which must fit into the rest of the file."""
@@ -95,6 +104,18 @@ class Cursor:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.wrong(f"a string is not UTF-8: {raw[:40]!r}") from error
+
+
+def check_shape(shape: Sequence[int], where: str) -> None:
+    """Insists that numbers of the machine can count the elements, also of an empty array.
+
+    Raises: InputError if they cannot.
+    """
+    if prod(n or 1 for n in shape) >= MAX_ELEMENTS:
+        raise InputError(
+            f"{where}: expected fewer than 2**59 elements, got shape {tuple(shape)!r:.120}",
+            hint="download the file again",
+        )
 
 
 def is_writable(text: str) -> bool:

@@ -43,19 +43,21 @@ class Inflater:
         self.position = 0
 
     def take(self, n: int) -> bytes:
-        """The next bytes, at most so many; none at the end.
+        """The next bytes, so many unless the end comes before.
 
         Raises: InputError if the stream is damaged, too short or too long.
         """
         n = min(n, self._packed.n_bytes - self.position)
-        out = b"" if n == 0 else self._decode(n)
-        if n and not out:
-            raise self._wrong(f"{self._packed.n_bytes} bytes", f"{self.position}")
+        out = bytearray()
+        while len(out) < n and (piece := self._decode(n - len(out))):
+            out += piece
         self.position += len(out)
+        if len(out) < n:
+            raise self._wrong(f"{self._packed.n_bytes} bytes", f"{self.position}")
         self._crc32 = zlib.crc32(out, self._crc32)
         if self.position == self._packed.n_bytes:
             self._check_end()
-        return out
+        return bytes(out)
 
     def _decode(self, n: int) -> bytes:
         while not self._zlib.eof:

@@ -21,7 +21,7 @@ from lockstep.formats.leaf import (
     Store,
     collect,
 )
-from lockstep.formats.locate.bounded import Cursor, inside, opened
+from lockstep.formats.locate.bounded import Cursor, check_shape, inside, opened
 
 MAX_DIMS = 4
 MAX_SPLITS = 99_999  # five digits in the name of a file
@@ -174,6 +174,7 @@ def _listed(cursor: Cursor) -> _Listed:
     if n_dims > MAX_DIMS:
         raise cursor.wrong(f"{name!r:.120}: expected at most {MAX_DIMS} axes, got {n_dims}")
     shape = tuple(cursor.number("Q") for _ in range(n_dims))[::-1]  # the file has the fastest first
+    check_shape(shape, f"{cursor.where} ({name!r:.120})")
     stored = cursor.number("I")
     if stored not in TYPES:
         raise cursor.wrong(

@@ -6,9 +6,12 @@ Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 from lockstep.errors import InputError
 from lockstep.formats.leaf import (
@@ -24,7 +27,7 @@ from lockstep.formats.leaf import (
     Store,
     collect,
 )
-from lockstep.formats.locate.bounded import is_writable, opened
+from lockstep.formats.locate.bounded import check_shape, is_writable, opened
 from lockstep.formats.locate.deflated import MAX_RATIO, Inflater, Packed, deflated_chunks
 from lockstep.formats.zip_records import ZipRecord, ZipRecords
 
@@ -88,8 +91,7 @@ def locate(path: Path) -> Store:
         if file.read(len(MAGIC)) != MAGIC:
             archive = ZipRecords(path, file, 0, size, str(path), deflated=True)
             return _npz(path, identity, archive)
-        file.seek(0)
-        array = _header(file.read(min(size, MAX_HEADER_BYTES + 12)), str(path))
+        array = _header(partial(_first, file), str(path))
     if array.n_bytes != size:
         raise _wrong(str(path), f"{array.n_bytes} bytes for its shape and type", f"{size}")
     leaf = Leaf((Name(ONLY),), array.shape, array.element, _extent(path, 0, array, str(path)))
@@ -107,7 +109,7 @@ def _npz(path: Path, identity: FileIdentity, archive: ZipRecords) -> Store:
         if member.deflated:
             array, storage = _deflated(path, member, where)
         else:
-            array = _header(archive.head(member, MAX_HEADER_BYTES + 12), where)
+            array = _header(partial(archive.head, member), where)
             storage = _extent(path, member.offset, array, where)
             records.append(Record(path, member.offset, member.n_bytes, member.crc32, (name,)))
         if array.n_bytes != member.n_bytes:
@@ -155,12 +157,7 @@ def _deflated(path: Path, member: ZipRecord, where: str) -> tuple[_Array, Storag
     if member.n_bytes > (member.n_packed + 8) * MAX_RATIO:
         raise _wrong(where, "as many bytes as deflate can pack", f"{member.n_bytes}")
     packed = Packed(path, member.offset, member.n_packed, member.n_bytes, member.crc32, where)
-    stream, head = Inflater(packed), b""
-    while len(head) < MAX_HEADER_BYTES + 12 and (more := stream.take(4096)):
-        head += more
-        if len(head) >= 12 and len(head) >= _header_end(head, where)[1]:
-            break
-    array = _header(head, where)
+    array = _header(lambda n: Inflater(packed).take(n), where)
     if array.n_bytes == array.header_bytes:
         return array, Held(b"")
     chunks = deflated_chunks(
@@ -197,9 +194,15 @@ def _header_end(head: bytes, where: str) -> tuple[int, int]:
     return begin, begin + n_text
 
 
-def _header(head: bytes, where: str) -> _Array:
-    """The header at the beginning of these bytes, matched and not evaluated."""
-    begin, end = _header_end(head, where)
+def _first(file: BinaryIO, n: int) -> bytes:
+    file.seek(0)
+    return file.read(n)
+
+
+def _header(first: Callable[[int], bytes], where: str) -> _Array:
+    """The header in the `first(n)` bytes of an array, matched and not evaluated."""
+    begin, end = _header_end(first(12), where)
+    head = first(end)
     if end > len(head):
         raise _wrong(where, f"a header of {end} bytes", f"{len(head)}")
     text = head[begin:end].decode("utf-8" if head[6] == 3 else "latin-1", "replace")
@@ -215,6 +218,7 @@ def _header(head: bytes, where: str) -> _Array:
     if len(digits) > MAX_AXES or not all(re.fullmatch(r"\d{1,20}", n, re.ASCII) for n in digits):
         raise _wrong(where, f"a shape of at most {MAX_AXES} whole numbers", f"{found['shape']:.80}")
     shape = tuple(map(int, digits))
+    check_shape(shape, where)
     fortran = found["order"] == "True" and len(shape) > 1
     return _Array(element, shape, fortran, big_endian, end)
 

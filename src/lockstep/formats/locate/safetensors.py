@@ -21,7 +21,7 @@ from lockstep.formats.leaf import (
     Store,
     collect,
 )
-from lockstep.formats.locate.bounded import inside, is_writable, opened
+from lockstep.formats.locate.bounded import check_shape, inside, is_writable, opened
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -139,6 +139,7 @@ def _leaf(path: Path, data: int, name: str, entry: dict[str, Any]) -> Leaf:
         raise _wrong(where, f"a dtype of {', '.join(TYPES)}", f"{dtype!r:.80}")
     if not _counts(shape):
         raise _wrong(where, "a shape of whole numbers", f"{shape!r:.80}")
+    check_shape(shape, where)
     element = TYPES[dtype]
     if element.n_numbers > 1 and (not shape or shape[-1] % element.n_numbers):
         raise _wrong(
@@ -152,16 +153,18 @@ def _leaf(path: Path, data: int, name: str, entry: dict[str, Any]) -> Leaf:
 
 def _directory(path: Path) -> Store:
     """A directory as Hugging Face lays it out, or one with a single safetensors file."""
-    has_index, has_single = (path / INDEX).exists(), (path / SINGLE).exists()
+    indexes = sorted(p.name for p in path.glob("*.safetensors.index.json"))
+    files = sorted(p.name for p in path.glob("*.safetensors"))
+    index = INDEX if INDEX in indexes or len(indexes) != 1 else indexes[0]
+    has_index, has_single = index in indexes, SINGLE in files
     if has_index and has_single:
         raise InputError(
-            f"{path}: expected {INDEX} or {SINGLE}, got both, which may differ",
+            f"{path}: expected {index} or {SINGLE}, got both, which may differ",
             hint="name the one that counts instead of the directory",
         )
     facts = flat(read_json_object(path / "config.json")) if (path / "config.json").exists() else {}
     if has_index:
-        return _sharded(path / INDEX, facts)
-    files = sorted(p.name for p in path.glob("*.safetensors"))
+        return _sharded(path / index, facts)
     if not has_single and len(files) != 1:
         raise InputError(
             f"{path}: expected {SINGLE} or {INDEX}, got {', '.join(files)[:400] or 'neither'}",
