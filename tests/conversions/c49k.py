@@ -44,7 +44,7 @@ def migrated(old: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: old[key] for key in ("ci_fn", "ci_fn_opt_state", "step")},
         "components": _vu(old["components"]),
-        "components_opt_state": [{}, [adam, {}, optimizer[2]]],
+        "components_opt_state": [None, [adam, None, optimizer[2]]],
         "sources": {TERM: old["sources"]},
         "sources_opt_state": {TERM: sources},
     }

@@ -36,7 +36,7 @@ def nested(tensors: Tensors) -> Any:
         inner.setdefault(key, {})[rest] = a
     if all(re.fullmatch(r"\[\d+\]", key) for key in inner):
         last = max(int(key[1:-1]) for key in inner)
-        return [nested(inner[f"[{i}]"]) if f"[{i}]" in inner else {} for i in range(last + 1)]
+        return [nested(inner[f"[{i}]"]) if f"[{i}]" in inner else None for i in range(last + 1)]
     return {key: nested(part) for key, part in inner.items()}
 
 
