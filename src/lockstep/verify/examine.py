@@ -1,0 +1,187 @@
+"""Examines a conversion: plan in, record of verdicts out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from lockstep.artifacts.clock import utc_now
+from lockstep.artifacts.verification import (
+    VALUE_EXACT,
+    Cost,
+    ProblemRow,
+    Verification,
+    weakest,
+)
+from lockstep.errors import InputError
+from lockstep.formats.leaf import FileIdentity, Store
+from lockstep.verify.budget import Budget, divide, memory_now
+from lockstep.verify.claim import Plan, Problem
+from lockstep.verify.coverage import Ledger, account
+from lockstep.verify.digest import ALGORITHM
+from lockstep.verify.engine import Progress, Spent, run
+from lockstep.verify.grade import grades
+from lockstep.verify.journal import Journal, run_key
+from lockstep.verify.probe import ReadingProbe
+from lockstep.verify.rows import ClaimJudge, groups_of, reasons_of, side_of
+from lockstep.verify.tasks import TaskList
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a conversion is examined.
+
+    `max_memory_bytes` bounds the peak of the whole process. `progress` is called with the bytes
+    that are done and of how many.
+    """
+
+    max_memory_bytes: int = GIB
+    jobs: int = 1
+    digest: str = "sha256"
+    journal: Path | None = None
+    sample: bool = False
+    health: bool = False
+    progress: Progress | None = None
+
+
+def examine(plan: Plan, options: Options) -> Verification:
+    """Compares everything that the plan claims; the verdict is in the record.
+
+    Raises: InputError if a file is damaged or changed, BudgetError if a leaf does not fit (before
+    anything is read), EnvironmentLacks if the journal cannot be written.
+    """
+    began = time.perf_counter()
+    budget = _budget(options, plan.source, plan.target)
+    check_unchanged(plan.source, plan.target)
+    ledger = account(plan.claims, plan.excuses, plan.ties, plan.source, plan.target)
+    files = (*plan.source.files, *plan.target.files)
+    journal = Journal(options.journal, run_key(files, options.digest))
+    todo = TaskList(plan, budget, journal, digests=options.digest != "none", sample=options.sample)
+    spent = run(todo.tasks, budget, todo.done, options.progress)
+    check_unchanged(plan.source, plan.target)
+    probe = ReadingProbe(plan, budget, todo.digests)
+    try:
+        judge = ClaimJudge(plan, todo, probe, budget)
+        rows = judge.rows(grades(plan, todo.digests))
+    finally:
+        probe.close()
+    problems = [*plan.problems, *_unsaid(ledger, plan), *todo.tie_problems()]
+    verdict = "FAIL" if problems else weakest(row.verdict for row in rows)
+    cost = _cost(todo, budget, spent, time.perf_counter() - began)
+    return Verification(
+        generated_at=utc_now(),
+        tool=f"lockstep {_version('lockstep')}",
+        environment=_environment(),
+        title=plan.title,
+        mapping=plan.mapping,
+        claims_digest=plan.digest,
+        facts={key: _text(value) for key, value in plan.facts.items()},
+        verdict=verdict,
+        value_exact=verdict in VALUE_EXACT,
+        source=side_of(plan.source, ledger.source, todo.digests["source"]),
+        target=side_of(plan.target, ledger.target, todo.digests["target"]),
+        groups=tuple(groups_of(rows)),
+        claims=tuple(rows),
+        problems=tuple(
+            ProblemRow(kind=each.kind, where=each.where, message=each.message, hint=each.hint)
+            for each in problems
+        ),
+        ambiguities=tuple(
+            ProblemRow(kind=each.kind, where=each.side, message=each.message)
+            for each in plan.ambiguities
+        ),
+        cost=cost,
+        digest_algorithm=ALGORITHM if todo.with_digests else "none",
+        not_measured={**reasons_of(rows), **_unknown(cost)},
+    )
+
+
+def digest_store(store: Store, options: Options) -> dict[str, str]:
+    """The digest of each leaf of one checkpoint, in its order.
+
+    Raises: InputError if a file is damaged or changed, BudgetError if a leaf does not fit.
+    """
+    budget = _budget(options, store)
+    check_unchanged(store)
+    nothing = Store(store.where, store.format, {}, ())
+    journal = Journal(options.journal, run_key(store.files, options.digest))
+    todo = TaskList(Plan(store, nothing, ()), budget, journal, digests=True, sample=False)
+    run(todo.tasks, budget, todo.done, options.progress)
+    check_unchanged(store)
+    return {name: todo.digests["source"][name] for name in store.leaves}
+
+
+def check_unchanged(*stores: Store) -> None:
+    """Insists that the files are still those that were listed.
+
+    Raises: InputError naming the file that is not.
+    """
+    for store in stores:
+        for file in store.files:
+            now = FileIdentity.of(file.path)
+            if now != file:
+                raise InputError(
+                    f"{file.path}: expected the file as it was listed, got one that changed since: "
+                    f"{file.n_bytes} bytes of {file.mtime_ns} then, {now.n_bytes} of "
+                    f"{now.mtime_ns} now",
+                    hint="wait until nothing writes to it any more, then run it again",
+                )
+
+
+def _budget(options: Options, *stores: Store) -> Budget:
+    n_leaves = sum(len(store.leaves) for store in stores)
+    return divide(options.max_memory_bytes, options.jobs, n_leaves)
+
+
+def _unsaid(ledger: Ledger, plan: Plan) -> list[Problem]:
+    said = {(problem.kind, problem.where) for problem in plan.problems}
+    return [each for each in ledger.problems if (each.kind, each.where) not in said]
+
+
+def _cost(todo: TaskList, budget: Budget, spent: Spent, seconds: float) -> Cost:
+    return Cost(
+        budget_bytes=budget.total,
+        predicted_peak_bytes=todo.predicted_peak,
+        peak_bytes=memory_now().peak,
+        anonymous_peak_bytes=spent.anonymous_peak,
+        bytes_read=spent.bytes_read,
+        seconds=round(seconds, 6),
+        n_workers=budget.n_workers,
+        n_resumed=sum(found.is_resumed for found in todo.found.values()),
+    )
+
+
+def _unknown(cost: Cost) -> dict[str, str]:
+    why = "this system does not say what a process has held"
+    names = ("peak_bytes", "anonymous_peak_bytes")
+    return {f"cost.{name}": why for name in names if getattr(cost, name) is None}
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "byteorder": sys.byteorder,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,185 @@
+"""What is to be done, as items that any worker can take; and what has been found."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from lockstep.formats.leaf import Leaf, Record
+from lockstep.verify.claim import Claim
+from lockstep.verify.differences import Tally
+from lockstep.verify.digest import block_elements
+from lockstep.verify.layout import Layout
+from lockstep.verify.piece import restrict
+from lockstep.verify.places import Move
+from lockstep.verify.tiles import Grid, Scheme, grid_for, visits
+
+ITEM_BYTES = 32 << 20  # of one side: work of some milliseconds, so that handing it out costs little
+_ITEM_MOVES = 256
+_SAMPLE_SPOTS, _SAMPLE_ELEMENTS = 5, 4096
+
+
+@dataclass
+class Job:
+    """A claim that is worked on, and what has been found; workers share it under `lock`.
+
+    Digests of blocks are made on the way where there is room for them. `why` is what is wrong
+    before any element is looked at.
+    """
+
+    claim: Claim
+    leaves: Mapping[str, Leaf]
+    target: Leaf
+    scheme: Scheme
+    target_blocks: bytearray | None = None
+    source_blocks: bytearray | None = None
+    why: str = ""
+    tally: Tally | None = None
+    n_compared: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+    n_open: int = 1  # items that are not done; one of them is the handing out
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class HashJob:
+    """A leaf that is read for its digest alone."""
+
+    side: str
+    leaf: Leaf
+    scheme: Scheme
+    blocks: bytearray
+    n_open: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """Elements `first` to `last` of a claim, or of a leaf that is hashed, in C order."""
+
+    job: Job | HashJob
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Some tiles of moves, or all where the tiles are None."""
+
+    job: Job
+    moves: Iterator[Move] | tuple[Move, ...]
+    tiles: tuple[Grid, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A record whose CRC-32 is to be checked."""
+
+    record: Record
+
+
+Item = InOrder | Moves | Sum
+
+
+def items_of(job: Job | HashJob) -> Iterator[Item]:
+    """What is to be done for a claim or a digest, in parts that may run side by side."""
+    if isinstance(job, HashJob):
+        yield from _in_order(job, job.leaf)
+    elif job.scheme.way in ("plain", "linear"):
+        yield from _in_order(job, job.target)
+    elif not job.scheme.splits:
+        groups = visits(job.claim, job.leaves, job.target, job.scheme)
+        yield Moves(job, (moved for group in groups for moved in group))
+    elif job.scheme.leader != "neither":
+        for group in visits(job.claim, job.leaves, job.target, job.scheme):
+            yield Moves(job, group)
+    else:
+        yield from _in_tiles(job)
+
+
+def _in_order(job: Job | HashJob, leaf: Leaf) -> Iterator[Item]:
+    n = leaf.n_elements
+    per_block = block_elements(leaf.element)
+    n_blocks = max(1, ITEM_BYTES // (per_block * max(1, leaf.element.n_bytes)))
+    step = per_block * n_blocks if job.scheme.splits else max(1, n)
+    for first in range(0, n, step):
+        yield InOrder(job, first, min(n, first + step))
+
+
+def _in_tiles(job: Job) -> Iterator[Item]:
+    """Large moves in parts, small ones together."""
+    n_bytes = job.target.element.n_bytes
+    few: list[Move] = []
+    size = 0
+    for group in visits(job.claim, job.leaves, job.target, job.scheme):
+        for moved in group:
+            here = moved.piece.n_elements * n_bytes
+            if here >= ITEM_BYTES:
+                grid = grid_for(moved, job.target, job.scheme)
+                per_item = max(1, ITEM_BYTES * grid.n_tiles // here)
+                for first in range(0, grid.n_tiles, per_item):
+                    last = min(grid.n_tiles, first + per_item)
+                    yield Moves(job, (moved,), (grid, first, last))
+                continue
+            few.append(moved)
+            size += here
+            if size >= ITEM_BYTES or len(few) >= _ITEM_MOVES:
+                yield Moves(job, tuple(few))
+                few, size = [], 0
+    if few:
+        yield Moves(job, tuple(few))
+
+
+def sampled(claim: Claim) -> Claim:
+    """The claim about a few stretches of its target, spread from the first element to the last."""
+    if claim.layout is None:
+        return claim
+    n = claim.layout.n_elements
+    if n <= _SAMPLE_SPOTS * _SAMPLE_ELEMENTS:
+        return claim
+    starts = [(n - _SAMPLE_ELEMENTS) * i // (_SAMPLE_SPOTS - 1) for i in range(_SAMPLE_SPOTS)]
+    kept = []
+    for start in starts:
+        for piece in claim.layout.pieces:
+            steps = [loop.dst for loop in piece.loops]
+            kept += restrict(piece, piece.dst, steps, start, start + _SAMPLE_ELEMENTS)
+    return replace(claim, layout=Layout(claim.layout.shape, tuple(kept)))
+
+
+class Agenda:
+    """The items of all jobs, handed out one at a time; tells when the last of a job is done."""
+
+    def __init__(
+        self,
+        jobs: Iterator[Job | HashJob | Sum],
+        done: Callable[[Job | HashJob], None],
+    ) -> None:
+        self._items = self._all(jobs)
+        self._done = done
+        self._lock = threading.Lock()
+
+    def _all(self, jobs: Iterator[Job | HashJob | Sum]) -> Iterator[Item]:
+        for job in jobs:
+            if isinstance(job, Sum):
+                yield job
+                continue
+            for item in items_of(job):
+                with job.lock:
+                    job.n_open += 1
+                yield item
+            self.close(job)
+
+    def next(self) -> Item | None:
+        """The next item, or None when there is none left."""
+        with self._lock:
+            return next(self._items, None)
+
+    def close(self, job: Job | HashJob) -> None:
+        """Says that an item of the job is done."""
+        with job.lock:
+            job.n_open -= 1
+            last = job.n_open == 0
+        if last:
+            self._done(job)

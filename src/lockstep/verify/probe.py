@@ -1,0 +1,106 @@
+"""Answers questions about a plan's leaves within the budget: does another claim hold, and where."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from lockstep.errors import BudgetError
+from lockstep.formats.leaf import Leaf
+from lockstep.verify.budget import Budget
+from lockstep.verify.claim import Claim, Equality, Plan, Words
+from lockstep.verify.differences import Tally, Where
+from lockstep.verify.job import Job, items_of, sampled
+from lockstep.verify.reading import words_of
+from lockstep.verify.tasks import SideName, wrong_with
+from lockstep.verify.tiles import digest_scheme, scheme_of
+from lockstep.verify.worker import Worker
+
+
+class _Differs(Exception):
+    """An element differs."""
+
+
+class _AnyDifference(Tally):
+    """A tally that stops at the first difference."""
+
+    def add(self, expected: Words, found: Words, where: Where) -> None:
+        """Ends the comparison.
+
+        Raises: _Differs
+        """
+        raise _Differs
+
+
+class ReadingProbe:
+    """A probe that reads; one worker with most of the budget."""
+
+    def __init__(
+        self, plan: Plan, budget: Budget, digests: Mapping[SideName, Mapping[str, str]]
+    ) -> None:
+        self._plan, self._digests = plan, digests
+        self._worker = Worker(budget.alone * 3 // 4, threading.Event())
+
+    def close(self) -> None:
+        """Closes files and gives the memory back."""
+        self._worker.close()
+
+    def agrees(self, claim: Claim, at_most: int | None = None) -> bool:
+        """Whether the claim holds bit for bit; a few stretches are looked at first.
+
+        With `at_most`, no more is looked at if the target has more elements than that.
+        """
+        source, target = self._plan.source.leaves, self._plan.target.leaves[claim.target]
+        if claim.layout is None or any(name not in source for name in claim.sources):
+            return False
+        leaves = {name: source[name] for name in claim.sources}
+        if target.value or any(leaf.value for leaf in leaves.values()):
+            return False
+        if wrong_with(claim, leaves, target):
+            return False
+        few = sampled(claim)
+        if few is not claim and not self._holds(few, leaves, target):
+            return False
+        if few is not claim and at_most is not None and target.n_elements > at_most:
+            return True
+        return self._holds(claim, leaves, target)
+
+    def _holds(self, claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> bool:
+        try:
+            scheme = scheme_of(claim, list(leaves.values()), target, self._worker.arena.n_bytes)
+        except BudgetError:
+            return False  # what cannot be looked at is not agreed to
+        job = Job(claim, leaves, target, scheme)
+        job.tally = _AnyDifference(target.element, Equality())
+        try:
+            for item in items_of(job):
+                self._worker.work(item)
+        except _Differs:
+            return False
+        assert claim.layout is not None
+        return job.n_compared == sum(piece.n_elements for piece in claim.layout.pieces)
+
+    def elements(self, side: SideName, leaf: str, start: int, stop: int) -> Words:
+        """The words of the flat elements `start` to `stop`.
+
+        Raises: BudgetError if they do not fit.
+        """
+        store = self._plan.source if side == "source" else self._plan.target
+        found = store.leaves[leaf]
+        scheme = digest_scheme(found, self._worker.arena.n_bytes)
+        self._worker.prepare(scheme, found)
+        word, n_words = words_of(found.element)
+        out = np.empty((stop - start) * found.element.n_bytes, np.uint8)
+        step = max(1, scheme.room // max(1, found.element.n_bytes))
+        for at in range(start, stop, step):
+            last = min(stop, at + step)
+            part = out[(at - start) * found.element.n_bytes :]
+            self._worker.fill(found, at, last, part[: (last - at) * found.element.n_bytes])
+        words: Words = out.view(word)
+        return words if n_words == 1 else words.reshape(-1, n_words)
+
+    def digest(self, side: SideName, leaf: str) -> str | None:
+        """The digest of a leaf, where one was made."""
+        return self._digests[side].get(leaf)
