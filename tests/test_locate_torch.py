@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from locate_reading import leaf_bits
 
 from lockstep.errors import InputError
+from lockstep.formats import restricted_pickle
 from lockstep.formats.leaf import Extent, Parts, Store
 from lockstep.formats.locate import torch_dcp, torch_zip
 from lockstep.formats.locate.torch_dcp import check_tiling
@@ -209,6 +210,15 @@ def test_what_is_no_dense_tensor_is_refused_by_name(tmp_path: Path, what: str) -
         assert "bad/leaf" in caught.value.message
 
 
+def test_attributes_of_tensors_are_said(tmp_path: Path) -> None:
+    tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.ones(3))
+    tensor.mark, parameter.mark = 1, 2
+    tensors = {"a": tensor, "b": parameter, "c": torch.nn.Buffer(torch.ones(1))}
+    store = torch_zip.locate(_saved(tmp_path, tensors))
+    agrees(store, tensors)
+    assert any("attributes" in note for note in store.notes)
+
+
 def test_programs_are_refused(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -333,7 +343,6 @@ BOMBS = {
     "itself": b"\x80\x02]q\x00h\x00a.",
     "texts": b"\x80\x02](X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"q\x00c_codecs\nencode\nq\x01"
     + (b"h\x01h\x00" + LATIN1 + b"\x86R") * 2000 + b"e.",
-    "steps": b"\x80\x02](" + b"N" * 4_000_000 + b"e.",
 }  # fmt: skip
 
 
@@ -344,6 +353,14 @@ def test_bombs_are_refused_within_bounds(tmp_path: Path, name: str) -> None:
         archive.writestr("archive/data.pkl", BOMBS[name])
     with pytest.raises(InputError):
         torch_zip.locate(path)
+
+
+def test_the_steps_of_a_pickle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"\x80\x02](" + b"N" * 90 + b"e."
+    assert read_pickle(data, "here", ()) == [None] * 90
+    monkeypatch.setattr(restricted_pickle, "MAX_STEPS", 90)
+    with pytest.raises(InputError, match="at most 90 steps"):
+        read_pickle(data, "here", ())
 
 
 # Damage -------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What every format of checkpoint comes down to: named leaves, and where their bytes lie.
 
 A locator lists the leaves of a checkpoint without reading their data. A leaf's storage is an
-`Extent` (bytes of a file, any part of which can be read by itself), `Parts` (several of those, where
-a leaf was sharded), `Chunks` (units that must be decoded whole) or `Held` (small, already here).
+`Extent` (bytes of a file, any part of which can be read by itself), `Parts` (several of those,
+where a leaf was sharded), `Chunks` (units that must be decoded whole) or `Held` (small, already
+here).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol, cast
 from lockstep.errors import InputError
 
 MAX_BYTES = 64 << 20  # the pickle of a checkpoint with 50 000 tensors takes some ten megabytes
-MAX_STEPS = 4_000_000  # opcodes; each makes one small object at most, so this bounds the memory
+MAX_STEPS = 8_000_000  # opcodes; each makes one small object at most, so this bounds the memory
+COSTS = dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "REDUCE", "NEWOBJ"), 4)
 HINT = "load it where you trust it, and write tensors and plain values only"
 
 
@@ -143,8 +144,8 @@ class _Machine:
     def run(self, stream: Stream) -> Any:
         """Walks the opcodes up to STOP."""
         for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
-            self.spend(1)
             name = opcode.name
+            self.spend(COSTS.get(name, 1))
             if name in LITERALS:
                 self.stack.append(argument)
             elif name == "STOP":

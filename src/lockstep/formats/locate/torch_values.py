@@ -55,6 +55,9 @@ UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 VIEWS = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+ATTRIBUTED = (SUBCLASS, "torch._utils._rebuild_parameter_with_state")
+ATTRIBUTES = "tensors with a class or attributes of their own, which are not compared"
+STATES = "dictionaries with a state beside their items (such as `_metadata`), which is not compared"
 PLAIN_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 # Known to torch, harmless as a name, and refused where a leaf turns out to be one.
 REFUSED = {
@@ -294,14 +297,21 @@ class Walk:
         elif isinstance(value, Call) and value.function not in ("torch.Size", "torch.device"):
             found = tensor_of(value, f"{self.where} ({name:.200})", self.find)
             self.leaves.append(found.leaf(path))
+            if value.function in ATTRIBUTED:
+                self.note(ATTRIBUTES)
             self.spans[name] = (found.key, found.span)
         else:
             self.leaves.append(self._plain(value, path, name))
 
+    def note(self, text: str) -> None:
+        """Says something about the file, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def _table(self, table: Table, path: LeafPath) -> None:
         where = f"{self.where} ({path_text(path):.200})"
-        if table.state is not None and not path_is_noted(self.notes):
-            self.notes.append(NOTE)
+        if table.state is not None:
+            self.note(STATES)
         if not table.pairs:
             self.leaves.append(Leaf(path, (), ElementType("dict", 0), Held(b""), ({},)))
         seen: dict[str, object] = {}
@@ -321,14 +331,6 @@ class Walk:
         kind, plain = plain_value(value, f"{self.where} ({name:.200})")
         self.left -= len(plain) if isinstance(plain, str | list) else 0
         return Leaf(path, (), ElementType(kind, 0), Held(b""), (plain,))
-
-
-NOTE = "dictionaries with a state beside their items (such as `_metadata`); it is not compared"
-
-
-def path_is_noted(notes: list[str]) -> bool:
-    """Whether the state of dictionaries was mentioned."""
-    return NOTE in notes
 
 
 def plain_value(value: Any, where: str) -> tuple[str, Any]:
