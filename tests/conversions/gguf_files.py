@@ -34,6 +34,8 @@ def hf_to_gguf(kind: str, root: Path, *, stored: str = "F32", outtype: str = "F3
         for hf_name, w in tensors_of(source).items()
         for name, array in _converted(hf_name, w, config, outtype)
     }
+    if config["rope_parameters"].get("rope_type") == "llama3":
+        tensors["rope_freqs.weight"] = _rope_factors(source)
     write = partial(write_gguf, config=config, outtype=outtype)
     claims = {"llama": "llama", "qwen2": "qwen", "qwen3": "qwen", "gpt_neox": "gpt-neox"}
     name = f"hf-{claims.get(kind, 'gemma')}-to-gguf"
@@ -46,7 +48,8 @@ def gguf_to_hf(forth: Conversion, root: Path) -> Conversion:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = config_of(forth.source)
-    model = tiny(config["model_type"].removesuffix("_text"), config["num_hidden_layers"])
+    kept = {key: config[key] for key in ("attention_bias",) if key in config}
+    model = tiny(config["model_type"].removesuffix("_text"), config["num_hidden_layers"], **kept)
     loaded = load_gguf_checkpoint(forth.target, return_tensors=True, model_to_load=model)
     lacks = model.load_state_dict(loaded["tensors"], strict=False)
     assert set(lacks.missing_keys) <= {"lm_head.weight"}, lacks  # tied
@@ -66,9 +69,9 @@ def _converted(
     kind = config["model_type"]
     if name == "lm_head.weight" and "gemma" in kind:
         return []
-    if kind == "llama" and name.endswith("q_proj.weight"):
+    if kind == "llama" and name.endswith(("q_proj.weight", "q_proj.bias")):
         w = interleaved(w, config["num_attention_heads"])
-    if kind == "llama" and name.endswith("k_proj.weight"):
+    if kind == "llama" and name.endswith(("k_proj.weight", "k_proj.bias")):
         w = interleaved(w, config["num_key_value_heads"])
     if kind == "gpt_neox" and ".query_key_value." in name:
         w = _apart(w, config["num_attention_heads"])
@@ -96,17 +99,31 @@ def _typed(w: Array, outtype: str) -> Array:
     return w.astype({"F32": np.float32, "F16": np.float16}[outtype])
 
 
+def _rope_factors(source: Path) -> Array:
+    """By how much llama3's scaling slows each frequency, from transformers' own two."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = AutoConfig.from_pretrained(source)
+    slowed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    half = len(slowed)
+    plain = config.rope_parameters["rope_theta"] ** -(np.arange(half, dtype=np.float32) / half)
+    return plain.astype(np.float32) / slowed.numpy()
+
+
 def _architecture(config: dict[str, Any]) -> Any:
     kind = config["model_type"]
     by_name = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     return by_name[ARCHITECTURES.get(kind, kind)]
 
 
-def write_gguf(tensors: Tensors, path: Path, *, config: dict[str, Any], outtype: str) -> Path:
+def write_gguf(tensors: Tensors, path: Path, *, config: dict[str, Any], outtype: str,
+               alignment: int = 32) -> Path:  # fmt: skip
     """A GGUF file with the metadata of a config."""
     path.parent.mkdir(parents=True, exist_ok=True)
     architecture = gguf.MODEL_ARCH_NAMES[_architecture(config)]
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_custom_alignment(alignment)
     writer.add_file_type(_FILE_TYPES[outtype])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
