@@ -35,6 +35,7 @@ ARRAYS: dict[str, NDArray[Any]] = {
     "f64": RNG.standard_normal((2, 3, 5)),
     "f16": RNG.standard_normal(7).astype(np.float16),
     "c64": (RNG.standard_normal((2, 2)) + 1j).astype(np.complex64),
+    "c128": RNG.standard_normal((3, 1, 2)) * (1 - 2j),
     "i64": np.array(-(2**62), dtype=np.int64),
     "u16": np.arange(6, dtype=np.uint16).reshape(2, 3),
     "bool": np.array([True, False, True]),
@@ -53,9 +54,11 @@ def bits(leaf: Leaf) -> bytes:
             raw = file.read(leaf.n_bytes)
         shape = leaf.grid_shape
         strides = storage.strides or tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-        step = -1 if storage.big_endian else 1
+        if storage.big_endian:  # a complex number is two
+            width = n // 2 if leaf.element.name in ("C64", "C128") else n
+            raw = np.frombuffer(raw, f">u{width}").astype(f"<u{width}").tobytes()
         places = (sum(i * s for i, s in zip(at, strides, strict=True)) for at in cells(shape))
-        return b"".join(raw[p * n : (p + 1) * n][::step] for p in places)
+        return b"".join(raw[p * n : (p + 1) * n] for p in places)
     whole = np.zeros((*((leaf.n_elements,) if storage.flat else leaf.grid_shape), n), np.uint8)
     shape = whole.shape[:-1]
     for index in cells(tuple(-(-a // b) for a, b in zip(shape, storage.shape, strict=True))):
@@ -85,10 +88,13 @@ def check(store: Store, arrays: dict[str, NDArray[Any]]) -> None:
 # safetensors
 
 
+SAVED = {name: array for name, array in ARRAYS.items() if name != "c128"}  # it has no such type
+
+
 def test_each_dtype_of_the_safetensors_package_is_listed_with_its_bits(tmp_path: Path) -> None:
-    save_file(ARRAYS, tmp_path / "m.safetensors", metadata={"format": "np"})
+    save_file(SAVED, tmp_path / "m.safetensors", metadata={"format": "np"})
     store = open_store(tmp_path / "m.safetensors")
-    check(store, ARRAYS)
+    check(store, SAVED)
     assert (store.format, store.facts) == ("safetensors", {"format": "np"})
     assert "no checksums" in store.notes[0]
     with safetensors.safe_open(tmp_path / "m.safetensors", "np") as theirs:
@@ -141,10 +147,10 @@ def sharded(root: Path) -> Path:
     root.mkdir()
     config = {"hidden_size": 8, "rope": {"theta": 1e6, "a": {"b": [1]}}, "tied": False}
     (root / "config.json").write_text(json.dumps(config))
-    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(ARRAYS)}
+    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(SAVED)}
     for shard in set(places.values()):
-        save_file({n: a for n, a in ARRAYS.items() if places[n] == shard}, root / shard)
-    total = sum(a.nbytes for a in ARRAYS.values())
+        save_file({n: a for n, a in SAVED.items() if places[n] == shard}, root / shard)
+    total = sum(a.nbytes for a in SAVED.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
     return root
@@ -153,31 +159,31 @@ def sharded(root: Path) -> Path:
 def test_shards_are_listed_as_one_with_the_facts_of_the_config(tmp_path: Path) -> None:
     root = sharded(tmp_path / "model")
     store = open_store(root)
-    check(store, ARRAYS)
-    assert list(store.leaves) == list(ARRAYS)
+    check(store, SAVED)
+    assert list(store.leaves) == list(SAVED)
     assert store.facts == {"hidden_size": 8, "rope.theta": 1e6, "rope.a.b": [1], "tied": False}
     assert len(store.files) == 4
     assert len(store.notes) == 1
-    check(open_store(root / "model.safetensors.index.json"), ARRAYS)
+    check(open_store(root / "model.safetensors.index.json"), SAVED)
 
 
 def test_weights_and_indexes_of_other_names_are_found_with_their_config(tmp_path: Path) -> None:
     root = sharded(tmp_path / "model")
     index = root / "model.safetensors.index.json"
     index.rename(root / "diffusion.safetensors.index.json")
-    check(open_store(root), ARRAYS)
+    check(open_store(root), SAVED)
     single = tmp_path / "single"
     single.mkdir()
-    save_file(ARRAYS, single / "adapter.safetensors")
+    save_file(SAVED, single / "adapter.safetensors")
     (single / "config.json").write_text('{"heads": 2}')
     store = open_store(single)
-    check(store, ARRAYS)
+    check(store, SAVED)
     assert store.facts == {"heads": 2}
 
 
 def test_files_beside_the_shards_and_a_wrong_total_are_noted(tmp_path: Path) -> None:
     root = sharded(tmp_path / "model")
-    save_file(ARRAYS, root / "old.safetensors")
+    save_file(SAVED, root / "old.safetensors")
     index = root / "model.safetensors.index.json"
     named = json.loads(index.read_text()) | {"metadata": {"total_size": 1}}
     index.write_text(json.dumps(named))
@@ -190,11 +196,11 @@ def test_the_links_of_the_hugging_face_cache_are_followed_and_no_others(tmp_path
     blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    save_file(ARRAYS, blobs / "0123")
+    save_file(SAVED, blobs / "0123")
     (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
-    check(open_store(snapshot), ARRAYS)
+    check(open_store(snapshot), SAVED)
     (snapshot / "model.safetensors").unlink()
-    save_file(ARRAYS, tmp_path / "elsewhere")
+    save_file(SAVED, tmp_path / "elsewhere")
     (snapshot / "model.safetensors").symlink_to("../../../elsewhere")
     with pytest.raises(InputError, match="got a link"):
         open_store(snapshot)
@@ -276,7 +282,7 @@ def test_a_big_endian_gguf_is_refused_by_name(tmp_path: Path) -> None:
 LAYOUTS = {
     "c": lambda a: np.ascontiguousarray(a) if a.ndim else a,
     "fortran": lambda a: np.asfortranarray(a) if a.ndim else a,
-    "big": lambda a: a if a.dtype.kind == "c" else a.astype(a.dtype.newbyteorder(">")),
+    "big": lambda a: a.astype(a.dtype.newbyteorder(">")),
 }
 
 
@@ -340,7 +346,6 @@ def test_deflated_chunks_are_read_in_any_order(
         (np.array(["word"]), "got '<U4'"),
         (np.array(["2020"], dtype="M8[Y]"), r"got '<M8\[Y\]'"),
         (np.ones(2, dtype=ml_dtypes.bfloat16).view("V2"), r"got '\|V2'"),
-        (np.ones(2, dtype=">c8"), "big-endian"),
     ],
 )
 def test_what_is_no_plain_number_is_refused_by_name(

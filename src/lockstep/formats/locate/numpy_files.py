@@ -94,7 +94,7 @@ def locate(path: Path) -> Store:
         array = _header(partial(_first, file), str(path))
     if array.n_bytes != size:
         raise _wrong(str(path), f"{array.n_bytes} bytes for its shape and type", f"{size}")
-    leaf = Leaf((Name(ONLY),), array.shape, array.element, _extent(path, 0, array, str(path)))
+    leaf = Leaf((Name(ONLY),), array.shape, array.element, _extent(path, 0, array))
     note = "npy has no checksums: damaged elements show only in the comparison"
     return Store(str(path), "npy", {ONLY: leaf}, (identity,), notes=(note,))
 
@@ -110,7 +110,7 @@ def _npz(path: Path, identity: FileIdentity, archive: ZipRecords) -> Store:
             array, storage = _deflated(path, member, where)
         else:
             array = _header(partial(archive.head, member), where)
-            storage = _extent(path, member.offset, array, where)
+            storage = _extent(path, member.offset, array)
             records.append(Record(path, member.offset, member.n_bytes, member.crc32, (name,)))
         if array.n_bytes != member.n_bytes:
             raise _wrong(where, f"{array.n_bytes} bytes for its header", f"{member.n_bytes}")
@@ -172,12 +172,7 @@ def _deflated(path: Path, member: ZipRecord, where: str) -> tuple[_Array, Storag
     return array, chunks
 
 
-def _extent(path: Path, begin: int, array: _Array, where: str) -> Extent:
-    if array.big_endian and array.element.name in ("C64", "C128"):
-        raise InputError(
-            f"{where}: expected little-endian complex numbers, got big-endian ones",
-            hint="convert them with .astype('<c8') or '<c16' and save again",
-        )
+def _extent(path: Path, begin: int, array: _Array) -> Extent:
     strides = tuple(prod(array.shape[:i]) for i in range(len(array.shape)))
     offset = begin + array.header_bytes
     return Extent(path, offset, strides if array.fortran else None, array.big_endian)
