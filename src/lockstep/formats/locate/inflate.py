@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Protocol
+from typing import Any
 
 from lockstep.errors import InputError
 from lockstep.formats.locate.keyed_bytes import import_extra
+from lockstep.formats.locate.zstd_frames import Source, ZstdFrames
 
 _DAMAGED = "restore the checkpoint from a copy; this one is damaged or was cut off"
 _READ_BYTES = 1 << 20
-
-
-class Source(Protocol):
-    """What compressed bytes come from."""
-
-    def read(self, n_bytes: int) -> bytes:
-        """At most so many bytes; none at the end."""
 
 
 def window_bytes(compressor: str, level: int) -> int:
@@ -36,12 +30,14 @@ class Inflated:
         """
         self.where = where
         self._file: Any = source
+        self._frames: ZstdFrames | None = None
         self._errors: type[Exception] | tuple[type[Exception], ...] = ()
         if compressor == "zstd":
             zstandard = import_extra("zstandard", where)
             decoder = zstandard.ZstdDecompressor(max_window_size=window_bytes("zstd", level))
+            self._frames = ZstdFrames(source)
             self._file = decoder.stream_reader(
-                source, read_size=_READ_BYTES, read_across_frames=True
+                self._frames, read_size=_READ_BYTES, read_across_frames=True
             )
             self._errors = zstandard.ZstdError
         elif compressor in ("gzip", "zlib"):
@@ -76,6 +72,11 @@ class Inflated:
         if self._next(1):
             raise InputError(
                 f"{self.where}: expected the end of the chunk, got more bytes", hint=_DAMAGED
+            )
+        if self._frames and not self._frames.is_whole:
+            raise InputError(
+                f"{self.where}: expected the end of a frame, got a stream that is cut off",
+                hint=_DAMAGED,
             )
 
     def _next(self, n_bytes: int) -> bytes:

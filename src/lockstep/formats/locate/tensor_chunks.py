@@ -23,7 +23,7 @@ from lockstep.formats.locate.keyed_bytes import (
     import_tensorstore,
     small_context,
 )
-from lockstep.formats.locate.zarr_metadata import ZarrArray
+from lockstep.formats.locate.zarr_metadata import ZarrArray, index_of
 
 STREAMED_FROM_BYTES = 16 << 20  # a chunk above this is read as a stream
 _PIECE_BYTES = 2 << 20  # what is decoded at once of a stream
@@ -215,7 +215,7 @@ class StreamedChunks:
         try:
             while len(out):
                 if self._stream is None or self._at != start:
-                    self._stream = self._place.open(self._chunk(start // n_chunk))
+                    self._stream = self._place.open(index_of(start // n_chunk, self._array.grid))
                     self._stream.skip(start % n_chunk)
                 n_bytes = min(len(out), n_chunk - start % n_chunk)
                 self._stream.fill(out[:n_bytes])
@@ -228,10 +228,6 @@ class StreamedChunks:
         except BaseException:
             self._stream = None
             raise
-
-    def _chunk(self, i: int) -> tuple[int, ...]:
-        grid = self._array.grid
-        return tuple(int(n) for n in np.unravel_index(i, grid)) if grid else ()
 
 
 class TensorstoreChunks:

@@ -6,7 +6,6 @@ Source: the Zarr storage specification, version 2 and version 3 (sharding: ZEP 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -89,12 +88,20 @@ class ZarrArray:
 
     def first_missing(self, keys: set[str]) -> str | None:
         """The first chunk or shard that has no key; looks at one more than there are keys."""
-        if prod(self.shape) == 0:
-            return None
-        for index in product(*(range(n) for n in self.stored_grid)):
-            if self.key(index) not in keys:
-                return self.key(index)
+        for i in range(min(prod(self.stored_grid), len(keys) + 1)):
+            key = self.key(index_of(i, self.stored_grid))
+            if key not in keys:
+                return key
         return None
+
+
+def index_of(i: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The place of the i-th cell of a grid, however large, in C order."""
+    index = []
+    for n in reversed(grid):
+        i, place = divmod(i, n)
+        index.append(place)
+    return tuple(reversed(index))
 
 
 def parse_zarr(document: dict[str, Any], where: str) -> ZarrArray:
