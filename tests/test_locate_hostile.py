@@ -231,6 +231,10 @@ def test_headers_that_would_fill_the_memory_are_refused_unread(tmp_path: Path) -
         open_store(path, "safetensors")
     with pytest.raises(InputError, match="expected JSON"):
         open_store(header_file(path, b'{"x":' + b"[" * 100_000))
+    for part in (b"[],", b"1,", b"[[{}]],"):  # parsed, each takes tens of times its size
+        text = b'{"x":[' + part * 9_000_000 + b"0]}"
+        with pytest.raises(InputError, match="at most 8388608 parts"):
+            open_store(header_file(path, text))
 
 
 def sharded(root: Path, places: dict[str, Any]) -> Path:

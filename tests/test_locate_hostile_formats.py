@@ -64,6 +64,18 @@ def test_a_gguf_header_that_lies_is_refused_by_tensor(
         open_store(gguf_file(tmp_path / "m", tensors, 64))
 
 
+def test_gguf_metadata_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    path, n = tmp_path / "m", 1 << 24
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 99))
+    with path.open("r+b") as file:
+        for i in range(10):
+            file.seek(0, 2)
+            file.write(struct.pack("<Q1sIQ", 1, b"%d" % i, 8, n))  # a string
+            file.truncate(file.tell() + n)
+    with pytest.raises(InputError, match="at most 134217728 bytes beside the tensors"):
+        open_store(path)
+
+
 def test_bytes_of_a_gguf_that_belong_to_no_tensor_are_noted(tmp_path: Path) -> None:
     store = open_store(gguf_file(tmp_path / "m", [(b"x", [8], 0, 64)], 160))
     notes = " ".join(store.notes)

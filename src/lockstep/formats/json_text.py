@@ -9,6 +9,7 @@ from typing import Any
 from lockstep.errors import InputError
 
 MAX_BYTES = 256 << 20  # the largest index of a real checkpoint has some ten megabytes
+MAX_PARTS = 1 << 23  # a header of a million tensors has so many; Python needs tens of bytes each
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -18,7 +19,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_BYTES} bytes of JSON")
+            raise InputError(
+                f"{path}: expected at most {MAX_BYTES} bytes of JSON, got more",
+                hint="check that this is the file you mean",
+            )
         return parse_json_object(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(
@@ -29,8 +33,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
     """The JSON object in a text.
 
-    Raises: InputError if it is not an object or has a key twice.
+    Raises: InputError if it is not an object, has a key twice, or would fill the memory.
     """
+    n_parts = max(text.count(b","), text.count(b"[") + text.count(b"{"))
+    if n_parts > MAX_PARTS:
+        raise InputError(
+            f"{where}: expected JSON of at most {MAX_PARTS} parts, got {n_parts}",
+            hint="check that this is the file you mean",
+        )
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({k for k, _ in pairs}) != len(pairs):
@@ -44,5 +54,8 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
             f"{where}: expected JSON, got something else: {error}", hint="download the file again"
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        raise InputError(
+            f"{where}: expected a JSON object, got {type(value).__name__}",
+            hint="download the file again",
+        )
     return value

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from lockstep.errors import InputError
 
 MAX_ELEMENTS = 1 << 59  # of 16 bytes, in 63 bits
+MAX_HEAD_BYTES = 1 << 27  # the largest vocabulary and its merges have some tens of megabytes
 MAX_ITEMS = 1 << 24  # of an array or a string: Python needs tens of bytes for each
 
 
@@ -83,6 +84,10 @@ class Cursor:
         """The number of items, which must fit into the rest of the file."""
         if n > min(MAX_ITEMS, (self._size - self.position) // item_bytes):
             raise self.wrong(f"expected no more items than the file can hold, got {n}")
+        if self.position + n * item_bytes > MAX_HEAD_BYTES:
+            raise self.wrong(
+                f"expected at most {MAX_HEAD_BYTES} bytes beside the tensors, got more"
+            )
         return n
 
     def take(self, n: int) -> bytes:
@@ -125,3 +130,9 @@ def is_writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def shown(text: str, at_most: int = 200) -> str:
+    """A name as an error shows it: as it is, or quoted where it has signs that steer a terminal."""
+    text = text[:at_most]
+    return text if text.isprintable() else repr(text)[: 2 * at_most]
