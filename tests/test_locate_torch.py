@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -208,6 +210,24 @@ def test_what_is_no_dense_tensor_is_refused_by_name(tmp_path: Path, what: str) -
         torch_zip.locate(path)
     if what in ("quantised", "sparse", "meta", "conjugated"):
         assert "bad/leaf" in caught.value.message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_is_one_tensor(tmp_path: Path, zipped: bool) -> None:
+    tensor = noise(torch.float32, 2, 3)
+    path = _saved(tmp_path, tensor, _use_new_zipfile_serialization=zipped)
+    agrees(torch_zip.locate(path), {"array": tensor})
+    assert torch_zip.locate(_saved(tmp_path, {})).leaves["array"].value == ({},)
+
+
+def test_errors_steer_no_terminal(tmp_path: Path) -> None:
+    path = _saved(tmp_path, {"\x1b[2Jbad\n": torch.eye(2).to_sparse()})
+    with pytest.raises(InputError, match="sparse") as caught:
+        torch_zip.locate(path)
+    assert "\x1b" not in caught.value.message
+    assert "\n" not in caught.value.message
+    with pytest.raises(InputError, match="UTF-8"):
+        torch_zip.locate(_saved(tmp_path, {"half \ud800": torch.ones(1)}))
 
 
 def test_attributes_of_tensors_are_said(tmp_path: Path) -> None:
@@ -586,6 +606,45 @@ def test_blocks_make_the_tensor(tmp_path: Path, cuts: tuple[tuple[int, ...], ...
     store = torch_dcp.locate(folder)
     assert isinstance(store.leaves["w"].storage, Parts)
     agrees(store, {"w": tensor})
+
+
+SAVE = """
+import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import torch.multiprocessing as processes
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+def work(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    kinds = {"rows": [Shard(0)], "columns": [Shard(1)], "whole": [Replicate()]}
+    tensors = torch.load(f"{folder}/tensors.pt")
+    state = {name: distribute_tensor(tensors[name], mesh, kind) for name, kind in kinds.items()}
+    dcp.save({**state, "same": tensors["same"], "step": 3}, checkpoint_id=f"{folder}/dcp")
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    processes.spawn(work, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_one_directory(tmp_path: Path) -> None:
+    tensors = {
+        "rows": noise(torch.float32, 5, 4), "columns": noise(torch.bfloat16, 3, 6),
+        "whole": noise(torch.float32, 5, 4), "same": noise(torch.int32, 2),
+    }  # fmt: skip
+    _saved(tmp_path, tensors, "tensors.pt")
+    (tmp_path / "save.py").write_text(SAVE)
+    subprocess.run(
+        [sys.executable, str(tmp_path / "save.py"), str(tmp_path)],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    store = torch_dcp.locate(tmp_path / "dcp")
+    assert store.leaves["step"].value == (3,)
+    assert isinstance(store.leaves["rows"].storage, Parts)
+    assert isinstance(store.leaves["columns"].storage, Parts)
+    agrees(store, tensors)
 
 
 def test_blocks_that_do_not_tile_are_refused(tmp_path: Path) -> None:

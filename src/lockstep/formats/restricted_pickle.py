@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, cast
 
 from lockstep.errors import InputError
+from lockstep.formats.locate.bounded import is_writable, shown
 
 MAX_BYTES = 64 << 20  # the pickle of a checkpoint with 50 000 tensors takes some ten megabytes
 MAX_STEPS = 8_000_000  # opcodes; each makes one small object at most, so this bounds the memory
@@ -126,7 +127,7 @@ def read_pickle(data: bytes | Stream, where: str, allowed: Collection[str]) -> A
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
         raise InputError(
             f"{where}: expected a pickle of tensors and plain values, got a damaged one: "
-            f"{error!s:.200}",
+            f"{shown(str(error))}",
             hint="write or download the file again",
         ) from error
 
@@ -147,6 +148,8 @@ class _Machine:
             name = opcode.name
             self.spend(COSTS.get(name, 1))
             if name in LITERALS:
+                if isinstance(argument, str) and not is_writable(argument):
+                    raise self.refuse("a text with half a sign, which UTF-8 cannot hold")
                 self.stack.append(argument)
             elif name == "STOP":
                 if len(self.stack) != 1:
@@ -170,7 +173,7 @@ class _Machine:
     def refuse(self, what: str) -> InputError:
         """The refusal of something that a checkpoint has no need of."""
         return InputError(
-            f"{self.where}: expected only tensors and plain values, got {what:.200}", hint=HINT
+            f"{self.where}: expected only tensors and plain values, got {shown(what)}", hint=HINT
         )
 
     def pop(self, kind: type | tuple[type, ...] = object) -> Any:

@@ -24,7 +24,7 @@ from lockstep.formats.leaf import (
     Store,
     collect,
 )
-from lockstep.formats.locate.bounded import opened
+from lockstep.formats.locate.bounded import opened, shown
 from lockstep.formats.protobuf import BYTES, VARINT, Field, Walker
 
 GRAPH, FUNCTIONS, TRAINING = 7, 25, 20  # of ModelProto
@@ -197,7 +197,7 @@ def _tensor(walker: Walker, message: Field) -> _Tensor:
     names = [walker.text(found) for found in fields if found.number == 8]
     if len(names) != 1 or not names[0] or "\0" in names[0]:
         raise walker.wrong(message.start, "an initializer with one name", f"{names!s:.80}")
-    tensor = _Tensor(f"{walker.where} ({names[0]:.200})", names[0])
+    tensor = _Tensor(f"{walker.where} ({shown(names[0])})", names[0])
     seen: set[int] = set()
     for found in fields:
         if found.number in (2, 9, 14) and found.number in seen:
@@ -308,7 +308,7 @@ def _external(model: _Model, tensor: _Tensor, n_bytes: int) -> Extent:
     length = _number(tensor, "length", max(size - offset, 0))
     if length != n_bytes or offset + length > size:
         raise _wrong(
-            tensor, f"{n_bytes} bytes in {location:.80}, which has {size}",
+            tensor, f"{n_bytes} bytes in {shown(location, 80)}, which has {size}",
             f"{length} at byte {offset}",
         )  # fmt: skip
     return Extent(path, offset)

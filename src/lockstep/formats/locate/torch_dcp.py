@@ -30,8 +30,9 @@ from lockstep.formats.leaf import (
     collect,
     path_text,
 )
-from lockstep.formats.locate.bounded import opened
-from lockstep.formats.locate.torch_values import DTYPES, Found, Walk, size_of, tensor_of
+from lockstep.formats.locate.bounded import opened, shown
+from lockstep.formats.locate.torch_tree import Walk
+from lockstep.formats.locate.torch_values import DTYPES, Found, size_of, tensor_of
 from lockstep.formats.locate.torch_zip import TorchArchive
 from lockstep.formats.restricted_pickle import MAX_BYTES, Call, Global, Table, read_pickle
 
@@ -88,7 +89,7 @@ class _Directory:
         """
         found = self.spans.get((name, start))
         if found is None:
-            raise _wrong(f"{self.root} ({name:.200})", f"data for its block at {start}", "none")
+            raise _wrong(f"{self.root} ({shown(name)})", f"data for its block at {start}", "none")
         return found
 
 
@@ -167,7 +168,7 @@ def _spans(root: Path, storage: Any, where: str) -> dict[tuple[str, tuple[int, .
         name, start = index.get("fqn"), index.get("offset")
         if type(name) is not str:
             raise _wrong(where, "a name for each block", type(name).__name__)
-        at = f"{where} ({name:.200})"
+        at = f"{where} ({shown(name)})"
         place = _fields(info, "_StorageInfo", at)
         if place.get("transform_descriptors"):
             raise _wrong(at, "bytes as torch.save wrote them", "a transformed (packed) block")
@@ -221,7 +222,7 @@ def _check_entries(directory: _Directory, entries: dict[str, Any]) -> None:
     """Notes blocks of tensors that the index does not list."""
     if strays := {name for name, _ in directory.spans} - set(entries):
         raise _wrong(
-            f"{directory.root} ({min(strays):.200})", "a description of each block", "none"
+            f"{directory.root} ({shown(min(strays))})", "a description of each block", "none"
         )
 
 
@@ -234,14 +235,16 @@ def _paths(planner: Any, entries: dict[str, Any], where: str) -> dict[str, LeafP
     for name in entries:
         steps = known[name]
         if not 0 < len(steps) <= 64 or not all(type(step) in (str, int) for step in steps):
-            raise _wrong(f"{where} ({name:.200})", "a path of names and numbers", "something else")
+            raise _wrong(
+                f"{where} ({shown(name)})", "a path of names and numbers", "something else"
+            )
         found[name] = tuple(Key(s) if isinstance(s, str) else Index(s) for s in steps)
     return found
 
 
 def _leaves(directory: _Directory, name: str, entry: Any, path: LeafPath) -> list[Leaf]:
     """The leaf of a tensor, or the leaves of a pickled value."""
-    where = f"{directory.root} ({name:.200})"
+    where = f"{directory.root} ({shown(name)})"
     if isinstance(entry, Call) and entry.function.endswith(".BytesStorageMetadata"):
         archive = directory.archive(directory.span(name, None), where)
         walk = Walk(where, archive.find)
@@ -329,7 +332,7 @@ def _block(
 ) -> Extent:
     """Where the elements of one block lie."""
     start, size = block
-    where = f"{directory.root} ({name:.200}, block at {start})"
+    where = f"{directory.root} ({shown(name)}, block at {start})"
     archive = directory.archive(directory.span(name, start), where)
     if not isinstance(archive.content, Call):
         raise _wrong(where, "a tensor", type(archive.content).__name__)

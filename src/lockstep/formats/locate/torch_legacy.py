@@ -8,12 +8,11 @@ from typing import IO, Any
 from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Store, collect
 from lockstep.formats.locate.bounded import opened
+from lockstep.formats.locate.torch_tree import Walk
 from lockstep.formats.locate.torch_values import (
     ALLOWED,
     Place,
     StorageUse,
-    Walk,
-    share,
     storage_use,
 )
 from lockstep.formats.restricted_pickle import (
@@ -51,8 +50,7 @@ def locate(path: Path) -> Store:
         uses = _storages(content, where)
         places = _places(path, file, keys, uses, identity.n_bytes, big_endian)
     walk = Walk(where, lambda use, at: _place(places, use, at))
-    walk.add(content, ())
-    leaves = share(walk.leaves, walk.spans)
+    leaves = walk.add_all(content)
     notes = ("this format has no checksums", *walk.notes)
     return Store(where, "torch", collect(leaves, where), (identity,), notes=notes)
 
@@ -113,7 +111,7 @@ def _places(
         n_bytes = use.n_elements * (use.element.n_bytes if use.element else 1)
         if announced != use.n_elements or at + 8 + n_bytes > n_file:
             raise _wrong(
-                where, f"{use.n_elements} elements of storage {key:.40} at byte {at}",
+                where, f"{use.n_elements} elements of storage {key!r:.60} at byte {at}",
                 f"{announced}, and {n_file} bytes in all",
             )  # fmt: skip
         places[key] = Place(path, at + 8, n_bytes, big_endian)

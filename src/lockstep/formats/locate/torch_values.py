@@ -15,19 +15,13 @@ from lockstep.formats.leaf import (
     ElementType,
     Extent,
     Held,
-    Index,
-    Key,
     Leaf,
     LeafPath,
     Storage,
-    path_text,
 )
-from lockstep.formats.restricted_pickle import Bag, Call, Global, Persistent, Table
+from lockstep.formats.locate.bounded import shown
+from lockstep.formats.restricted_pickle import Call, Global, Persistent, Table
 
-MAX_DEPTH = 64
-MAX_NAME = 16_384  # characters
-MAX_NAMES = 32 << 20  # characters of all names together: shared branches of a pickle may explode
-MAX_VALUE = 1 << 20  # characters of one value that is no tensor
 MAX_ELEMENTS = 1 << 62
 HINT = "write the checkpoint with plain tensors and plain values"
 
@@ -55,9 +49,6 @@ UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 VIEWS = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-ATTRIBUTED = (SUBCLASS, "torch._utils._rebuild_parameter_with_state")
-ATTRIBUTES = "tensors with a class or attributes of their own, which are not compared"
-STATES = "dictionaries with a state beside their items (such as `_metadata`), which is not compared"
 PLAIN_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 # Known to torch, harmless as a name, and refused where a leaf turns out to be one.
 REFUSED = {
@@ -189,7 +180,7 @@ def tensor_of(call: Call, where: str, find: Find) -> Found:
             break
     what = REFUSED.get(call.function, call.function)
     raise InputError(
-        f"{where}: expected a dense tensor or a plain value, got {what:.200}", hint=HINT
+        f"{where}: expected a dense tensor or a plain value, got {shown(what)}", hint=HINT
     )
 
 
@@ -263,129 +254,6 @@ def _refuse_lazy(metadata: Any, where: str) -> None:
         "one that is lazily conjugated or \
 negated, or has other metadata",
     )
-
-
-class Walk:
-    """From what a pickle holds to leaves, within bounds on depth and on names."""
-
-    def __init__(self, where: str, find: Find) -> None:
-        self.where = where
-        self.find = find
-        self.leaves: list[Leaf] = []
-        self.spans: dict[str, tuple[str, tuple[int, int]]] = {}
-        self.notes: list[str] = []
-        self.left = MAX_NAMES
-
-    def add(self, value: Any, path: LeafPath) -> None:
-        """Lists a value and what it contains.
-
-        Raises: InputError, with the name of the leaf, for what is neither tensor nor plain.
-        """
-        name = path_text(path)
-        self.left -= len(name) + 64
-        if len(path) > MAX_DEPTH or len(name) > MAX_NAME or self.left < 0:
-            raise _wrong(
-                f"{self.where} ({name:.80})",
-                f"at most {MAX_DEPTH} levels and {MAX_NAMES >> 20} MiB of names",
-                "more; a pickle may hold one branch many times",
-            )
-        if isinstance(value, Table):
-            self._table(value, path)
-        elif isinstance(value, list | tuple) and value:
-            for i, item in enumerate(value):
-                self.add(item, (*path, Index(i)))
-        elif isinstance(value, Call) and value.function not in ("torch.Size", "torch.device"):
-            found = tensor_of(value, f"{self.where} ({name:.200})", self.find)
-            self.leaves.append(found.leaf(path))
-            if value.function in ATTRIBUTED:
-                self.note(ATTRIBUTES)
-            self.spans[name] = (found.key, found.span)
-        else:
-            self.leaves.append(self._plain(value, path, name))
-
-    def note(self, text: str) -> None:
-        """Says something about the file, once."""
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def _table(self, table: Table, path: LeafPath) -> None:
-        where = f"{self.where} ({path_text(path):.200})"
-        if table.state is not None:
-            self.note(STATES)
-        if not table.pairs:
-            self.leaves.append(Leaf(path, (), ElementType("dict", 0), Held(b""), ({},)))
-        seen: dict[str, object] = {}
-        for key, item in table.pairs:
-            if type(key) not in (str, int):
-                raise _wrong(where, "keys that are texts or whole numbers", type(key).__name__)
-            text = key if isinstance(key, str) else str(key) if abs(key) < 1 << 63 else "?"
-            if len(text) > MAX_NAME:
-                raise _wrong(where, f"keys of at most {MAX_NAME} signs", f"{len(text)}")
-            if text in seen:
-                raise _wrong(where, "each key once", f"{text!r:.80} twice, as text or as number")
-            seen[text] = None
-            self.add(item, (*path, Key(text)))
-
-    def _plain(self, value: Any, path: LeafPath, name: str) -> Leaf:
-        """A leaf that is no tensor: its type's name and its value."""
-        kind, plain = plain_value(value, f"{self.where} ({name:.200})")
-        self.left -= len(plain) if isinstance(plain, str | list) else 0
-        return Leaf(path, (), ElementType(kind, 0), Held(b""), (plain,))
-
-
-def plain_value(value: Any, where: str) -> tuple[str, Any]:
-    """The name of a plain value's type, and the value as JSON has it.
-
-    Raises: InputError if it is not plain.
-    """
-    if value is None:
-        return "none", None
-    if isinstance(value, bool | int | float | str):
-        if (isinstance(value, str) and len(value) > MAX_VALUE) or (
-            isinstance(value, int) and value.bit_length() > 2048
-        ):
-            raise _wrong(where, f"a value of at most {MAX_VALUE} signs", "a longer one")
-        return type(value).__name__, value
-    if isinstance(value, bytes) and len(value) <= MAX_VALUE // 2:
-        return "bytes", value.hex()
-    if isinstance(value, list | tuple) and not value:
-        return type(value).__name__, []
-    if isinstance(value, Global):
-        return "name", value.name
-    if isinstance(value, Bag) and len(value.items) <= MAX_VALUE // 64:
-        items = [plain_value(item, where) for item in value.items if not isinstance(item, Bag)]
-        if len(items) == len(value.items):
-            return "set", sorted((list(item) for item in items), key=repr)
-    if isinstance(value, Call) and value.function == "torch.Size":
-        return "torch.Size", list(size_of(value, where))
-    if isinstance(value, Call) and value.function == "torch.device":
-        texts = [str(part) for part in value.arguments if isinstance(part, str | int)]
-        if len(texts) == len(value.arguments) <= 2:
-            return "torch.device", ":".join(texts)[:64]
-    raise _wrong(where, "a tensor or a plain value", type(value).__name__)
-
-
-def share(leaves: list[Leaf], spans: dict[str, tuple[str, tuple[int, int]]]) -> list[Leaf]:
-    """The leaves, with those marked that lie on the very same bytes."""
-    uses: dict[tuple[str, tuple[int, int]], int] = {}
-    for span in spans.values():
-        uses[span] = uses.get(span, 0) + 1
-    return [_shared(leaf, spans, uses) for leaf in leaves]
-
-
-def _shared(
-    leaf: Leaf,
-    spans: dict[str, tuple[str, tuple[int, int]]],
-    uses: dict[tuple[str, tuple[int, int]], int],
-) -> Leaf:
-    found = spans.get(leaf.name)
-    if found is None or uses[found] < 2 or not leaf.n_elements:
-        return leaf
-    key, (start, stop) = found
-    return Leaf(
-        leaf.path, leaf.shape, leaf.element, leaf.storage, leaf.value, leaf.physical,
-        shares=f"{key}[{start}:{stop}]", checksum=leaf.checksum,
-    )  # fmt: skip
 
 
 def _wrong(where: str, expected: str, got: str) -> InputError:

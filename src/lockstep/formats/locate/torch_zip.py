@@ -10,7 +10,8 @@ from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Leaf, Record, Store, collect
 from lockstep.formats.locate import torch_legacy
 from lockstep.formats.locate.bounded import opened
-from lockstep.formats.locate.torch_values import ALLOWED, Place, StorageUse, Walk, share
+from lockstep.formats.locate.torch_tree import Walk
+from lockstep.formats.locate.torch_values import ALLOWED, Place, StorageUse
 from lockstep.formats.restricted_pickle import MAX_BYTES, read_pickle
 from lockstep.formats.zip_records import ZipRecord, ZipRecords
 
@@ -97,10 +98,9 @@ def locate(path: Path) -> Store:
 def _list(path: Path, file: IO[bytes], identity: FileIdentity) -> Store:
     archive = TorchArchive(path, file, 0, identity.n_bytes, str(path))
     walk = Walk(str(path), archive.find)
-    walk.add(archive.content, ())
     leaves = [
         replace(leaf, checksum="crc32") if leaf.physical in archive.used else leaf
-        for leaf in share(walk.leaves, walk.spans)
+        for leaf in walk.add_all(archive.content)
     ]
     notes = list(walk.notes)
     if unused := [name for name in archive.unused() if archive.zip.records[name].n_bytes]:
