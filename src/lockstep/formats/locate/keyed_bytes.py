@@ -24,14 +24,14 @@ class KeyedBytes(Protocol):
     def all_keys(self) -> Sequence[str]:
         """All keys, in order."""
 
-    def size(self, key: str) -> int:
-        """How many bytes are under a key.  Raises: InputError if there is none."""
-
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes under a key; a negative start counts from the end.
 
         Raises: InputError if they are not all there.
         """
+
+    def block(self, key: str, start: int) -> bytes:
+        """The next mebibyte under a key, or what is left of it; none at the end."""
 
     def spec(self, prefix: str) -> dict[str, Any]:
         """How tensorstore opens what is below a prefix.  Raises: InputError if it cannot."""
@@ -76,6 +76,10 @@ class Folder:
         if first < 0 or len(found) != last - first:
             raise _too_short(self.where, key, first, last, n_bytes)
         return found
+
+    def block(self, key: str, start: int) -> bytes:
+        """The next mebibyte of a file, or what is left of it; none at the end."""
+        return self.read(key, start, max(start, min(start + BLOCK_BYTES, self.size(key))))
 
     def spec(self, prefix: str) -> dict[str, Any]:
         """How tensorstore opens what is below a prefix."""
@@ -140,26 +144,17 @@ class Ocdbt:
         """All keys, in order."""
         return list(self._stores)
 
-    def size(self, key: str) -> int:
-        """How many bytes are under a key: the database only tells by refusing what is too far."""
-        low, high = 0, 1
-        while self._has_byte(key, high - 1):
-            low, high = high, high * 2
-        while low < high:  # the size is in [low, high]
-            middle = (low + high) // 2
-            if self._has_byte(key, middle):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+    def block(self, key: str, start: int) -> bytes:
+        """The next mebibyte under a key, or what is left of it; none at the end.
 
-    def _has_byte(self, key: str, place: int) -> bool:
+        The database does not tell how long a value is: it refuses to read beyond its end.
+        """
         try:
-            return len(self._read(key, slice(place, place + 1))) == 1
+            return self._read(key, slice(start, start + BLOCK_BYTES))
         except ValueError as error:
-            if "OUT_OF_RANGE" in str(error):
-                return False
-            raise self._unreadable(key, error) from error
+            if "OUT_OF_RANGE" not in str(error):
+                raise self._unreadable(key, error) from error
+        return self.read(key, start)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes under a key."""
@@ -250,16 +245,23 @@ def small_context(tensorstore: Any) -> Any:
 
 
 class Range:
-    """A stretch of the bytes under a key as a file that is read once, block by block."""
+    """The bytes under a key, or a stretch of them, as a file that is read once."""
 
-    def __init__(self, source: KeyedBytes, key: str, start: int, stop: int) -> None:
+    def __init__(self, source: KeyedBytes, key: str, start: int, stop: int | None) -> None:
         self._blocks = self._read(source, key, start, stop)
         self._held = memoryview(b"")
 
     @staticmethod
-    def _read(source: KeyedBytes, key: str, start: int, stop: int) -> Iterator[bytes]:
-        for place in range(start, stop, BLOCK_BYTES):
-            yield source.read(key, place, min(place + BLOCK_BYTES, stop))
+    def _read(source: KeyedBytes, key: str, start: int, stop: int | None) -> Iterator[bytes]:
+        while stop is None or start < stop:
+            if stop is None:
+                block = source.block(key, start)
+            else:
+                block = source.read(key, start, min(start + BLOCK_BYTES, stop))
+            yield block
+            if len(block) < BLOCK_BYTES:
+                return
+            start += len(block)
 
     def read(self, n_bytes: int) -> bytes:
         """At most so many bytes; none at the end."""
