@@ -35,6 +35,7 @@ VERBS = {
     "compare": "Say which node of a run's program is at fault, if any is.",
     "faults": "Plant faults into generated C, and see whether `compare` names them.",
     "go": "Say whether the runbook may proceed on a run, with the evidence.",
+    "verify": "Prove that a checkpoint conversion is value-exact, in bounded memory.",
     "report": "Write the page that shows a run.",
     "doctor": "Say what works here, what does not, and the command that mends it.",
 }

@@ -1,0 +1,58 @@
+"""`lockstep verify`: is a checkpoint conversion value-exact? Its verbs lie beside this file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+import click
+
+from lockstep.cli import verify_diff, verify_digest, verify_ls, verify_plan, verify_prove
+from lockstep.cli.verb import VerbGroup
+from lockstep.errors import UsageError
+
+DEFAULT = "prove"
+
+
+class _Verify(VerbGroup):
+    """A group whose verb `prove` may be left out: `lockstep verify SRC DST --claims FILE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts `prove` in front of what names no verb.
+
+        Raises: UsageError for what is neither a verb nor a checkpoint, but nearly a verb.
+        """
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            self._refuse_a_typo(args[0])
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb, or `prove` for a word that names none."""
+        return super().get_command(ctx, cmd_name) or self.commands[DEFAULT]
+
+    def _refuse_a_typo(self, word: str) -> None:
+        near = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.6)
+        if near and not os.path.lexists(word):
+            raise UsageError(
+                f"lockstep verify: expected a verb or a checkpoint, got {word!r}",
+                hint=f"try `lockstep verify {near[0]}`",
+            )
+
+
+@click.group(cls=_Verify)
+def command() -> None:
+    """Prove that a checkpoint conversion is value-exact, in bounded memory.
+
+    `prove` may be left out: `lockstep verify SRC DST --claims FILE`. A checkpoint that is named
+    like a verb is reached as ./NAME.
+
+    Exit codes: 0 all is value-exact; 1 values differ, whatever else is wrong; 2 no value differs,
+    but the claims or their coverage do not add up; 3 something is not installed; 4 a file is
+    unreadable, damaged, or changed meanwhile; 5 the memory allowed is too small; 6 a part is equal
+    only inexactly, or was not compared.
+    """
+
+
+for verb in (verify_prove, verify_ls, verify_plan, verify_diff, verify_digest):
+    command.add_command(verb.command)
