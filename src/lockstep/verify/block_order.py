@@ -34,11 +34,11 @@ def block_hypotheses(case: Case) -> Iterator[Hypothesis]:
 
 
 def _block_counts(case: Case, n: int) -> list[tuple[int, str]]:
-    """How many blocks an axis may have, the fewest first, and what the facts call them."""
+    """How many blocks an axis may have, and what the facts call them; what has a name is first."""
     names = {count: name for name, count in case.facts.items()}
     names.setdefault(len(case.claim.sources), "sources")
     counts = [m for m in range(2, min(n, MAX_BLOCKS) + 1) if n % m == 0]
-    return [(m, names.get(m, "")) for m in counts]
+    return sorted(((m, names.get(m, "")) for m in counts), key=lambda found: not found[1])
 
 
 def _order(case: Case, axis: int, block: int, n_blocks: int) -> list[int] | None:

@@ -87,7 +87,7 @@ class Case:
 
     def _read(self, leaf: str | None, start: int, n: int, step: int, fill: bytes) -> Words:
         if leaf is None:
-            return np.frombuffer(fill * n, self.word_type)
+            return np.frombuffer(fill * n, f"<u{len(fill)}")
         if step >= 0:
             return self.probe.elements("source", leaf, start, start + n)
         return self.probe.elements("source", leaf, start - n + 1, start + 1)[::-1]
@@ -105,7 +105,7 @@ class Case:
 
     @property
     def is_simple(self) -> bool:
-        """Whether elements are single words, of which moves make as many: then places can be read."""
+        """Whether every element is one word and stays one, so that single places can be read."""
         leaves = [self.plan.source.leaves.get(name) for name in self.claim.sources]
         elements = [self.target.element, *(leaf.element for leaf in leaves if leaf)]
         plain = all(e.n_bytes in (1, 2, 4, 8) and e.n_numbers == 1 for e in elements)

@@ -106,7 +106,7 @@ def _head_counts(case: Case, n: int) -> list[tuple[int, str]]:
     found: dict[int, str] = {}
     for name, value in case.facts.items():
         for n_heads in (value, n // value):
-            if n % n_heads == 0 and n // n_heads % 2 == 0:
+            if n_heads and n % n_heads == 0 and n // n_heads % 2 == 0:
                 known = f" (as {name})" if n_heads == value else f" (of {name} rows)"
                 found.setdefault(n_heads, known)
     for n_heads in range(1, min(n // 2, 256) + 1):

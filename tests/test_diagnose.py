@@ -1,0 +1,463 @@
+"""Diagnoses: each fault is planted in small leaves held in memory, and must be named as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lockstep.artifacts.verification import Diagnosis
+from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
+from lockstep.verify.claim import Claim, Plan, Words
+from lockstep.verify.diagnose import diagnose
+from lockstep.verify.differences import Tally
+from lockstep.verify.hypotheses import Side, source_of
+from lockstep.verify.layout import Layout, filled, join, permute, reshape, whole
+from lockstep.verify.values import value_move
+
+F32 = ELEMENT_TYPES["F32"]
+Arrays = dict[str, NDArray[Any]]
+
+
+class Memory:
+    """A probe over arrays, which counts what it is asked."""
+
+    def __init__(self, source: Arrays, target: Arrays) -> None:
+        self.sides: dict[str, Arrays] = {"source": source, "target": target}
+        self.n_agrees, self.n_read = 0, 0
+
+    def agrees(self, claim: Claim, at_most: int | None = None) -> bool:
+        self.n_agrees += 1
+        assert at_most is None or at_most > 0
+        expected = self.expected(claim).reshape(-1)
+        found = self.sides["target"][claim.target].reshape(-1)
+        step = 1 if at_most is None else max(1, len(found) // at_most)
+        return expected.dtype == found.dtype and bool((expected[::step] == found[::step]).all())
+
+    def expected(self, claim: Claim) -> Words:
+        """What a claim says, gathered piece by piece."""
+        assert claim.layout is not None
+        words = gathered(claim.layout, self.sides["source"])
+        for move in claim.values:
+            words = move.apply(words)
+        return words
+
+    def elements(self, side: Side, leaf: str, start: int, stop: int) -> Words:
+        self.n_read += stop - start
+        return self.sides[side][leaf].reshape(-1)[start:stop]
+
+    def digest(self, side: Side, leaf: str) -> str | None:
+        words = self.sides[side][leaf]
+        return f"{words.shape}{words.dtype}{words.tobytes().hex()}"
+
+
+def gathered(layout: Layout, arrays: Arrays) -> Words:
+    """The words of a layout."""
+    dtype = np.dtype(f"<u{len(layout.pieces[0].fill)}") if layout.pieces[0].fill else None
+    dtype = dtype or next(iter(arrays.values())).dtype
+    out = np.zeros(layout.n_elements, dtype)
+    for piece in layout.pieces:
+        src, dst = np.array(piece.src), np.array(piece.dst)
+        for loop in piece.loops:
+            steps = np.arange(loop.n)
+            src = src[..., None] + steps * loop.src
+            dst = dst[..., None] + steps * loop.dst
+        constant = np.frombuffer(piece.fill, dtype)[0] if piece.leaf is None else None
+        out[dst] = constant if constant is not None else arrays[piece.leaf or ""].reshape(-1)[src]
+    return out
+
+
+def weights(*shape: int, seed: int = 0) -> NDArray[Any]:
+    """Random float32 words."""
+    values = np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+    return values.view(np.uint32)
+
+
+def store(side: str, arrays: Arrays, element: ElementType) -> Store:
+    """A store that lists the arrays."""
+    leaves = {n: Leaf((Name(n),), a.shape, element, Held(b"")) for n, a in arrays.items()}
+    return Store(side, "npz", leaves, ())
+
+
+def explained(
+    source: Arrays,
+    target: Arrays,
+    layout: Layout,
+    *,
+    name: str = "out",
+    elements: tuple[ElementType, ElementType] = (F32, F32),
+    **more: Any,
+) -> Diagnosis | None:
+    """The diagnosis of one claim over arrays; what is asked of the probe is bounded."""
+    facts = more.pop("facts", {})
+    stores = (store("source", source, elements[0]), store("target", target, elements[1]))
+    sources = tuple(dict.fromkeys(p.leaf for p in layout.pieces if p.leaf))
+    claim = Claim("c", "rule", "", name, sources, layout, **more)
+    plan = Plan(*stores, (claim,), facts=facts)
+    probe = Memory(source, target)
+    tally = Tally(elements[1], claim.equality)
+    expected, found = probe.expected(claim).reshape(-1), target[name].reshape(-1)
+
+    def where(i: int) -> tuple[int, str, int]:
+        leaf, src, _ = source_of(layout, i)
+        return i, leaf or "", src
+
+    tally.add(expected, found, where)
+    assert tally.n_differ, "the fault changes nothing"
+    diagnosis = diagnose(claim, plan, probe, tally.difference(plan, claim))
+    without = diagnose(claim, plan, Memory(source, target))
+    needs_places = ("bit_flip", "one_ulp", "few_elements")
+    if diagnosis and diagnosis.hypothesis not in needs_places and "in place" not in diagnosis.text:
+        assert without is not None
+        assert without.hypothesis == diagnosis.hypothesis
+    assert probe.n_agrees < 300
+    assert probe.n_read < 100_000
+    return diagnosis
+
+
+def identity(shape: tuple[int, ...], name: str = "w") -> Layout:
+    return whole(name, shape)
+
+
+def check(diagnosis: Diagnosis | None, hypothesis: str, *words: str) -> None:
+    """The hypothesis has this name and its text these words."""
+    assert diagnosis is not None
+    assert diagnosis.confirmed
+    assert diagnosis.hypothesis == hypothesis, diagnosis.text
+    for word in words:
+        assert word in diagnosis.text
+
+
+# --- other leaves
+
+
+def layers(n: int, *shape: int) -> Arrays:
+    """Gate and up of some layers."""
+    return {
+        f"model.layers.{i}.mlp.{which}_proj.weight": weights(*shape, seed=2 * i + j)
+        for i in range(n)
+        for j, which in enumerate(("gate", "up"))
+    }
+
+
+def test_gate_under_up_is_found_by_name() -> None:
+    source = layers(4, 6, 10)
+    gate, up = "model.layers.2.mlp.gate_proj.weight", "model.layers.2.mlp.up_proj.weight"
+    found = explained(source, {"out": source[up]}, identity((6, 10), gate))
+    check(found, "other_leaf", f"these bytes are under {up}")
+    assert found is not None
+    assert found.suspects == (up,)
+
+
+def test_the_next_layer_is_called_so() -> None:
+    source = layers(4, 6, 10)
+    mine, other = (f"model.layers.{i}.mlp.up_proj.weight" for i in (1, 2))
+    found = explained(source, {"out": source[other]}, identity((6, 10), mine))
+    check(found, "neighbour", other, "next")
+
+
+def test_another_leaf_under_a_transform_is_found() -> None:
+    source = layers(3, 6, 10)
+    mine, other = (f"model.layers.1.mlp.{k}_proj.weight" for k in ("gate", "up"))
+    layout = permute(identity((6, 10), mine), (1, 0))
+    check(explained(source, {"out": source[other].T.copy()}, layout), "other_leaf", other)
+
+
+def test_another_leaf_transposed_is_found() -> None:
+    source = {"a": weights(6, 10), "b": weights(10, 6, seed=3)}
+    found = explained(source, {"out": source["b"].T.copy()}, identity((6, 10), "a"))
+    check(found, "other_leaf_transposed", "b, transposed")
+
+
+def test_one_wrong_source_of_many_is_named() -> None:
+    source = {f"e.{i}": weights(4, 6, seed=i) for i in range(5)}
+    layout = join([reshape(whole(f"e.{i}", (4, 6)), (1, 4, 6)) for i in range(4)], 0)
+    found = np.stack([source[f"e.{i}"] for i in (0, 1, 4, 3)])
+    check(explained(source, {"out": found}, layout), "other_leaf", "e.4 in place of e.2")
+
+
+# --- axes
+
+
+def test_a_square_leaf_transposed() -> None:
+    w = weights(8, 8)
+    check(explained({"w": w}, {"out": w.T.copy()}, identity((8, 8))), "transposed", "transposed")
+
+
+def test_transposed_where_reshape_was_claimed_and_the_other_way_round() -> None:
+    w = weights(4, 6)
+    shaped = explained({"w": w}, {"out": w.T.copy()}, reshape(identity((4, 6)), (6, 4)))
+    check(shaped, "transposed")
+    kept = explained({"w": w}, {"out": w.reshape(6, 4)}, permute(identity((4, 6)), (1, 0)))
+    check(kept, "not_transformed", "own order")
+
+
+def test_axes_in_another_order() -> None:
+    w = weights(4, 4, 4)
+    found = explained({"w": w}, {"out": w.transpose(1, 2, 0).copy()}, identity((4, 4, 4)))
+    check(found, "axis_order", "(1, 2, 0)")
+
+
+def test_stacked_on_another_axis() -> None:
+    source = {f"l.{i}": weights(4, 4, seed=i) for i in range(4)}
+    layout = join([reshape(whole(f"l.{i}", (4, 4)), (1, 4, 4)) for i in range(4)], 0)
+    found = np.stack([source[f"l.{i}"] for i in range(4)], 1)
+    diagnosis = explained(source, {"out": found}, layout)
+    assert diagnosis is not None
+    assert diagnosis.hypothesis in ("stack_axis", "axis_order")  # the same elements, either way
+
+
+def test_flipped_rolled_and_shifted() -> None:
+    w = weights(50, 7)
+    for found, name in (
+        (w[:, ::-1], "flipped"),
+        (np.roll(w, 1, 0), "rolled"),
+        (np.roll(w, -1, 1), "rolled"),
+        (np.roll(w.reshape(-1), 1).reshape(50, 7), "shifted"),
+        (np.append(w.reshape(-1)[1:], np.uint32(0)).reshape(50, 7), "shifted"),
+        (np.roll(w, 25, 0), "halves_swapped"),
+    ):
+        check(explained({"w": w}, {"out": found.copy()}, identity((50, 7))), name)
+
+
+# --- rotary halves, heads, experts
+
+
+def interleave(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
+    """Half to interleaved, as converters of llama do it."""
+    return (
+        w.reshape(n_heads, 2, w.shape[0] // n_heads // 2, *w.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(w.shape)
+        .copy()
+    )
+
+
+def roped(shape: tuple[int, ...], n_heads: int) -> Layout:
+    """The claim that rotary halves were interleaved."""
+    split = reshape(identity(shape), (n_heads, 2, shape[0] // n_heads // 2, *shape[1:]))
+    return reshape(permute(split, (0, 2, 1, *range(3, len(shape) + 2))), shape)
+
+
+def test_rope_missing_doubled_and_with_the_wrong_heads() -> None:
+    w, facts = weights(64, 5), {"n_heads": 8, "n_kv_heads": 4}
+    layout, text = roped((64, 5), 4), "rope_half_to_interleaved(n_kv_heads)"
+    missing = explained({"w": w}, {"out": w}, layout, text=text, facts=facts)
+    check(missing, "not_transformed")
+    twice = interleave(interleave(w, 4), 4)
+    doubled = explained({"w": w}, {"out": twice}, layout, text=text, facts=facts)
+    check(doubled, "rope_missing_or_doubled", "n_kv_heads", "4 heads")
+    wrong = explained({"w": w}, {"out": interleave(w, 8)}, layout, text=text, facts=facts)
+    check(wrong, "rope_heads", "n_heads", "8 heads")
+
+
+def test_rope_that_nobody_claimed() -> None:
+    w = weights(64, 5)
+    found = explained({"w": w}, {"out": interleave(w, 8)}, identity((64, 5)), facts={"n_heads": 8})
+    check(found, "rope_interleaved", "half to interleaved", "8 heads")
+
+
+def test_heads_in_another_order_are_listed() -> None:
+    w, order = weights(48, 5), [3, 0, 5, 1, 4, 2]
+    found = w.reshape(6, 8, 5)[order].reshape(48, 5)
+    facts = {"n_heads": 6}
+    diagnosis = explained({"w": w}, {"out": found}, identity((48, 5)), facts=facts)
+    check(diagnosis, "heads_permuted", "6 heads of 8", "[3, 0, 5, 1, 4, 2]")
+
+
+def test_columns_of_heads_in_another_order() -> None:
+    w, order = weights(5, 48), [3, 0, 5, 1, 4, 2]
+    found = w.reshape(5, 6, 8)[:, order].reshape(5, 48)
+    check(explained({"w": w}, {"out": found}, identity((5, 48)), facts={"n_heads": 6}),
+          "heads_permuted", "axis 1")  # fmt: skip
+
+
+def test_layers_stacked_in_the_order_of_text() -> None:
+    source = {f"l.{i}": weights(3, 4, seed=i) for i in range(12)}
+    layout = join([reshape(whole(f"l.{i}", (3, 4)), (1, 3, 4)) for i in range(12)], 0)
+    found = np.stack([source[f"l.{i}"] for i in sorted(range(12), key=str)])
+    check(explained(source, {"out": found}, layout), "lexicographic", "10 before 2")
+
+
+def test_experts_permuted_and_two_exchanged() -> None:
+    source = {f"experts.{i}": weights(3, 4, seed=i) for i in range(8)}
+    layout = join([reshape(whole(f"experts.{i}", (3, 4)), (1, 3, 4)) for i in range(8)], 0)
+    for order, name, word in (
+        ([5, 3, 0, 1, 7, 2, 6, 4], "experts_permuted", "[5, 3, 0"),
+        ([0, 6, 2, 3, 4, 5, 1, 7], "blocks_swapped", "1 and 6 exchanged"),
+        ([1, 2, 3, 4, 5, 6, 7, 0], "rolled", ""),
+    ):
+        found = np.stack([source[f"experts.{i}"] for i in order])
+        check(explained(source, {"out": found}, layout, text="experts stack(0)"), name, word)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gate_and_up_exchanged_in_one_leaf(axis: int) -> None:
+    source = {"gate": weights(6, 8), "up": weights(6, 8, seed=9)}
+    layout = join([whole("gate", (6, 8)), whole("up", (6, 8))], axis)
+    found = np.concatenate([source["up"], source["gate"]], axis)
+    check(explained(source, {"out": found}, layout), "halves_swapped", f"axis {axis}")
+
+
+# --- values
+
+
+def f32(words: NDArray[Any]) -> NDArray[np.float32]:
+    return words.view(np.float32)
+
+
+VALUE_FAULTS: dict[str, tuple[Callable[[NDArray[np.float32]], Any], str]] = {
+    "BF16": (lambda x: moved(moved(x, "BF16"), "F32", "BF16"), "rounded"),
+    "F16": (lambda x: x.astype(np.float16).astype(np.float32), "rounded"),
+    "toward zero": (lambda x: (x.view("u4") & np.uint32(0xFFFF0000)).view("f4"), "truncated"),
+    "subnormal": (
+        lambda x: np.where(np.abs(x) < 2.0**-126, np.float32(0), x),
+        "subnormals_flushed",
+    ),
+    "1.0001": (lambda x: x * np.float32(1.0001), "scaled"),
+    "0.125": (lambda x: x * np.float32(0.125), "scaled"),
+    "0.08838834": (lambda x: x * np.float32(128**-0.5), "scaled"),
+    "1 added": (lambda x: x + np.float32(1), "one_added"),
+    "1 subtracted": (lambda x: x - np.float32(1), "one_subtracted"),
+    "sign": (lambda x: -x, "sign_flipped"),
+    "byte": (lambda x: x.byteswap(), "byte_swapped"),
+    "all zeros": (lambda x: x * 0 + 0, "zeros"),
+    "1.0 everywhere": (lambda x: x * 0 + 1, "constant"),
+}
+
+
+def moved(x: NDArray[Any], to: str, source: str = "F32") -> NDArray[Any]:
+    """Cast by the move that test_values.py holds to other libraries."""
+    words = x.reshape(-1).view(f"u{ELEMENT_TYPES[source].n_bytes}")
+    made = value_move("cast", ELEMENT_TYPES[source], [to], {}).apply(words).reshape(x.shape)
+    return made.view(np.float32) if to == "F32" else made
+
+
+@pytest.mark.parametrize("word", VALUE_FAULTS)
+def test_what_happened_to_values_is_named(word: str) -> None:
+    fault, name = VALUE_FAULTS[word]
+    w = weights(40, 30)
+    if word == "subnormal":
+        w[::3, 5] = np.random.default_rng(1).integers(1, 1 << 23, 14, np.uint32)
+    found = np.ascontiguousarray(fault(f32(w)), np.float32).view(np.uint32)
+    check(explained({"w": w}, {"out": found}, identity((40, 30))), name, word)
+
+
+def cast(source: str, to: str, **options: str) -> Any:
+    return value_move("cast", ELEMENT_TYPES[source], [to], options)
+
+
+def test_a_declared_cast_that_was_done_another_way() -> None:
+    w = weights(60, 50)
+    w[0, :9] = np.array([1e-40, -1e-39, 2e-38, 3e-39, 1, 2, 3, 4, 5], np.float32).view("u4")
+    pair, claimed = (F32, ELEMENT_TYPES["BF16"]), cast("F32", "BF16")
+    flat = w.reshape(-1)
+    for found, name in (
+        (cast("F32", "BF16", rounding="RTZ").apply(flat), "truncated"),
+        (cast("F32", "BF16", subnormals="flush").apply(flat), "subnormals_flushed"),
+        (cast("F16", "BF16").apply(cast("F32", "F16").apply(flat)), "double_rounded"),
+    ):
+        out = {"out": found.reshape(w.shape)}
+        diagnosis = explained({"w": w}, out, identity(w.shape), elements=pair, values=(claimed,))
+        check(diagnosis, name)
+
+
+def test_float64_through_float32_and_rounded_twice() -> None:
+    wide = np.random.default_rng(8).normal(size=(500, 40))
+    w = wide.view(np.uint64)
+    element = ELEMENT_TYPES["F64"]
+    narrow = wide.astype(np.float32).astype(np.float64).view(np.uint64)
+    found = explained({"w": w}, {"out": narrow}, identity(w.shape), elements=(element, element))
+    check(found, "rounded", "F32")
+    near = wide.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000) | np.uint32(0x8000)
+    w = (near.view(np.float32).astype(np.float64) * (1 + 2.0**-40)).view(np.uint64)
+    twice = cast("F32", "BF16").apply(cast("F64", "F32").apply(w.reshape(-1))).reshape(w.shape)
+    claimed = (cast("F64", "BF16"),)
+    pair = (element, ELEMENT_TYPES["BF16"])
+    found = explained({"w": w}, {"out": twice}, identity(w.shape), elements=pair, values=claimed)
+    check(found, "double_rounded", "F32 first")
+
+
+def test_integers_through_float32_and_zero_points() -> None:
+    values = np.random.default_rng(6).integers(-(2**31), 2**31, (30, 20)).astype(np.int32)
+    values[0, 0] = 16777217
+    element = ELEMENT_TYPES["I32"]
+    w, pair = values.view(np.uint32), (element, element)
+    through = np.clip(values.astype(np.float32).astype(np.float64), -(2**31), 2**31 - 1)
+    found = through.astype(np.int32).view(np.uint32)
+    check(explained({"w": w}, {"out": found}, identity((30, 20)), elements=pair),
+          "through_float", "F32")  # fmt: skip
+    off = explained({"w": w}, {"out": w + np.uint32(1)}, identity((30, 20)), elements=pair)
+    check(off, "zero_point")
+
+
+def test_a_norm_whose_one_was_not_added() -> None:
+    w = weights(64)
+    add = value_move("add_one", F32, [], {})
+    found = explained({"w": w}, {"out": w}, identity((64,)), values=(add,), text=add.text)
+    check(found, "move_left_out", "add_one")
+
+
+# --- padding
+
+
+def padded(n: int, value: float) -> Layout:
+    fill = np.float32(value).tobytes()
+    return join([identity((10, 6)), filled(fill, (n, 6))], 0)
+
+
+def test_padding_at_the_wrong_end_and_of_another_value() -> None:
+    w, zeros = weights(10, 6), np.zeros((2, 6), np.uint32)
+    start = explained({"w": w}, {"out": np.concatenate([zeros, w])}, padded(2, 0.0))
+    check(start, "padding_end")
+    ones = np.full((2, 6), 1.0, np.float32).view(np.uint32)
+    other = explained({"w": w}, {"out": np.concatenate([w, ones])}, padded(2, 0.0))
+    check(other, "padding_value", "0000803f")
+
+
+# --- damage, and what cannot be explained
+
+
+@pytest.mark.parametrize("bit", [0, 7, 22, 23, 30, 31])
+def test_one_flipped_bit_is_named_with_its_place(bit: int) -> None:
+    w = weights(40, 30)
+    out = w.copy()
+    out[17, 4] ^= np.uint32(1 << bit)
+    found = explained({"w": w}, {"out": out}, identity((40, 30)))
+    check(found, "bit_flip", "[17, 4]", f"bit {bit} ")
+
+
+def test_a_few_elements_and_one_unit_in_the_last_place() -> None:
+    w = weights(40, 30)
+    w[3, 3] = 0x3F7FFFFF
+    one, few = w.copy(), w.copy()
+    one[3, 3] += np.uint32(1)
+    few[5, 1:5] ^= np.uint32(0x5555)
+    check(explained({"w": w}, {"out": one}, identity((40, 30))), "one_ulp", "[3, 3]")
+    check(explained({"w": w}, {"out": few}, identity((40, 30))), "few_elements", "4 elements")
+
+
+def test_what_nothing_explains_is_not_guessed_at() -> None:
+    source = layers(3, 40, 30)
+    name = next(iter(source))
+    assert explained(source, {"out": weights(40, 30, seed=99)}, identity((40, 30), name)) is None
+
+
+def test_almost_a_hypothesis_is_none() -> None:
+    """One flipped bit in a transposed leaf: transposition does not make it exact."""
+    w = weights(30, 30)
+    out = w.T.copy()
+    out[11, 17] ^= np.uint32(1)
+    assert explained({"w": w}, {"out": out}, identity((30, 30))) is None
+
+
+def test_a_value_that_is_no_array_has_no_diagnosis() -> None:
+    arrays = {"w": weights(2)}
+    claim = Claim("c", "rule", "", "w", ("w",), None)
+    plan = Plan(store("source", arrays, F32), store("target", arrays, F32), (claim,))
+    assert diagnose(claim, plan, Memory(arrays, arrays)) is None
+    assert replace(plan).claims == (claim,)
