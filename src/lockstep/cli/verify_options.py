@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from lockstep.formats.open_store import LOCATORS
 
+F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 FORCE = click.option("--force", is_flag=True, help="Replace an output that is there.")
 _UNITS = {
@@ -20,7 +22,7 @@ _UNITS = {
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]?i?b|)\s*", re.IGNORECASE | re.ASCII)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # older ones are not generic
     """A number of bytes: `64MiB` (2^20), `1.5GiB`, `500MB` (10^6), or plain bytes."""
 
     name = "size"
@@ -42,7 +44,7 @@ class Size(click.ParamType):
         return n_bytes
 
 
-def format_option(flag: str, what: str) -> Any:
+def format_option(flag: str, what: str) -> Callable[[F], F]:
     """Names the format of a checkpoint, where its content is not to decide."""
     return click.option(flag, type=click.Choice(tuple(LOCATORS)),
                         help=f"The format of {what}.  [default: by its content]")  # fmt: skip
