@@ -20,7 +20,7 @@ from lockstep.verify.numbers_text import as_float64, value_text
 from lockstep.verify.rounding import encode
 from lockstep.verify.values import Move, value_move
 
-NARROW = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
+NARROW = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 N_SAMPLED = 256  # pairs from which a factor is worked out
 
 Found = Iterator[tuple[str, str, tuple[ValueMove, ...]]]
