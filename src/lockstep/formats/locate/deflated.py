@@ -97,7 +97,7 @@ class Inflater:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DeflatedChunks:
     """The elements behind the first `skip` bytes of a member, in chunks of a sequential grid.
 
