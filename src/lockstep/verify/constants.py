@@ -98,6 +98,7 @@ def _patterns(kind: str) -> dict[str, bytes]:
     for i in range(256):
         size = math.ldexp(int(numbers.significand[i]), int(numbers.exponent[i]) - TOP)
         size = math.inf if numbers.infinite[i] else size
-        text = "nan" if numbers.nan[i] else math.copysign(size, -numbers.negative[i] or 1).hex()
+        sign = -1.0 if numbers.negative[i] else 1.0
+        text = "nan" if numbers.nan[i] else math.copysign(size, sign).hex()
         found.setdefault(text, bytes([i]))
     return found

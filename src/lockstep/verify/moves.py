@@ -158,6 +158,11 @@ def transpose(array: Array) -> Array:
 def permute(array: Array, *axes: int) -> Array:
     """The axes in another order: axis k of the result is axis axes[k]."""
     order = [axis_of(array, axis, "permute") for axis in axes]
+    if sorted(order) != list(range(len(array.shape))):
+        raise UsageError(
+            f"permute: expected each axis of {text(array.shape)} once, got {text(axes)}",
+            hint="name all axes, each of them once",
+        )
     if array.block > 1 and order and order[-1] != len(array.shape) - 1:
         raise _apart(array, "permute", f"the order {text(axes)}")
     return array.moved(algebra.permute(array.layout, order))
