@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 import zlib
@@ -15,6 +16,8 @@ import pytest
 
 from lockstep.errors import InputError
 from lockstep.formats.locate import torch_zip
+from lockstep.formats.locate.torch_shards import INDEX
+from lockstep.formats.open_store import open_store
 
 torch = pytest.importorskip("torch")
 from torch_saving import ELEMENTS, agrees, noise, saved_file, trained  # noqa: E402
@@ -49,7 +52,7 @@ def test_a_training_state_with_its_tree(tmp_path: Path, zipped: bool, protocol: 
     }  # fmt: skip
     path = tmp_path / "state.pt"
     torch.save(state, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    store = torch_zip.locate(path)
+    store = open_store(path)
     expected = {f"model/{name}": t for name, t in model.state_dict().items()}
     expected["parameter"] = model[0].weight
     for i, moments in optimizer.state_dict()["state"].items():
@@ -184,3 +187,64 @@ def test_programs_are_refused(tmp_path: Path) -> None:
 def test_keys_that_would_collide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'1' twice"):
         torch_zip.locate(saved_file(tmp_path, {"a": {1: torch.ones(1), "1": torch.zeros(1)}}))
+
+
+def shards(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A directory as transformers wrote them: two shards, an index and a config."""
+    root = folder / "model"
+    root.mkdir()
+    tensors = {f"h.{i}.w": noise(torch.bfloat16, 3, 2 + i) for i in range(4)}
+    names = list(tensors)
+    places = {}
+    for i, part in enumerate((names[:1], names[1:])):
+        shard = f"pytorch_model-{i + 1:05}-of-00002.bin"
+        saved_file(root, {name: tensors[name] for name in part}, shard)
+        places |= dict.fromkeys(part, shard)
+    (root / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (root / "config.json").write_text(json.dumps({"model_type": "x", "rope": {"theta": 1}}))
+    return root, tensors
+
+
+def test_shards_with_an_index(tmp_path: Path) -> None:
+    root, tensors = shards(tmp_path)
+    for path in (root, root / INDEX):
+        store = open_store(path)
+        assert store.format == "torch"
+        agrees(store, tensors)
+        assert {name for record in store.records for name in record.leaves} == set(tensors)
+    assert open_store(root).facts == {"model_type": "x", "rope.theta": 1}
+    assert len(open_store(root).files) == 4
+
+
+def test_index_and_shards_must_agree(tmp_path: Path) -> None:
+    root, _ = shards(tmp_path)
+    text = (root / INDEX).read_text()
+    one = "pytorch_model-00001-of-00002.bin"
+    places = json.loads(text)["weight_map"]
+    for wrong, message in [
+        ({**places, "more": one}, "more in .*: not there"),
+        ({**places, "h.1.w": one}, r"h\.1\.w in .*: not there"),
+        ({k: v for k, v in places.items() if k != "h.2.w"}, r"h\.2\.w in .*: not so in the index"),
+        ({**places, "h.0.w": "../x.bin"}, "without folders"),
+        ({**places, "h.0.w": "none.bin"}, r"none\.bin"),
+        ({}, "weight_map"),
+    ]:
+        (root / INDEX).write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(InputError, match=message):
+            torch_zip.locate(root)
+    (root / INDEX).write_text(text)
+    saved_file(root, {"h.0.w": torch.ones(1), "h.1.w": torch.ones(1)}, one)
+    with pytest.raises(InputError, match=r"h\.1\.w in .*: not so in the index"):
+        torch_zip.locate(root)
+    saved_file(root, {"h.0.w": torch.ones(1)}, "pytorch_model.bin")
+    with pytest.raises(InputError, match="got both"):
+        torch_zip.locate(root)
+
+
+def test_a_directory_with_one_file(tmp_path: Path) -> None:
+    tensors = {"w": noise(torch.float32, 2, 2)}
+    saved_file(tmp_path, tensors, "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    store = open_store(tmp_path)
+    agrees(store, tensors)
+    assert store.facts == {"a": 1}

@@ -32,7 +32,7 @@ _ORBAX_NAMES = {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
 _ZARR_NAMES = {".zarray", ".zgroup", ".zmetadata", "zarr.json"}
 _HDF5_PLACES = (0, 512, 1024, 2048)  # behind a user block; larger ones are not looked for
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its magic number, pickled
+_LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its magic number, pickled
 _BUMP = b"BUMPWGT5"  # the weights of a checkpoint of our own
 _ONNX_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _ONNX_GRAPH = 7
@@ -107,6 +107,8 @@ def _of_directory(path: Path, names: set[str]) -> str | None:
         return "dcp"
     if "model.safetensors" in names or any(n.endswith(_INDEX) for n in names):
         return "safetensors"
+    if names & {"pytorch_model.bin", "pytorch_model.bin.index.json"}:
+        return "torch"
     return None
 
 
@@ -147,13 +149,15 @@ def _directories(path: Path, names: set[str]) -> list[tuple[Path, str]]:
 def _of_file(path: Path) -> str | None:
     """The format of a file, from its first bytes and, for archives, its members."""
     with opened(path) as (file, size):
-        head = file.read(16)
+        head = file.read(32)
         n_header = int.from_bytes(head[:8], "little")
         if head[8:9] == b"{" and n_header <= size - 8:
             return "safetensors"
-        for magic, kind in ((b"GGUF", "gguf"), (b"\x93NUMPY", "npy"), (_LEGACY_TORCH, "torch")):
+        for magic, kind in ((b"GGUF", "gguf"), (b"\x93NUMPY", "npy")):
             if head.startswith(magic):
                 return kind
+        if head.startswith(b"\x80") and _LEGACY_TORCH in head:  # of any protocol of pickles
+            return "torch"
         if head.startswith(b"PK\x03\x04"):
             return _of_archive(path, file, size)
         if any(_at(file, place, len(_HDF5)) == _HDF5 for place in _HDF5_PLACES):
@@ -183,10 +187,10 @@ def _of_json(path: Path, size: int) -> str | None:
         places = read_json_object(path).get("weight_map")
     except InputError:
         return None
-    is_ours = isinstance(places, dict) and any(
-        str(shard).endswith(".safetensors") for shard in places.values()
-    )
-    return "safetensors" if is_ours else None
+    shards = [str(shard) for shard in places.values()] if isinstance(places, dict) else []
+    if any(shard.endswith(".safetensors") for shard in shards):
+        return "safetensors"
+    return "torch" if any(shard.endswith(".bin") for shard in shards) else None
 
 
 def _is_onnx(file: BinaryIO, size: int) -> bool:

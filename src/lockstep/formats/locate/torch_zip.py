@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Leaf, Record, Store, collect
-from lockstep.formats.locate import torch_legacy
+from lockstep.formats.locate import torch_legacy, torch_shards
 from lockstep.formats.locate.bounded import opened
 from lockstep.formats.locate.torch_tree import Walk
 from lockstep.formats.locate.torch_values import ALLOWED, Place, StorageUse
@@ -85,10 +85,20 @@ class TorchArchive:
 
 
 def locate(path: Path) -> Store:
-    """Lists the leaves of a `.pt`, `.pth` or `.bin` file, of either kind that torch writes.
+    """Lists a file of either kind that torch writes, or a directory or an index of shards.
 
     Raises: InputError if it is damaged or holds anything but tensors and plain values.
     """
+    if path.is_dir():
+        return torch_shards.locate_directory(path, _locate_file)
+    with opened(path) as (file, _):
+        if file.read(1) == b"{":
+            return torch_shards.locate_index(path, _locate_file)
+    return _locate_file(path)
+
+
+def _locate_file(path: Path) -> Store:
+    """Lists one `.pt`, `.pth` or `.bin` file."""
     with opened(path) as (file, _):
         if file.read(4) != b"PK\x03\x04":
             return torch_legacy.locate(path)
