@@ -101,7 +101,11 @@ class Arena:
     """
 
     def __init__(self, n_bytes: int) -> None:
-        self._map = mmap.mmap(-1, max(n_bytes, mmap.PAGESIZE))
+        size = max(n_bytes, mmap.PAGESIZE)
+        if sys.platform == "win32":
+            self._map = mmap.mmap(-1, size)
+        else:  # shared memory, the default, is given back to no system by madvise
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.n_bytes = n_bytes
         self._next = 0

@@ -93,11 +93,10 @@ class Case:
         return self.probe.elements("source", leaf, start - n + 1, start + 1)[::-1]
 
     @property
-    def word_type(self) -> np.dtype[np.unsignedinteger]:
-        """The words of a constant, which is of the source's type if there is one."""
+    def zero(self) -> bytes:
+        """A constant of zero bits, which is of the source's type if there is one."""
         leaf = self.plan.source.leaves.get(self.claim.sources[0]) if self.claim.sources else None
-        n_bytes = (leaf or self.target).element.n_bytes
-        return np.dtype(f"<u{n_bytes}")
+        return bytes((leaf or self.target).element.n_bytes)
 
     def found(self, start: int, stop: int) -> Words:
         """The few words that are there."""

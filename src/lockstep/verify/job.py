@@ -5,42 +5,73 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
-from lockstep.formats.leaf import Leaf, Record
+from lockstep.formats.leaf import ElementType, Held, Leaf, Record
+from lockstep.verify.budget import Budget
 from lockstep.verify.claim import Claim
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements
 from lockstep.verify.layout import Layout
 from lockstep.verify.piece import restrict
-from lockstep.verify.places import Move
-from lockstep.verify.tiles import Grid, Scheme, grid_for, visits
+from lockstep.verify.places import Move, is_plain
+from lockstep.verify.tiles import Grid, Scheme, fitting, grid_for, visits
 
 ITEM_BYTES = 32 << 20  # of one side: work of some milliseconds, so that handing it out costs little
 _ITEM_MOVES = 256
-_SAMPLE_SPOTS, _SAMPLE_ELEMENTS = 5, 4096
+_SAMPLE_SPOTS, SAMPLE = 5, 20480  # stretches that are sampled, and the elements in all of them
 
 
 @dataclass
 class Job:
     """A claim that is worked on, and what has been found; workers share it under `lock`.
 
-    Digests of blocks are made on the way where there is room for them. `why` is what is wrong
-    before any element is looked at.
+    Digests of blocks are made on the way where there is room for them. Where a value move makes
+    `expands` elements of one, `target` is read in blocks of so many; `leaf` is it as it is.
     """
 
     claim: Claim
     leaves: Mapping[str, Leaf]
     target: Leaf
     scheme: Scheme
+    leaf: Leaf
+    expands: int = 1
     target_blocks: bytearray | None = None
     source_blocks: bytearray | None = None
-    why: str = ""
     tally: Tally | None = None
     n_compared: int = 0
     n_bytes: int = 0
     seconds: float = 0.0
     n_open: int = 1  # items that are not done; one of them is the handing out
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def grouped(claim: Claim, target: Leaf) -> Leaf | None:
+    """The target in blocks of as many elements as the value moves make of one, or None."""
+    n = expansion(claim)
+    if n == 1:
+        return target
+    in_c_order = is_plain(target) or isinstance(target.storage, Held)
+    if not in_c_order or not target.shape or target.shape[-1] % n:
+        return None
+    block = ElementType(target.element.name, n * target.element.n_bytes, n)
+    return replace(target, element=block)
+
+
+def expansion(claim: Claim) -> int:
+    """How many elements the value moves make of one."""
+    return prod(getattr(value, "expands", 1) for value in claim.values)
+
+
+def job_of(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf, budget: Budget) -> Job:
+    """A claim with how it is worked on.
+
+    Raises: BudgetError if it does not fit.
+    """
+    blocks = grouped(claim, target)
+    assert blocks is not None
+    scheme = fitting(claim, list(leaves.values()), blocks, budget)
+    return Job(claim, leaves, blocks, scheme, leaf=target, expands=expansion(claim))
 
 
 @dataclass
@@ -132,19 +163,17 @@ def _in_tiles(job: Job) -> Iterator[Item]:
         yield Moves(job, tuple(few))
 
 
-def sampled(claim: Claim) -> Claim:
+def sampled(claim: Claim, at_most: int = SAMPLE) -> Claim:
     """The claim about a few stretches of its target, spread from the first element to the last."""
-    if claim.layout is None:
+    if claim.layout is None or claim.layout.n_elements <= at_most:
         return claim
-    n = claim.layout.n_elements
-    if n <= _SAMPLE_SPOTS * _SAMPLE_ELEMENTS:
-        return claim
-    starts = [(n - _SAMPLE_ELEMENTS) * i // (_SAMPLE_SPOTS - 1) for i in range(_SAMPLE_SPOTS)]
+    n, each = claim.layout.n_elements, max(1, at_most // _SAMPLE_SPOTS)
+    starts = [(n - each) * i // (_SAMPLE_SPOTS - 1) for i in range(_SAMPLE_SPOTS)]
     kept = []
     for start in starts:
         for piece in claim.layout.pieces:
             steps = [loop.dst for loop in piece.loops]
-            kept += restrict(piece, piece.dst, steps, start, start + _SAMPLE_ELEMENTS)
+            kept += restrict(piece, piece.dst, steps, start, start + each)
     return replace(claim, layout=Layout(claim.layout.shape, tuple(kept)))
 
 

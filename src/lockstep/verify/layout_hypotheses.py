@@ -139,7 +139,7 @@ def _rolls(case: Case) -> Found:
             text = f"rolled by one place {'forward' if forward else 'back'} along axis {axis}"
             yield "rolled", text, attempt(partial(_rolled, layout, axis, by))
     flat = reshape(layout, (layout.n_elements,))
-    zero = filled(bytes(case.word_type.itemsize), (1,))
+    zero = filled(case.zero, (1,))
     n = flat.n_elements
     for forward in (True, False):
         parts = [zero, cut(flat, 0, 0, n - 1)] if forward else [cut(flat, 0, 1, n), zero]

@@ -12,10 +12,10 @@ from lockstep.formats.leaf import Leaf
 from lockstep.verify.budget import Budget
 from lockstep.verify.claim import Claim, Equality, Plan, Words
 from lockstep.verify.differences import Tally, Where
-from lockstep.verify.job import Job, items_of, sampled
+from lockstep.verify.job import items_of, job_of, sampled
 from lockstep.verify.reading import words_of
 from lockstep.verify.tasks import SideName, wrong_with
-from lockstep.verify.tiles import digest_scheme, scheme_of
+from lockstep.verify.tiles import digest_scheme
 from lockstep.verify.worker import Worker
 
 
@@ -35,23 +35,21 @@ class _AnyDifference(Tally):
 
 
 class ReadingProbe:
-    """A probe that reads; one worker with most of the budget."""
+    """A probe that reads; one worker with all of the budget."""
 
     def __init__(
         self, plan: Plan, budget: Budget, digests: Mapping[SideName, Mapping[str, str]]
     ) -> None:
         self._plan, self._digests = plan, digests
-        self._worker = Worker(budget.alone * 3 // 4, threading.Event())
+        self._worker = Worker(budget.alone, threading.Event())
+        self._budget = budget
 
     def close(self) -> None:
         """Closes files and gives the memory back."""
         self._worker.close()
 
     def agrees(self, claim: Claim, at_most: int | None = None) -> bool:
-        """Whether the claim holds bit for bit; a few stretches are looked at first.
-
-        With `at_most`, no more is looked at if the target has more elements than that.
-        """
+        """Whether the claim holds bit for bit, over at most so many elements if that is given."""
         source, target = self._plan.source.leaves, self._plan.target.leaves[claim.target]
         if claim.layout is None or any(name not in source for name in claim.sources):
             return False
@@ -60,19 +58,15 @@ class ReadingProbe:
             return False
         if wrong_with(claim, leaves, target):
             return False
-        few = sampled(claim)
-        if few is not claim and not self._holds(few, leaves, target):
-            return False
-        if few is not claim and at_most is not None and target.n_elements > at_most:
-            return True
+        if at_most is not None:
+            claim = sampled(claim, at_most)
         return self._holds(claim, leaves, target)
 
     def _holds(self, claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> bool:
         try:
-            scheme = scheme_of(claim, list(leaves.values()), target, self._worker.arena.n_bytes)
+            job = job_of(claim, leaves, target, self._budget)
         except BudgetError:
             return False  # what cannot be looked at is not agreed to
-        job = Job(claim, leaves, target, scheme)
         job.tally = _AnyDifference(target.element, Equality())
         try:
             for item in items_of(job):

@@ -8,6 +8,7 @@ leaf's words, through strides, over a buffer that was given.
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from lockstep.verify.claim import Words
 _READ_COST = 12_000  # a call costs about as much as reading this many bytes
 _MAX_READS = 1 << 14  # of one box; their offsets are Python numbers
 _OPEN_FILES = 24  # of one worker
+# Threads that each make many short reads hinder each other at the interpreter's lock.
+_MANY_READS = threading.Lock()
 _GAP = 64  # bytes between rows, so that rows do not fall on the same lines of the cache
 
 
@@ -71,9 +74,9 @@ class Files:
             handle = self._open.get(path)
             if handle is None:
                 handle = self._opened(path)
-            n = os.preadv(handle, [out], offset)
+            n = os.preadv(handle, [out.data], offset)
             while n < len(out):
-                more = os.preadv(handle, [out[n:]], offset + n)
+                more = os.preadv(handle, [out[n:].data], offset + n)
                 if not more:
                     raise InputError(
                         f"{path}: expected {len(out)} bytes from {offset} on, got {n}",
@@ -81,12 +84,28 @@ class Files:
                     )
                 n += more
         except OSError as error:
-            raise InputError(
-                f"{path}: expected to read {len(out)} bytes from {offset} on, got: "
-                f"{error.strerror}",
-                hint="check the disk and the file, then run it again",
-            ) from error
+            raise _unreadable(path, error) from error
         self.n_bytes += n
+
+    def read_rows(
+        self, path: Path, offsets: Sequence[int], size: int, pitch: int, out: NDArray[np.uint8]
+    ) -> None:
+        """Reads `size` bytes from each offset, to every `pitch` bytes of `out`.
+
+        Raises: InputError if the file cannot be read or ends before.
+        """
+        self.read(path, offsets[-1], out[(len(offsets) - 1) * pitch :][:size])
+        handle, read, view = self._open[path], os.preadv, out.data
+        at = 0
+        try:
+            with _MANY_READS:
+                for offset in offsets[:-1]:
+                    if read(handle, (view[at : at + size],), offset) != size:
+                        self.read(path, offset, out[at : at + size])
+                    at += pitch
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self.n_bytes += size * (len(offsets) - 1)
 
     def _opened(self, path: Path) -> int:
         while len(self._open) >= _OPEN_FILES:
@@ -99,6 +118,13 @@ class Files:
         """Closes all of them."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: expected to read it, got: {error.strerror}",
+        hint="check the disk and the file, then run it again",
+    )
 
 
 class ChunkSlots:
@@ -214,9 +240,8 @@ class LeafReader:
         if span.n_reads == 1:
             self.files.read(extent.file, place, room[:size])
         else:
-            for i, far in enumerate(_offsets(span, counts, steps)):
-                at = i * span.pitch
-                self.files.read(extent.file, place + far * n, room[at : at + size])
+            offsets = [place + way * n for way in _offsets(span, counts, steps)]
+            self.files.read_rows(extent.file, offsets, size, span.pitch, room)
         if extent.big_endian:
             _turn_bytes(room, span, element)
         strides = [step * n for step in steps]

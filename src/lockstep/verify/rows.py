@@ -66,7 +66,7 @@ class ClaimJudge:
             seconds=round(found.seconds, 6),
             predicted_peak_bytes=self._budget.base + SCRATCH + found.need,
             difference=difference,
-            diagnosis=self._diagnosis(claim, verdict),
+            diagnosis=self._diagnosis(claim, verdict, difference),
             health=found.health,
         )
 
@@ -94,11 +94,13 @@ class ClaimJudge:
             return _of_values(claim, *found.values)
         return found.tally.difference(self._plan, claim) if found.tally else None
 
-    def _diagnosis(self, claim: Claim, verdict: Verdict) -> Diagnosis | None:
+    def _diagnosis(
+        self, claim: Claim, verdict: Verdict, difference: Difference | None
+    ) -> Diagnosis | None:
         if verdict != "FAIL" or self._n_diagnoses >= _MOST_DIAGNOSES:
             return None
         self._n_diagnoses += 1
-        return diagnose(claim, self._plan, self._probe)
+        return diagnose(claim, self._plan, self._probe, difference)
 
 
 def groups_of(rows: Sequence[ClaimRow]) -> list[GroupRow]:

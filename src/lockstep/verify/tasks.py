@@ -16,11 +16,11 @@ from lockstep.verify.claim import Claim, Plan, Problem, Tie
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements, leaf_digest
 from lockstep.verify.engine import Tasks
-from lockstep.verify.job import HashJob, Job, Sum, sampled
+from lockstep.verify.job import HashJob, Job, Sum, grouped, job_of, sampled
 from lockstep.verify.journal import Journal, claim_key
 from lockstep.verify.layout import whole
 from lockstep.verify.piece import Piece
-from lockstep.verify.tiles import PLAIN, Scheme, digest_scheme, fitting
+from lockstep.verify.tiles import PLAIN, Scheme, digest_scheme
 
 SideName = Literal["source", "target"]
 
@@ -153,8 +153,8 @@ class TaskList:
     def _job(
         self, claim: Claim, leaves: Mapping[str, Leaf], target: Leaf, hashed: bool = True
     ) -> Job:
-        scheme = fitting(claim, list(leaves.values()), target, self._budget)
-        job = Job(claim, leaves, target, scheme)
+        job = job_of(claim, leaves, target, self._budget)
+        scheme = job.scheme
         if hashed and self.with_digests and scheme.way in ("plain", "linear"):
             (name,) = leaves
             n = 32 * -(-target.n_elements // block_elements(target.element))
@@ -220,7 +220,7 @@ class TaskList:
 
     def _keep(self, job: Job) -> None:
         found = self.found[job.claim.id]
-        found.n_compared, found.n_bytes = job.n_compared, job.n_bytes
+        found.n_compared, found.n_bytes = job.n_compared * job.expands, job.n_bytes
         found.seconds, found.tally = job.seconds, job.tally
 
     def _take_digests(self, digests: Mapping[str, str]) -> None:
@@ -232,15 +232,16 @@ class TaskList:
         """Only what holds is noted; what differs is looked at again."""
         if self._journal.path is None or self.sample:
             return
-        if isinstance(job, Job) and (job.tally or job.n_compared != job.target.n_elements):
-            return
         claim = job.claim.id if isinstance(job, Job) else ""
+        n = self.found[claim].n_compared if claim else 0
+        if isinstance(job, Job) and (job.tally or n != self.found[claim].n_elements):
+            return
         self._journal.note(
             JournalEntry(
                 run=self._journal.run,
                 key=self._keys.get(claim, ""),
                 claim=claim,
-                n_compared=job.n_compared if isinstance(job, Job) else 0,
+                n_compared=n,
                 bytes_read=job.n_bytes if isinstance(job, Job) else 0,
                 seconds=job.seconds if isinstance(job, Job) else 0.0,
                 digests=digests,
@@ -291,8 +292,12 @@ def wrong_with(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:
     """Why a claim cannot hold, whatever the elements are; "" if it can."""
     layout = claim.layout
     assert layout is not None
-    if layout.shape != target.grid_shape:
-        return f"expected the shape {layout.shape}, got {target.grid_shape}"
+    blocks = grouped(claim, target)
+    if blocks is None:
+        return f"{claim.text}: expected a target in C order whose rows are whole blocks"
+    if layout.shape != blocks.grid_shape:
+        return f"expected the shape {layout.shape}, got {blocks.grid_shape}"
+    first = claim.values[0].source if claim.values else target.element
     for leaf in leaves.values():
         kind = leaf.element.name
         for value in claim.values:
@@ -303,12 +308,12 @@ def wrong_with(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:
             return f"expected the type {kind}, as {leaf.name} has, got {target.element}"
     for piece in layout.pieces:
         if piece.leaf is None:
-            if len(piece.fill) != target.element.n_bytes:
-                return f"expected a constant of {target.element.n_bytes} bytes"
+            if len(piece.fill) != first.n_bytes:
+                return f"expected a constant of {first.n_bytes} bytes, got {len(piece.fill)}"
         elif piece.leaf not in leaves or not _is_inside(piece, leaves[piece.leaf]):
             return f"expected elements of {', '.join(leaves)}, got some beyond in {piece.leaf}"
     n = sum(piece.n_elements for piece in layout.pieces)
-    return "" if n == target.n_elements else f"expected {target.n_elements} elements, got {n}"
+    return "" if n == blocks.n_elements else f"expected {blocks.n_elements} elements, got {n}"
 
 
 def _is_inside(piece: Piece, leaf: Leaf) -> bool:

@@ -150,7 +150,6 @@ class Worker:
         """Some tiles of a move."""
         piece, source, target = moved.piece, moved.source, moved.target
         here, there = self.rooms[:2]
-        constant = _constant(piece, job.target) if source is None else None
         n_compared = 0
         for starts, counts in grid.tiles(first, last):
             self.check()
@@ -159,7 +158,8 @@ class Worker:
                 one_or_more(target.steps), there,
             )  # fmt: skip
             if source is None:
-                a = np.broadcast_to(constant, b.shape)  # type: ignore[arg-type]
+                constant = _constant(piece, job)
+                a = np.broadcast_to(constant, (*counts, *constant.shape))
             else:
                 steps = one_or_more(source.steps)
                 a = self.reader.box(
@@ -205,21 +205,22 @@ class Worker:
         counts: Sequence[int],
     ) -> None:
         """Moves values, compares slab by slab, and gives what differs to the tally."""
-        grid = inner_grid(counts, SLAB)
+        grid = inner_grid(counts, max(1, SLAB // job.expands))
         for inner, extents in grid.tiles(0, grid.n_tiles):
             cut = tuple(slice(s, s + n) for s, n in zip(inner, extents, strict=True))
             n = int(np.prod(extents, dtype=np.int64))
             expected, found = flat_words(a[cut], n), flat_words(b[cut], n)
-            if piece.leaf is not None:
-                for value in job.claim.values:
-                    expected = value.apply(expected)
-            if np.array_equal(expected, found) and expected.dtype == found.dtype:
+            for value in job.claim.values:
+                expected = value.apply(expected)
+            if job.expands > 1:
+                found = found.reshape(-1).view(expected.dtype)
+            if expected.dtype == found.dtype and np.array_equal(expected, found):
                 continue
             first = [s + t for s, t in zip(starts, inner, strict=True)]
             with job.lock:
                 if job.tally is None:
-                    job.tally = Tally(job.target.element, job.claim.equality)
-                job.tally.add(expected, found, _Where(piece, first, extents))
+                    job.tally = Tally(job.leaf.element, job.claim.equality)
+                job.tally.add(expected, found, _Where(piece, first, extents, job.expands))
 
     def check(self) -> None:
         """Ends the work if the run is over.
@@ -253,10 +254,13 @@ class Worker:
 class _Where:
     """Finds the element of a slab: on the target, the source leaf, and on the source."""
 
-    def __init__(self, piece: Piece, first: Sequence[int], counts: Sequence[int]) -> None:
-        self.piece, self.first, self.counts = piece, first, counts
+    def __init__(
+        self, piece: Piece, first: Sequence[int], counts: Sequence[int], expands: int
+    ) -> None:
+        self.piece, self.first, self.counts, self.expands = piece, first, counts, expands
 
     def __call__(self, i: int) -> tuple[int, str, int]:
+        i, in_block = divmod(i, self.expands)
         dst, src = self.piece.dst, self.piece.src
         loops = self.piece.loops or (Loop(1, 0, 0),)
         for loop, first, n in zip(
@@ -265,7 +269,7 @@ class _Where:
             i, at = divmod(i, n)
             dst += (first + at) * loop.dst
             src += (first + at) * loop.src
-        return dst, self.piece.leaf or "", src
+        return dst * self.expands + in_block, self.piece.leaf or "", src
 
 
 class _Hashing:
@@ -300,7 +304,9 @@ class _Hashing:
         self.target = self.source = sha256()
 
 
-def _constant(piece: Piece, target: Leaf) -> Words:
-    word, n_words = words_of(target.element)
+def _constant(piece: Piece, job: Job) -> Words:
+    """One element, of the type that value moves begin with: the words of it, or one alone."""
+    element = job.claim.values[0].source if job.claim.values else job.leaf.element
+    word, n_words = words_of(element)
     found: Words = np.frombuffer(piece.fill, word)
     return found if n_words > 1 else found.reshape(())
