@@ -105,7 +105,8 @@ def one_step(draw: Draw, array: Numbers) -> tuple[str, Numbers]:
         return f"permute({', '.join(map(str, axes))})", array.transpose(axes)
     if name == "flip":
         return f"flip({axis})", np.flip(array, k)
-    return draw(part_step(array, name, k, axis, n))
+    part: tuple[str, Numbers] = draw(part_step(array, name, k, axis, n))
+    return part
 
 
 @st.composite

@@ -7,6 +7,7 @@ that the mapping is right.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -18,8 +19,8 @@ from lockstep.verify.moves import text
 Side = Literal["source", "target"]
 Class = tuple[tuple[int, ...], str]
 _SHOWN = 4  # names in a message
-_HEADS = ("rope_", "heads(", "qkv(", "unqkv(")
-_FUSED = ("gate_up(", "ungate_up(")
+_HEADS = re.compile(r"\b(rope_\w+|heads|qkv|unqkv)\(")
+_FUSED = {"target": re.compile(r"\bgate_up\("), "source": re.compile(r"\bungate_up\(")}
 
 
 def ambiguities(
@@ -56,14 +57,8 @@ def _classes(leaves: Iterable[Leaf]) -> dict[Class, list[str]]:
 
 def _fused(claims: Iterable[Claim], side: Side) -> set[str]:
     """The leaves of one side that hold a gate and an up projection as halves."""
-    found: set[str] = set()
-    for claim in claims:
-        steps = claim.text.split(" | ")
-        if side == "target" and any(step.startswith("gate_up(") for step in steps):
-            found.add(claim.target)
-        if side == "source" and any(step.startswith("ungate_up(") for step in steps):
-            found |= set(claim.sources)
-    return found
+    moving = [claim for claim in claims if _FUSED[side].search(claim.text)]
+    return {name for c in moving for name in ((c.target,) if side == "target" else c.sources)}
 
 
 def _same_shape(
@@ -102,7 +97,7 @@ def _square(
 
 def _equal_heads(claims: Sequence[Claim], facts: Mapping[str, object]) -> list[Ambiguity]:
     """Facts of one value among those on heads, where claims move heads."""
-    moving = [c.target for c in claims if any(s.startswith(_HEADS) for s in c.text.split(" | "))]
+    moving = [c.target for c in claims if _HEADS.search(c.text)]
     by_value: dict[object, list[str]] = defaultdict(list)
     for name, value in facts.items():
         if "head" in name and isinstance(value, int) and value > 1:

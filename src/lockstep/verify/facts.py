@@ -56,16 +56,14 @@ def _places(
         found["the claim file"] = fact.value
     if fact.expression:
         found |= _computed("the claim file", name, fact.expression, known, problems)
-    for side, key, store in (
-        ("source", fact.source, stores[0]),
-        ("target", fact.target, stores[1]),
+    for side, store, key, leaf in (
+        ("source", stores[0], fact.source, fact.source_type),
+        ("target", stores[1], fact.target, fact.target_type),
     ):
-        value = lookup(store.facts, key) if key else None
-        if value is not None:
-            found[f"the {side}'s {key}"] = value
-    for name_of_leaf, store in ((fact.source_type, stores[0]), (fact.target_type, stores[1])):
-        if name_of_leaf in store.leaves:
-            found[f"the type of {name_of_leaf}"] = store.leaves[name_of_leaf].element.name
+        if key:
+            found[f"the {side}'s {key}"] = lookup(store.facts, key)
+        if leaf in store.leaves:
+            found[f"the type of the {side}'s {leaf}"] = store.leaves[leaf].element.name
     if fact.count:
         (pattern,) = patterns([fact.count], {}, name)
         values = {tuple(captures.values()) for _, captures in names.matches(pattern)}
