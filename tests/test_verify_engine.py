@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from verify_stores import KINDS, store_of
 
+from lockstep.verify import digest, job, tiles, worker
 from lockstep.verify import layout as moves
 from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.examine import Options, examine
@@ -93,15 +94,27 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Words], dict[str, str], Layout, Wo
 
 
 quick = settings(
-    max_examples=150, deadline=None, derandomize=True,
+    max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
+
+
+@pytest.fixture(params=["large tiles", "small tiles"])
+def tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with buffers so small that every leaf of a few elements takes many tiles."""
+    if request.param == "small tiles":
+        monkeypatch.setattr(tiles, "ROOMS", ())
+        monkeypatch.setattr(tiles, "SMALLEST_ROOM", 64)
+        monkeypatch.setattr(tiles, "PLAIN", tiles.Scheme("plain", room=64, flags=64))
+        monkeypatch.setattr(digest, "BLOCK_BYTES", 48)
+        monkeypatch.setattr(job, "ITEM_BYTES", 96)
+        monkeypatch.setattr(worker, "SLAB", 5)
 
 
 @quick
 @given(case=cases(), data=st.data())
 def test_any_move_of_any_storage_passes_and_any_bit_that_flips_fails(
-    tmp_path: Path, case: Any, data: st.DataObject
+    tmp_path: Path, tile_size: None, case: Any, data: st.DataObject
 ) -> None:
     arrays, kinds, layout, wanted, kind = case
     source = store_of(tmp_path / "a", arrays, kinds)

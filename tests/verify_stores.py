@@ -106,7 +106,9 @@ def _parts(file: Any, path: Path, array: NDArray[Any]) -> list[Part]:
 def _chunked(file: Any, path: Path, array: NDArray[Any], kind: str) -> ZlibChunks:
     flat = kind != "chunks"
     whole = array.reshape(-1) if flat else array
-    shape = (max(1, prod(whole.shape) // 3),) if flat else tuple(-(-n // 2) or 1 for n in whole.shape)
+    shape = (
+        (max(1, prod(whole.shape) // 3),) if flat else tuple(-(-n // 2) or 1 for n in whole.shape)
+    )
     places = {}
     grid = [range(-(-n // c)) for n, c in zip(whole.shape, shape, strict=True)]
     for index in product(*grid):

@@ -7,11 +7,11 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from lockstep import __version__
 from lockstep.artifacts.clock import utc_now
 from lockstep.artifacts.verification import (
     VALUE_EXACT,
@@ -65,7 +65,14 @@ def examine(plan: Plan, options: Options) -> Verification:
     ledger = account(plan.claims, plan.excuses, plan.ties, plan.source, plan.target)
     files = (*plan.source.files, *plan.target.files)
     journal = Journal(options.journal, run_key(files, options.digest))
-    todo = TaskList(plan, budget, journal, digests=options.digest != "none", sample=options.sample)
+    todo = TaskList(
+        plan,
+        budget,
+        journal,
+        digests=options.digest != "none",
+        sample=options.sample,
+        health=options.health,
+    )
     spent = run(todo.tasks, budget, todo.done, options.progress)
     check_unchanged(plan.source, plan.target)
     probe = ReadingProbe(plan, budget, todo.digests)
@@ -79,7 +86,7 @@ def examine(plan: Plan, options: Options) -> Verification:
     cost = _cost(todo, budget, spent, time.perf_counter() - began)
     return Verification(
         generated_at=utc_now(),
-        tool=f"lockstep {_version('lockstep')}",
+        tool=f"lockstep {__version__}",
         environment=_environment(),
         title=plan.title,
         mapping=plan.mapping,
@@ -114,7 +121,7 @@ def digest_store(store: Store, options: Options) -> dict[str, str]:
     check_unchanged(store)
     nothing = Store(store.where, store.format, {}, ())
     journal = Journal(options.journal, run_key(store.files, options.digest))
-    todo = TaskList(Plan(store, nothing, ()), budget, journal, digests=True, sample=False)
+    todo = TaskList(Plan(store, nothing, ()), budget, journal, digests=True)
     run(todo.tasks, budget, todo.done, options.progress)
     check_unchanged(store)
     return {name: todo.digests["source"][name] for name in store.leaves}
@@ -174,13 +181,6 @@ def _environment() -> dict[str, str]:
         "machine": platform.machine(),
         "byteorder": sys.byteorder,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _text(value: object) -> str:

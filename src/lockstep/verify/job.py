@@ -12,6 +12,7 @@ from lockstep.verify.budget import Budget
 from lockstep.verify.claim import Claim
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements
+from lockstep.verify.health import Health
 from lockstep.verify.layout import Layout
 from lockstep.verify.piece import restrict
 from lockstep.verify.places import Move, is_plain
@@ -76,12 +77,13 @@ def job_of(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf, budget: Budge
 
 @dataclass
 class HashJob:
-    """A leaf that is read for its digest alone."""
+    """A leaf that is read by itself: for its digest, and for what it holds if that is asked."""
 
     side: str
     leaf: Leaf
     scheme: Scheme
     blocks: bytearray
+    health: Health | None = None
     n_open: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 

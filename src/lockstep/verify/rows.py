@@ -48,6 +48,7 @@ class ClaimJudge:
         found = self._todo.found[claim.id]
         verdict, why = self._verdict(claim, found)
         difference = self._difference(claim, found)
+        health = self._todo.health.get(claim.target)
         return ClaimRow(
             id=claim.id,
             rule=claim.rule,
@@ -67,7 +68,7 @@ class ClaimJudge:
             predicted_peak_bytes=self._budget.base + SCRATCH + found.need,
             difference=difference,
             diagnosis=self._diagnosis(claim, verdict, difference),
-            health=found.health,
+            health=health.text if health else "",
         )
 
     def _verdict(self, claim: Claim, found: Found) -> tuple[Verdict, str]:

@@ -10,12 +10,13 @@ from typing import Literal
 
 from lockstep.artifacts.verify_journal import JournalEntry
 from lockstep.errors import BudgetError
-from lockstep.formats.leaf import Leaf, Store
+from lockstep.formats.leaf import ELEMENT_TYPES, Leaf, Store
 from lockstep.verify.budget import SCRATCH, Budget
 from lockstep.verify.claim import Claim, Plan, Problem, Tie
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements, leaf_digest
 from lockstep.verify.engine import Tasks
+from lockstep.verify.health import Health
 from lockstep.verify.job import HashJob, Job, Sum, grouped, job_of, sampled
 from lockstep.verify.journal import Journal, claim_key
 from lockstep.verify.layout import whole
@@ -38,14 +39,20 @@ class Found:
     why: str = ""
     values: tuple[str, str] | None = None  # of leaves that are no arrays, where they differ
     is_resumed: bool = False
-    health: str = ""
 
 
 class TaskList:
     """The tasks of one examination, and what is found; `done` may be called by any thread."""
 
     def __init__(
-        self, plan: Plan, budget: Budget, journal: Journal, *, digests: bool, sample: bool
+        self,
+        plan: Plan,
+        budget: Budget,
+        journal: Journal,
+        *,
+        digests: bool,
+        sample: bool = False,
+        health: bool = False,
     ) -> None:
         """Lays out all that is to be done, so that nothing is read before all of it fits.
 
@@ -57,6 +64,9 @@ class TaskList:
         self._plan, self._budget, self._journal = plan, budget, journal
         self.with_digests, self.sample = digests and not sample, sample
         self._hashed: set[tuple[str, str]] = set()
+        self.health: dict[str, Health] = {}  # of the targets of claims
+        if health:
+            self.health = {claim.target: _health_of(plan.target, claim) for claim in plan.claims}
         self._keys: dict[str, str] = {}
         self._lock = threading.Lock()
         largest = _largest_of_rules(plan) if sample else set()
@@ -64,6 +74,7 @@ class TaskList:
             self._add(claim, only_a_part=sample and claim.id not in largest)
         if self.with_digests:
             self._add_digests("source", plan.source)
+        if self.with_digests or health:
             self._add_digests("target", plan.target)
         self._ties: dict[str, Tie] = {}
         for tie in plan.ties:
@@ -100,7 +111,8 @@ class TaskList:
     def done(self, job: Job | HashJob) -> None:
         """Takes what a finished job has found."""
         if isinstance(job, HashJob):
-            digests = {f"{job.side}:{job.leaf.name}": leaf_digest(job.leaf, bytes(job.blocks))}
+            digest = leaf_digest(job.leaf, bytes(job.blocks))
+            digests = {f"{job.side}:{job.leaf.name}": digest} if self.with_digests else {}
         else:
             digests = _digests_of(job)
             self._keep(job)
@@ -158,7 +170,7 @@ class TaskList:
         if hashed and self.with_digests and scheme.way in ("plain", "linear"):
             (name,) = leaves
             n = 32 * -(-target.n_elements // block_elements(target.element))
-            if self._is_first("target", target.name):
+            if target.name not in self.health and self._is_first("target", target.name):
                 job.target_blocks = bytearray(n)
                 if self._is_first("source", name):
                     job.source_blocks = bytearray(n)
@@ -191,7 +203,10 @@ class TaskList:
     def _add_digests(self, side: SideName, store: Store) -> None:
         for name, leaf in store.leaves.items():
             known = self._journal.digests.get(f"{side}:{name}")
-            if known is not None:
+            health = self.health.get(name) if side == "target" else None
+            if health is None and not self.with_digests:
+                continue
+            if known is not None and health is None:
                 self.digests[side][name] = known
             elif (side, name) not in self._hashed:
                 n_blocks = 0 if leaf.value else -(-leaf.n_elements // block_elements(leaf.element))
@@ -199,7 +214,8 @@ class TaskList:
                     self.digests[side][name] = leaf_digest(leaf, b"")
                     continue
                 scheme = self._digest_scheme(leaf)
-                self._put(HashJob(side, leaf, scheme, bytearray(32 * n_blocks)), scheme.need)
+                job = HashJob(side, leaf, scheme, bytearray(32 * n_blocks), health)
+                self._put(job, scheme.need)
 
     def _digest_scheme(self, leaf: Leaf) -> Scheme:
         try:
@@ -247,6 +263,11 @@ class TaskList:
                 digests=digests,
             )
         )
+
+
+def _health_of(target: Store, claim: Claim) -> Health:
+    leaf = target.leaves.get(claim.target)
+    return Health(leaf.element if leaf else ELEMENT_TYPES["U8"])
 
 
 def _need(task: Job | HashJob | Sum) -> int:

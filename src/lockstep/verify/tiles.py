@@ -33,7 +33,7 @@ from lockstep.verify.places import (
 from lockstep.verify.reading import span_of, words_of
 
 PLAIN_BLOCK = MIB // 4  # both buffers of a worker stay in its cache
-LARGEST_ROOM = 5 * MIB  # tiles beyond this gain nothing
+ROOMS = (5 * MIB, 3 * MIB, 2 * MIB, MIB, MIB // 2)  # the first that fits; larger gain nothing
 SMALLEST_ROOM = MIB // 4
 RUN = 4096  # bytes in one row from which on a longer row gains little
 _PIECES = 1024  # that are placed at a time, where nothing has to be decoded in one go
@@ -116,7 +116,7 @@ def _linear(sides: Sequence[Leaf], arena: int) -> Scheme | None:
     slot = max(chunk_bytes(leaf) for leaf in sides)
     n_slots = sum(_band(leaf) for leaf in sides)
     splits = not n_slots
-    for room in (LARGEST_ROOM, 2 * MIB, MIB, SMALLEST_ROOM):
+    for room in (*ROOMS, SMALLEST_ROOM):
         found = Scheme("linear", room, room, slot, n_slots, _decoding(sides), splits=splits)
         if found.need <= arena:
             return found
@@ -168,7 +168,7 @@ def _moves(claim: Claim, leaves: Sequence[Leaf], target: Leaf, arena: int) -> Sc
     least = with_room(_least_room(sides), n_least)
     if least.need > arena:
         raise _refused(claim.target, least, arena, chunked or sides)
-    for room in (LARGEST_ROOM, 4 * MIB, 3 * MIB, 2 * MIB, MIB, MIB // 2, least.room):
+    for room in (*ROOMS, least.room):
         best = with_room(max(room, least.room), n_least)
         if best.need <= arena:
             break
@@ -179,7 +179,7 @@ def _moves(claim: Claim, leaves: Sequence[Leaf], target: Leaf, arena: int) -> Sc
 
 
 def _least_room(sides: Sequence[Leaf]) -> int:
-    return max(SMALLEST_ROOM, *(64 * leaf.element.n_bytes for leaf in sides))
+    return max(SMALLEST_ROOM, *(4 * leaf.element.n_bytes for leaf in sides))
 
 
 def _leader(leaves: Sequence[Leaf], target: Leaf) -> Literal["source", "target", "neither"]:

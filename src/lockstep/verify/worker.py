@@ -16,7 +16,8 @@ from lockstep.verify.budget import Arena
 from lockstep.verify.claim import Words
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements
-from lockstep.verify.job import InOrder, Item, Job, Moves
+from lockstep.verify.health import Health
+from lockstep.verify.job import HashJob, InOrder, Item, Job, Moves
 from lockstep.verify.piece import Loop, Piece
 from lockstep.verify.places import Move, by_boxes, place
 from lockstep.verify.reading import (
@@ -73,7 +74,7 @@ class Worker:
             if isinstance(item.job, Job):
                 self.compare_in_order(item.job, item.first, item.last)
             else:
-                self.digest(item.job.leaf, item.job.blocks, item.first, item.last)
+                self.digest(item.job, item.first, item.last)
         elif isinstance(item, Moves):
             self.prepare(item.job.scheme, item.job)
             for moved in item.moves:
@@ -110,18 +111,27 @@ class Worker:
         with job.lock:
             job.n_compared += last - first
 
-    def digest(self, leaf: Leaf, blocks: bytearray, first: int, last: int) -> None:
-        """The digests of the blocks in the elements `first` to `last`."""
+    def digest(self, job: HashJob, first: int, last: int) -> None:
+        """The digests of the blocks in the elements `first` to `last`, and their health."""
+        leaf, health = job.leaf, Health(job.leaf.element)
         n, per_block = leaf.element.n_bytes, block_elements(leaf.element)
         step = len(self.rooms[0]) // n or 1
+        word, n_words = words_of(leaf.element)
         for start in range(first, last, per_block):
             stop = min(last, start + per_block)
             digest = sha256()
             for at in range(start, stop, step):
                 self.check()
-                digest.update(self.fill(leaf, at, min(stop, at + step), self.rooms[0]).data)
+                data = self.fill(leaf, at, min(stop, at + step), self.rooms[0])
+                digest.update(data.data)
+                if job.health is not None:
+                    words: Words = data.view(word)
+                    health.add(words if n_words == 1 else words.reshape(-1, n_words))
             i = start // per_block
-            blocks[32 * i : 32 * i + 32] = digest.digest()
+            job.blocks[32 * i : 32 * i + 32] = digest.digest()
+        if job.health is not None:
+            with job.lock:
+                job.health.merge(health)
 
     def fill(self, leaf: Leaf, first: int, last: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The bytes of the elements `first` to `last` in C order, at the front of `out`."""
