@@ -634,6 +634,32 @@ def test_claims_stand_in_the_order_of_the_targets_file() -> None:
     assert found.digest == claims(text).digest
 
 
+def test_a_cast_to_the_type_that_is_there_is_the_identity() -> None:
+    text = """
+    [facts]
+    kind = { target_type = "w" }
+    [[claim]]
+    target = "{x:any}"
+    source = "{x}"
+    transform = ["cast(kind)"]
+    """
+    leaves: dict[str, Spec] = {"w": MATRIX, "v": MATRIX}
+    found = plan(text, leaves, leaves)
+    assert not found.problems
+    assert [(c.is_identity, c.text) for c in found.claims] == [(True, "identity")] * 2
+    target: dict[str, Spec] = dict.fromkeys(leaves, ((4, 6), "BF16"))
+    one, other = plan(text, leaves, target).claims
+    assert not one.is_identity
+    assert one.values[0] is other.values[0]  # it may hold a table: one for all, not one for each
+    flushed = text.replace("cast(kind)", "cast(kind, subnormals=flush)")
+    assert not plan(flushed, leaves, leaves).claims[0].is_identity
+    listed = text.replace("cast(kind)", "scale([2])")
+    assert (
+        "expected a number or a word for [2], got a list"
+        in messages(plan(listed, leaves, leaves))[0]
+    )
+
+
 def test_a_gather_is_in_the_order_of_numbers_or_of_the_words() -> None:
     text = """
     [[claim]]

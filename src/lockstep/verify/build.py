@@ -166,4 +166,4 @@ def _stepped(
                 moved, shown = apply(call, [array], context)
                 arrays[i] = (moved[0], context)
         spelled.append(shown)
-    return [array for array, _ in arrays], spelled
+    return [array for array, _ in arrays], [shown for shown in spelled if shown]

@@ -6,11 +6,13 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lockstep.errors import UsageError
-from lockstep.formats.leaf import ELEMENT_TYPES
+from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
 from lockstep.verify import model_moves, moves
+from lockstep.verify.claim import ValueMove
 from lockstep.verify.expressions import Call, evaluate, names_in, spelled
 from lockstep.verify.moves import Array
 from lockstep.verify.values import MOVES, value_move
@@ -118,7 +120,7 @@ def names_of(call: Call) -> frozenset[str]:
 
 
 def apply(call: Call, arrays: Sequence[Array], context: Context) -> tuple[list[Array], str]:
-    """The arrays after a step, and the step with its values in place of names.
+    """The arrays after a step, and the step with its values in place of names, "" if it is none.
 
     A step of one array is done to each of them; a join makes one of all.
     Raises: UsageError if it does not fit them.
@@ -138,21 +140,39 @@ def apply(call: Call, arrays: Sequence[Array], context: Context) -> tuple[list[A
 
 
 def _valued(call: Call, arrays: Sequence[Array], context: Context) -> tuple[list[Array], str]:
+    """As `apply`, for a step of values; a cast to the type that is there already is no step."""
     args = [_value_argument(tree, context, call) for tree in call.args]
-    options = {name: _value_argument(tree, context, call) for name, tree in call.options}
+    options = tuple((name, _value_argument(tree, context, call)) for name, tree in call.options)
     found = []
-    text = call.text
+    text = ""
     for array in arrays:
-        move = value_move(call.name, array.element, args, options)
+        move = _move(call.name, array.element, options, *args)
+        if call.name in ("cast", "widen") and move.source == move.target and not options:
+            found.append(array)
+            continue
         text = move.text
         found.append(replace(array, element=move.target, values=(*array.values, move)))
     return found, text
 
 
+@lru_cache(maxsize=1 << 10, typed=True)
+def _move(
+    name: str, element: ElementType, options: tuple[tuple[str, object], ...], *args: object
+) -> ValueMove:
+    """One move for all leaves that are changed alike, as it may keep a table of all elements."""
+    return value_move(name, element, args, dict(options))
+
+
 def _value_argument(tree: ast.expr, context: Context, call: Call) -> object:
     if isinstance(tree, ast.Name) and (_is_word(tree) or tree.id not in context):
         return tree.id
-    return evaluate(tree, context, call.text)
+    value = evaluate(tree, context, call.text)
+    if isinstance(value, list):
+        raise UsageError(
+            f"{call.text}: expected a number or a word for {ast.unparse(tree):.60}, got a list",
+            hint="check the facts and captures that the step uses",
+        )
+    return value
 
 
 def _is_word(tree: ast.expr) -> bool:
