@@ -27,6 +27,7 @@ import tensorstore as ts  # noqa: E402
 from orbax.checkpoint._src.metadata.pytree_metadata_options import (  # noqa: E402
     PyTreeMetadataOptions,
 )
+from orbax.checkpoint._src.serialization import tensorstore_utils as ts_utils  # noqa: E402
 
 Moments = collections.namedtuple("Moments", "mu nu")
 
@@ -49,6 +50,7 @@ def tree() -> dict:
             "e4m3": rng.integers(0, 256, (9,), np.uint8).view(ml_dtypes.float8_e4m3fn),
             "e5m2": rng.integers(0, 256, (9,), np.uint8).view(ml_dtypes.float8_e5m2),
             "int4": np.arange(-8, 8, dtype=ml_dtypes.int4),
+            "large": rng.normal(size=(40, 30)).astype(np.float32),  # OCDBT keeps it by itself
             "on_device": jax.numpy.asarray(weights.T),
         },
         "opt": [
@@ -132,6 +134,19 @@ def save_chunks(root: Path) -> None:
             small, args=ocp.args.PyTreeSave({"w": w}, save_args=arguments)
         )
         expected({"w": w}, small)
+    kept = ts_utils.STORE_ARRAY_DATA_EQUAL_TO_FILL_VALUE
+    ts_utils.STORE_ARRAY_DATA_EQUAL_TO_FILL_VALUE = False  # as an older Orbax did
+    half = np.concatenate([np.zeros((8, 10), np.float32), w[:8]])
+    sparse = {"half": half, "none": np.zeros((3, 2)), "minus": -np.zeros(3, np.float32)}
+    save_args = {name: ocp.SaveArgs(chunk_byte_size=64) for name in sparse}
+    handler(use_zarr3=True).save(
+        root / "older", args=ocp.args.PyTreeSave(sparse, save_args=save_args)
+    )
+    ts_utils.STORE_ARRAY_DATA_EQUAL_TO_FILL_VALUE = kept
+    expected(sparse, root / "older")
+    huge = rng.integers(0, 1 << 32, 24 << 20 >> 2, np.uint32)
+    handler().save(root / "huge", {"w": huge.reshape(-1, 8)})
+    huge.tofile(root / "huge.raw")
     colliding = {"a": {"b": np.zeros(2, np.float32)}, "a.b": np.ones(2, np.float32)}
     handler().save(root / "colliding", colliding)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from lockstep.errors import EnvironmentLacks, InputError
 
 BLOCK_BYTES = 1 << 20
+_NODE_BYTES = 8 << 20  # of nodes of a database, each of which describes thousands of keys
 _DAMAGED = "restore the checkpoint from a copy; this one is damaged or was cut off"
 # What tensorstore raises for damage: ValueError for most, the others by the code of its status.
 TENSORSTORE_ERRORS = (ValueError, RuntimeError, KeyError, OSError, TypeError, NotImplementedError)
@@ -120,7 +121,7 @@ class Ocdbt:
         """
         self.where = where
         tensorstore = import_tensorstore(where)
-        context = small_context(tensorstore)
+        context = small_context(tensorstore, _NODE_BYTES)
         self._stores: dict[str, Any] = {}
         self.duplicates: list[str] = []
         for root in roots:
@@ -237,10 +238,10 @@ def import_extra(name: str, where: str) -> Any:
         ) from error
 
 
-def small_context(tensorstore: Any) -> Any:
+def small_context(tensorstore: Any, cached_bytes: int = 0) -> Any:
     """A context that keeps nothing and copies with one thread: the memory is the caller's."""
     return tensorstore.Context(
-        {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 1}}
+        {"cache_pool": {"total_bytes_limit": cached_bytes}, "data_copy_concurrency": {"limit": 1}}
     )
 
 

@@ -28,6 +28,10 @@ from lockstep.formats.locate.zarr import array_leaf, checksum_notes, keys_of, re
 
 _TREE_FILE, _MANIFEST = "_METADATA", "manifest.ocdbt"
 _MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_ZEROS_NOTE = (
+    "chunks that are missing read as zeros: the older Orbax that wrote this left those out, and a "
+    "loss would look the same"
+)
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -40,35 +44,36 @@ def locate(path: Path) -> Store:
     item = _find_item(path)
     files = list_files(item)  # refuses links that lead out
     source = _open_arrays(item)
-    notes = []
-    leaves = []
     arrays = read_arrays(source)
+    entries, facts, zeros_left_out = _entries(item)
     keys = keys_of(arrays, source.all_keys())
-    entries, facts = _entries(item)
+
+    def array(where: LeafPath, prefix: str) -> Leaf:
+        return array_leaf(where, arrays[prefix], source, prefix, keys[prefix], zeros_left_out)
+
+    leaves = []
     for entry in entries:
         leaf = _value_leaf(item, entry)
-        if leaf is None:
-            prefix = f"{entry.physical}/"
-            if prefix not in arrays:
-                raise InputError(
-                    f"{item}: {path_text(entry.path)}: expected an array under "
-                    f"{entry.physical!r:.200}, got none",
-                    hint="restore the checkpoint from a copy; a part of it is missing",
-                )
-            leaf = array_leaf(entry.path, arrays[prefix], source, prefix, keys[prefix])
-        leaves.append(leaf)
+        if leaf is None and f"{entry.physical}/" not in arrays:
+            raise InputError(
+                f"{item}: {path_text(entry.path)}: expected an array under "
+                f"{entry.physical!r:.200}, got none",
+                hint="restore the checkpoint from a copy; a part of it is missing",
+            )
+        leaves.append(leaf or array(entry.path, f"{entry.physical}/"))
     listed = {leaf.physical for leaf in leaves}
     extra = [prefix for prefix in arrays if prefix.rstrip("/") not in listed]
-    for prefix in extra:
-        flat: LeafPath = (Name(prefix.rstrip("/")),)
-        leaves.append(array_leaf(flat, arrays[prefix], source, prefix, keys[prefix]))
-    if extra:
-        notes.append(f"{len(extra)} arrays are not in {_TREE_FILE}: listed by their keys")
-    if isinstance(source, Ocdbt) and source.duplicates:
-        notes.append(f"{len(source.duplicates)} keys are in several databases: the first was read")
+    leaves += [array((Name(prefix.rstrip("/")),), prefix) for prefix in extra]
     if not leaves:
         raise InputError(f"{item}: expected leaves, got none",
                          hint="give the directory of a checkpoint that holds arrays")  # fmt: skip
+    notes = []
+    if entries and extra:
+        notes.append(f"{len(extra)} arrays are not in {_TREE_FILE}: listed by their keys")
+    if zeros_left_out and any(found.fills_zero for found in arrays.values()):
+        notes.append(_ZEROS_NOTE)
+    if isinstance(source, Ocdbt) and source.duplicates:
+        notes.append(f"{len(source.duplicates)} keys are in several databases: the first was read")
     return Store(
         where=str(path),
         format="orbax",
@@ -137,10 +142,13 @@ def _open_arrays(item: Path) -> KeyedBytes:
     return Folder(item)
 
 
-def _entries(item: Path) -> tuple[list[TreeEntry], dict[str, object]]:
-    """The tree in `_METADATA`, and what else it says; an older checkpoint may have none."""
+def _entries(item: Path) -> tuple[list[TreeEntry], dict[str, object], bool]:
+    """The tree in `_METADATA`, what else it says, and whether chunks of zeros may be left out.
+
+    An older checkpoint may have none.
+    """
     if not (item / _TREE_FILE).is_file():
-        return [], {}
+        return [], {}, False
     document = read_json_object(item / _TREE_FILE)
     entries = read_tree(document, str(item / _TREE_FILE))
     facts = {
@@ -148,7 +156,22 @@ def _entries(item: Path) -> tuple[list[TreeEntry], dict[str, object]]:
         for name in ("use_ocdbt", "use_zarr3", "custom_metadata")
         if document.get(name) is not None
     }
-    return entries, facts
+    if kinds := _random_keys(item):
+        facts["random_keys"] = kinds
+    return entries, facts, not document.get("store_array_data_equal_to_fill_value")
+
+
+def _random_keys(item: Path) -> dict[str, str]:
+    """The generator of each typed key of random numbers, which its array does not tell."""
+    found: dict[str, str] = {}
+    for file in sorted((item / "array_metadatas").glob("process_*")):
+        rows = read_json_object(file).get("array_metadatas")
+        for row in rows if isinstance(rows, list) else []:
+            array = row.get("array_metadata") if isinstance(row, dict) else None
+            more = array.get("ext_metadata") if isinstance(array, dict) else None
+            if isinstance(array, dict) and isinstance(more, dict) and "random_key_impl" in more:
+                found[str(array.get("param_name"))] = str(more["random_key_impl"])
+    return found
 
 
 _EMPTY: dict[str, tuple[str, Any]] = {

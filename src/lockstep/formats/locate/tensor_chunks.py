@@ -31,11 +31,16 @@ _DAMAGED = "restore the checkpoint from a copy; this one is damaged or was cut o
 _NO_CHUNK = (1 << 64) - 1
 
 
-def chunks_of(array: ZarrArray, source: KeyedBytes, prefix: str, name: str) -> Chunks:
-    """How the leaf `name`, whose keys begin with `prefix`, is read."""
+def chunks_of(
+    array: ZarrArray, source: KeyedBytes, prefix: str, name: str, present: set[str] | None = None
+) -> Chunks:
+    """How the leaf `name`, whose keys begin with `prefix`, is read.
+
+    Where `present` is given, its writer left out chunks of zeros, and has the keys of the others.
+    """
     if array.unusual or (array.compressor == "zstd" and not _have_zstandard()):
         return TensorstoreChunks(array, source, prefix, name)
-    place = ChunkPlaces(array, source, prefix, name)
+    place = ChunkPlaces(array, source, prefix, name, present)
     if not array.shape or (array.chunk_bytes > STREAMED_FROM_BYTES and _in_flat_order(array)):
         return StreamedChunks(place)
     return BoxChunks(place)
@@ -57,6 +62,19 @@ def _in_flat_order(array: ZarrArray) -> bool:
     return array.chunk[split + 1 :] == array.shape[split + 1 :]
 
 
+class Zeros:
+    """A chunk that its writer left out."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._left = n_bytes
+
+    def read(self, n_bytes: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        n_bytes = min(n_bytes, self._left)
+        self._left -= n_bytes
+        return bytes(n_bytes)
+
+
 @dataclass
 class ChunkPlaces:
     """Where the bytes of each chunk of one leaf are."""
@@ -65,6 +83,7 @@ class ChunkPlaces:
     source: KeyedBytes
     prefix: str
     name: str
+    present: set[str] | None = None
     _index: dict[str, NDArray[np.uint64]] = field(default_factory=dict)  # of the last shard
 
     def where(self, index: tuple[int, ...]) -> str:
@@ -77,34 +96,41 @@ class ChunkPlaces:
         Raises: InputError if it is missing or damaged.
         """
         array = self.array
-        if array.shard is None:
-            key, start, stop = self.prefix + array.key(index), 0, None
-        else:
-            key, start, stop = self._in_shard(index, array.shard)
+        per_key = tuple(s // c for s, c in zip(array.stored, array.chunk, strict=True))
+        key = array.key(tuple(i // n for i, n in zip(index, per_key, strict=True)))
+        span: tuple[int, int | None] | None = (0, None)
+        if self.present is not None and key not in self.present:
+            span = None
+        elif array.shard is not None:
+            span = self._in_shard(self.prefix + key, index, per_key)
+        if span is None:
+            return Inflated(Zeros(array.chunk_bytes), "none", 0, self.where(index))
         if array.chunk_bytes < BLOCK_BYTES:
-            raw: Any = io.BytesIO(self.source.read(key, start, stop))
+            raw: Any = io.BytesIO(self.source.read(self.prefix + key, *span))
         else:
-            raw = Range(self.source, key, start, stop)
+            raw = Range(self.source, self.prefix + key, *span)
         return Inflated(raw, array.compressor, array.level, self.where(index))
 
-    def _in_shard(self, index: tuple[int, ...], shard: tuple[int, ...]) -> tuple[str, int, int]:
-        per_shard = tuple(s // c for s, c in zip(shard, self.array.chunk, strict=True))
-        outer = tuple(i // n for i, n in zip(index, per_shard, strict=True))
-        inner = tuple(i % n for i, n in zip(index, per_shard, strict=True))
-        key = self.prefix + self.array.key(outer)
+    def _in_shard(
+        self, key: str, index: tuple[int, ...], per_key: tuple[int, ...]
+    ) -> tuple[int, int] | None:
+        """Where a chunk lies under its key; None if it is zeros that were left out."""
         table = self._index.get(key)
         if table is None:
-            table = self._shard_index(key, prod(per_shard))
+            table = self._shard_index(key, prod(per_key))
             self._index = {key: table}
-        row = int(np.ravel_multi_index(inner, per_shard)) if per_shard else 0
+        inner = tuple(i % n for i, n in zip(index, per_key, strict=True))
+        row = int(np.ravel_multi_index(inner, per_key)) if per_key else 0
         offset, n_bytes = (int(word) for word in table[row])
         if offset == n_bytes == _NO_CHUNK:
+            if self.present is not None:
+                return None
             raise InputError(f"{self.where(index)}: expected data, got a chunk that is missing",
                              hint=_DAMAGED)  # fmt: skip
         if offset + n_bytes > 1 << 62:
             raise InputError(f"{self.where(index)}: expected a place in {key}, got byte {offset}",
                              hint=_DAMAGED)  # fmt: skip
-        return key, offset, offset + n_bytes
+        return offset, offset + n_bytes
 
     def _shard_index(self, key: str, n_chunks: int) -> NDArray[np.uint64]:
         n_bytes = 16 * n_chunks + 4 * self.array.index_checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -107,35 +108,41 @@ def keys_of(arrays: Mapping[str, ZarrArray], keys: Iterable[str]) -> dict[str, s
 
 
 def array_leaf(
-    path: LeafPath, array: ZarrArray, source: KeyedBytes, prefix: str, keys: set[str]
+    path: LeafPath,
+    array: ZarrArray,
+    source: KeyedBytes,
+    prefix: str,
+    keys: set[str],
+    zeros_left_out: bool = False,
 ) -> Leaf:
-    """One array as a leaf.
+    """One array as a leaf; with `zeros_left_out` its writer did not store chunks of zeros.
 
     Raises: InputError naming the leaf and the chunk if one is missing or cut off.
     """
     leaf = Leaf(path, array.shape, array.element, Held(b""), physical=prefix.rstrip("/"))
-    missing = array.first_missing(keys)
+    may_lack = zeros_left_out and array.fills_zero and not array.unusual
+    missing = None if may_lack else array.first_missing(keys)
     if missing is not None:
         raise InputError(
             f"{source.where}: {leaf.name}: expected a chunk {missing}, got none",
             hint="restore the checkpoint from a copy; if its writer left out chunks of zeros, "
             "write it again with all of them (write_empty_chunks in zarr)",
         )
-    return Leaf(
-        path, array.shape, array.element, _storage(array, source, prefix, leaf.name),
-        physical=leaf.physical, checksum=_checksum(array),
-    )  # fmt: skip
+    storage = _storage(array, source, prefix, leaf.name, keys if may_lack else None)
+    return replace(leaf, storage=storage, checksum=_checksum(array))
 
 
-def _storage(array: ZarrArray, source: KeyedBytes, prefix: str, name: str) -> Storage:
+def _storage(
+    array: ZarrArray, source: KeyedBytes, prefix: str, name: str, present: set[str] | None
+) -> Storage:
     if math.prod(array.shape) == 0:
         return Held(b"")
     plain = array.compressor == "none" and not array.unusual and array.shard is None
     # An extent turns whole elements; a complex number is two that are turned each.
     plain = plain and not (array.big_endian and array.element.name in ("C64", "C128"))
-    if plain and isinstance(source, Folder):
+    if plain and present is None and isinstance(source, Folder):
         return _files(array, source, prefix, name)
-    return chunks_of(array, source, prefix, name)
+    return chunks_of(array, source, prefix, name, present)
 
 
 def _checksum(array: ZarrArray) -> str:

@@ -40,7 +40,8 @@ class ZarrArray:
     """One array: its elements, its grid of chunks, and how a chunk becomes bytes.
 
     `chunk` is the shape of what is decoded at once; `shard` that of what one key holds, where
-    several chunks lie under one key. `unusual` names a codec that only tensorstore decodes.
+    several chunks lie under one key. `fills_zero` is whether a chunk that was left out is zeros.
+    `unusual` names a codec that only tensorstore decodes.
     """
 
     version: int
@@ -57,6 +58,7 @@ class ZarrArray:
     index_at_end: bool = True
     index_checked: bool = False
     frame_checked: bool = False
+    fills_zero: bool = False
     unusual: str = ""
 
     @property
@@ -137,6 +139,7 @@ def _parse_2(document: dict[str, Any], where: str) -> ZarrArray:
         version=2, shape=shape, element=element, chunk=chunk, compressor=compressor, level=level,
         prefix="", separator=separator, big_endian=big_endian,
         fortran=order == "F" and len(shape) > 1,
+        fills_zero=_is_zero(document.get("fill_value")),
         unusual="" if compressor in ("none", "zstd", "gzip", "zlib") else compressor,
     )  # fmt: skip
 
@@ -175,8 +178,15 @@ def _parse_3(document: dict[str, Any], where: str) -> ZarrArray:
         version=3, shape=shape, element=element, chunk=chunk, compressor=compressor, level=level,
         prefix=prefix, separator=separator, big_endian=big_endian, shard=shard,
         index_at_end=at_end, index_checked=checked,
-        frame_checked=bool(_setting(codecs[-1], "checksum")), unusual=unusual,
+        frame_checked=bool(_setting(codecs[-1], "checksum")),
+        fills_zero=_is_zero(document.get("fill_value")), unusual=unusual,
     )  # fmt: skip
+
+
+def _is_zero(fill: Any) -> bool:
+    """Whether a fill value is bits of zero, which -0.0 is not; where none is given all is kept."""
+    parts = fill if isinstance(fill, list) and fill else [fill]
+    return all(p is False or repr(p) in ("0", "0.0") for p in parts)
 
 
 def _pipeline(codecs: list[dict[str, Any]], where: str) -> tuple[str, int, str]:
