@@ -183,10 +183,21 @@ def test_external_data_that_lead_elsewhere_are_refused(
     folder.mkdir()
     path = changed(folder, **entries)
     (tmp_path / "weights.bin").write_bytes(noise("FLOAT", 4))
-    (folder / "link").symlink_to(folder / "weights.bin")
+    (folder / "link").symlink_to(tmp_path / "weights.bin")
     (folder / "folder").symlink_to(tmp_path)
     with pytest.raises(InputError, match=r"\(a\)"):
         locate(path)
+
+
+def test_links_of_a_download_cache_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "revision" / "onnx"
+    folder.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    path = changed(folder)
+    for name in ("model.onnx", "weights.bin"):
+        (folder / name).rename(tmp_path / "blobs" / name)
+        (folder / name).symlink_to(Path("../../../blobs") / name)
+    assert leaf_bits(locate(path).leaves["a"]).tobytes() == noise("FLOAT", 4)
 
 
 def test_external_data_that_are_cut_are_refused(tmp_path: Path) -> None:

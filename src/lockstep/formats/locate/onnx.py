@@ -5,6 +5,7 @@ Source: https://github.com/onnx/onnx/blob/v1.17.0/onnx/onnx.proto
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
@@ -324,24 +325,24 @@ def _number(tensor: _Tensor, key: str, otherwise: int) -> int:
 
 
 def _beside(model: Path, location: str, tensor: _Tensor) -> Path:
-    """The file that a location names: under the folder of the model, and no link.
+    """The file that a location names, under the folder of the model.
 
-    Raises: InputError for anything else, since the model may come from anywhere.
+    Links of the Hugging Face cache, from `snapshots/<revision>` to `blobs`, are followed.
+    Raises: InputError for any other place, since the model may come from anywhere.
     """
     steps = Path(location).parts
-    if Path(location).is_absolute() or ".." in steps or not steps or "\\" in location:
+    is_bad = "\0" in location or "\\" in location or ".." in steps or not steps
+    if is_bad or Path(location).is_absolute():
         raise _wrong(tensor, "a file in the folder of the model", f"{location!r:.120}")
-    if "\0" in location:
-        raise _wrong(tensor, "a file in the folder of the model", f"{location!r:.120}")
-    path = model.parent
+    path = model.parent / location
+    home, found = (Path(os.path.realpath(p)) for p in (model.parent, path))
+    caches = [p.parent / "blobs" for p in (home, *home.parents) if p.name == "snapshots"]
+    if not any(found.is_relative_to(root) for root in (home, *caches)):
+        raise _wrong(tensor, "a file in the folder of the model", f"a link to {found!s:.120}")
     try:
-        for step in steps:
-            path = path / step
-            if path.is_symlink():
-                raise _wrong(tensor, "a file in the folder of the model", f"a link {path!s:.120}")
         is_file = path.is_file()
     except OSError as error:
-        raise _wrong(tensor, "a file in the folder of the model", f"{error.strerror}") from error
+        raise _wrong(tensor, f"the file {location!r:.120}", f"{error.strerror}") from error
     if not is_file:
         raise _wrong(tensor, f"the file {location!r:.120} beside the model", "none")
     return path
