@@ -51,7 +51,10 @@ from lockstep.artifacts.metrics import MetricRow, read_metrics
 from lockstep.artifacts.run_ledger import LedgerRow, current
 from lockstep.artifacts.samples import Sample
 from lockstep.artifacts.train_report import TrainReport
+from lockstep.artifacts.verification import Verification
 from lockstep.errors import EnvironmentLacks, GateError, InputError, UsageError
+from lockstep.verify.digest import ALGORITHM, merkle_root
+from lockstep.verify.listing import Digests
 
 CHECKLIST = Path(__file__).parent / "golden" / "checklist"
 ROW = make(MetricRow, step=1, loss=2.5)
@@ -95,6 +98,10 @@ def _truth(kind: type[Artifact]) -> dict[str, Any]:
     if kind is Faults:
         row = make(FaultRow, nodes=("head",), named="head", right=True)
         return {"rows": (row,), "share": 1.0}
+    if kind is Verification:
+        return {"verdict": "UNCHECKED", "value_exact": False}  # as nothing is claimed
+    if kind is Digests:
+        return {"algorithm": ALGORITHM, "root": merkle_root({})}
     return {}
 
 

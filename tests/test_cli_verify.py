@@ -276,7 +276,7 @@ def test_health_is_counted_on_request(pair: Pair, capfd: Said) -> None:
         return "".join(row["health"] for row in found["claims"])
 
     assert health() == ""
-    assert "zero" in health("--health")
+    assert "175000" in health("--health")  # the step, which is smallest and largest
 
 
 def test_the_journal_goes_on(pair: Pair, tmp_path: Path, capfd: Said) -> None:
