@@ -16,7 +16,7 @@ from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.diagnose import diagnose
 from lockstep.verify.differences import Tally
 from lockstep.verify.hypotheses import Side, source_of
-from lockstep.verify.layout import Layout, filled, join, permute, reshape, whole
+from lockstep.verify.layout import Layout, cut, filled, join, permute, reshape, whole
 from lockstep.verify.values import value_move
 
 F32 = ELEMENT_TYPES["F32"]
@@ -288,7 +288,7 @@ def test_experts_permuted_and_two_exchanged() -> None:
     layout = join([reshape(whole(f"experts.{i}", (3, 4)), (1, 3, 4)) for i in range(8)], 0)
     for order, name, word in (
         ([5, 3, 0, 1, 7, 2, 6, 4], "experts_permuted", "[5, 3, 0"),
-        ([0, 6, 2, 3, 4, 5, 1, 7], "blocks_swapped", "1 and 6 exchanged"),
+        ([0, 6, 2, 3, 4, 5, 1, 7], "sources_exchanged", "experts.1 and experts.6"),
         ([1, 2, 3, 4, 5, 6, 7, 0], "rolled", ""),
     ):
         found = np.stack([source[f"experts.{i}"] for i in order])
@@ -301,6 +301,49 @@ def test_gate_and_up_exchanged_in_one_leaf(axis: int) -> None:
     layout = join([whole("gate", (6, 8)), whole("up", (6, 8))], axis)
     found = np.concatenate([source["up"], source["gate"]], axis)
     check(explained(source, {"out": found}, layout), "halves_swapped", f"axis {axis}")
+
+
+def fuse(parts: list[NDArray[Any]], n_groups: int) -> NDArray[Any]:
+    """Each group's rows of q, of k, of v in turn."""
+    groups = [np.split(part, n_groups) for part in parts]
+    return np.concatenate([rows for group in zip(*groups, strict=True) for rows in group])
+
+
+def test_query_key_and_value_fused_another_way() -> None:
+    source = {"q": weights(48, 5), "k": weights(16, 5), "v": weights(16, 5, seed=3)}
+    q, k, v = source.values()
+    layout = join([whole(name, x.shape) for name, x in source.items()], 0)
+    facts = {"n_heads": 6, "n_kv_heads": 2}
+    grouped = explained(source, {"out": fuse([q, k, v], 2)}, layout, facts=facts)
+    check(grouped, "fused_qkv", "layout=per_kv_group")
+    swapped = explained(source, {"out": np.concatenate([q, v, k])}, layout, facts=facts)
+    check(swapped, "joined", "q, v, k")
+    claimed = reshape(
+        join([reshape(whole(n, x.shape), (2, len(x) // 2, 5)) for n, x in source.items()], 1),
+        (80, 5),
+    )
+    joined = explained(source, {"out": np.concatenate([q, k, v])}, claimed, facts=facts)
+    check(joined, "joined", "q, k, v")
+
+
+def test_a_part_of_a_fused_leaf_taken_as_if_it_lay_otherwise() -> None:
+    fused = {"qkv": weights(80, 5)}
+    layout = cut(whole("qkv", (80, 5)), 0, 48, 64)
+    rows = fused["qkv"].reshape(2, 5, 8, 5)[:, 3].reshape(16, 5)
+    found = explained(fused, {"out": rows}, layout, facts={"n_heads": 6, "n_kv_heads": 2})
+    check(found, "split_qkv", "k of", "per_kv_group")
+    half = cut(whole("gu", (12, 5)), 0, 0, 6)
+    gate_up = {"gu": weights(12, 5)}
+    check(explained(gate_up, {"out": gate_up["gu"][6:]}, half), "split_gate_up")
+    check(explained(gate_up, {"out": gate_up["gu"][::2]}, half), "split_gate_up", "interleaved")
+
+
+def test_two_sources_exchanged_where_shapes_do_not_make_blocks() -> None:
+    source = {name: weights(n, 5, seed=i) for i, (name, n) in enumerate(
+        {"a": 7, "b": 3, "c": 7, "d": 3, "e": 5}.items())}  # fmt: skip
+    layout = join([whole(name, x.shape) for name, x in source.items()], 0)
+    found = np.concatenate([source[name] for name in "adcbe"])
+    check(explained(source, {"out": found}, layout), "sources_exchanged", "b and d")
 
 
 # --- values
@@ -318,14 +361,15 @@ VALUE_FAULTS: dict[str, tuple[Callable[[NDArray[np.float32]], Any], str]] = {
         lambda x: np.where(np.abs(x) < 2.0**-126, np.float32(0), x),
         "subnormals_flushed",
     ),
-    "1.0001": (lambda x: x * np.float32(1.0001), "scaled"),
+    "signs": (lambda x: x * 0, "zeros"),
+    "by 1.0001": (lambda x: x * np.float32(1.0001), "scaled"),
     "0.125": (lambda x: x * np.float32(0.125), "scaled"),
     "0.08838834": (lambda x: x * np.float32(128**-0.5), "scaled"),
     "1 added": (lambda x: x + np.float32(1), "one_added"),
     "1 subtracted": (lambda x: x - np.float32(1), "one_subtracted"),
     "sign": (lambda x: -x, "sign_flipped"),
     "byte": (lambda x: x.byteswap(), "byte_swapped"),
-    "all zeros": (lambda x: x * 0 + 0, "zeros"),
+    "all zeros": (lambda x: abs(x * 0), "zeros"),
     "1.0 everywhere": (lambda x: x * 0 + 1, "constant"),
 }
 

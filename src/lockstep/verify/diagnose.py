@@ -15,6 +15,7 @@ from lockstep.artifacts.verification import Diagnosis, Difference
 from lockstep.verify.block_order import block_hypotheses
 from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.damage import damage
+from lockstep.verify.fused_hypotheses import fused_hypotheses
 from lockstep.verify.hypotheses import Case, Hypothesis, Probe
 from lockstep.verify.layout_hypotheses import layout_hypotheses
 from lockstep.verify.leaf_hypotheses import leaf_hypotheses, turned_leaf_hypotheses
@@ -60,6 +61,7 @@ def _hypotheses(case: Case) -> Iterator[Hypothesis]:
         leaf_hypotheses(case),
         layout_hypotheses(case),
         value_hypotheses(case),
+        fused_hypotheses(case),
         block_hypotheses(case),
         turned_leaf_hypotheses(case),
     )

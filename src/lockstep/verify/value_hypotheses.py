@@ -163,10 +163,20 @@ def _signs(case: Case) -> Found:
         rule = partial(_without_negative_zero, sign=form.sign)
         positive = Move("zeros positive", element, element, rule)
         yield "zero_sign", "negative zeros made positive", (*case.claim.values, positive)
+        sign_only = Move("zeros", element, element, partial(_only_sign, sign=form.sign))
+        yield (
+            "zeros",
+            "all zeros, with the signs of what is claimed",
+            (*case.claim.values, sign_only),
+        )
 
 
 def _without_negative_zero(words: Words, sign: int) -> Words:
     return np.where(words == sign, words.dtype.type(0), words)
+
+
+def _only_sign(words: Words, sign: int) -> Words:
+    return words & words.dtype.type(sign)
 
 
 def _ones(case: Case) -> Found:
@@ -261,13 +271,16 @@ def _factor(case: Case, form: FloatFormat) -> float | None:
     ends = np.sort(np.stack([(y - half) / x, (y + half) / x]), axis=0)
     low, high = float(ends[0].max()), float(ends[1].min())
     slack = abs(high) * 2.0**-50
-    return _simplest(low - slack, high + slack) if low - slack <= high + slack else None
+    return _simplest(
+        low - slack, high + slack, FLOATS["F64"] if form.n_bytes == 8 else FLOATS["F32"]
+    )
 
 
-def _simplest(low: float, high: float) -> float | None:
-    """The number of fewest decimals between two; None if that is 1, or 0."""
-    for n_digits in range(17):
-        middle = float(f"{(low + high) / 2:.{n_digits}e}")
-        if low <= middle <= high:
-            return middle if middle not in (0.0, 1.0) else None
-    return (low + high) / 2
+def _simplest(low: float, high: float, form: FloatFormat) -> float | None:
+    """The number of fewest digits that lies, in a format, between two; None for 1 or if none does."""
+    for n_digits in range(17) if low <= high else ():
+        near = float(f"{(low + high) / 2:.{n_digits}e}")
+        word = encode(decode(np.array([near], "<f8").view("<u8"), FLOATS["F64"]), form)
+        if low <= float(as_float64(word, form)[0]) <= high:
+            return near if near not in (0.0, 1.0) else None
+    return None
