@@ -21,6 +21,7 @@ from lockstep.artifacts.verification import Verification
 from lockstep.cli import verify_progress
 from lockstep.cli.main import main
 from lockstep.cli.verify_options import Size
+from lockstep.errors import EnvironmentLacks
 
 Said = pytest.CaptureFixture[str]
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
@@ -499,6 +500,41 @@ def test_progress_says_bytes_and_the_time_left(monkeypatch: pytest.MonkeyPatch) 
     assert said.getvalue() == "2 MiB of 8 MiB, 128 KiB/s, 48 s left\n"
     progress(8 << 20, 8 << 20)
     assert verify_progress.progress_text(1, 3601 * 2, 1.0).endswith("2 h 00 min left")
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Terminal()
+    monkeypatch.setattr(sys, "stderr", said)
+    now = [0.0]
+    monkeypatch.setattr(verify_progress.time, "monotonic", lambda: now[0])
+    with verify_progress.Progress() as progress:
+        now[0] = 1.0
+        progress(1 << 20, 2 << 20)
+    assert said.getvalue() == "\r\x1b[K1 MiB of 2 MiB, 1 MiB/s, 1 s left\r\x1b[K"
+
+
+def test_a_verdict_is_not_lost_with_the_disk(
+    pair: Pair, tmp_path: Path, capfd: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise EnvironmentLacks("disk: full")
+
+    monkeypatch.setattr(Verification, "save", refuse)
+    assert main([*pair.words, "--out", str(out / "r.json")]) == 3
+    said = capfd.readouterr()
+    assert "VERDICT: PASS" in said.err
+    assert "disk: full" in said.err
+    assert said.out == ""
+    assert list(out.iterdir()) == []
 
 
 MEASURE = """

@@ -36,8 +36,9 @@ def command(
     claim_outputs(outputs.paths, [a, b], force=outputs.force)
     pair = Pair(source=a, target=b, source_format=source_format, target_format=target_format,
                 allow_same=allow_same)  # fmt: skip
-    options = Options(max_memory_bytes=max_memory_bytes, jobs=jobs, digest=digest,
-                      progress=Progress())  # fmt: skip
-    record = check_pair(pair, None, options)
+    with Progress() as progress:
+        options = Options(max_memory_bytes=max_memory_bytes, jobs=jobs, digest=digest,
+                          progress=progress)  # fmt: skip
+        record = check_pair(pair, None, options)
     code = exit_code(record)
     return outputs.write(record, 1 if code == 2 else code)  # there are no claims to be wrong

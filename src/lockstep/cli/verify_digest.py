@@ -39,9 +39,9 @@ def command(
     inputs = [checkpoint] if check is None else [checkpoint, check]
     claim_outputs([out], inputs, force=force)
     earlier = None if check is None else _load(check)
-    options = Options(max_memory_bytes=max_memory_bytes, jobs=jobs, digest="sha256",
-                      progress=Progress())  # fmt: skip
-    found = digest_checkpoint(checkpoint, format, options)
+    with Progress() as progress:
+        options = Options(max_memory_bytes=max_memory_bytes, jobs=jobs, progress=progress)
+        found = digest_checkpoint(checkpoint, format, options)
     if out is not None:
         found.save(out.parent, out.name)
     if earlier is None:

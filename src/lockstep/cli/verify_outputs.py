@@ -16,7 +16,7 @@ from lockstep.cli.options import refuse_existing
 from lockstep.cli.verb import Outcome
 from lockstep.cli.verify_options import FILE, FORCE
 from lockstep.cli.verify_text import verification_text
-from lockstep.errors import UsageError
+from lockstep.errors import EnvironmentLacks, UsageError
 
 F = TypeVar("F", bound=Callable[..., Outcome])
 
@@ -38,8 +38,18 @@ class Outputs:
     def write(self, record: Verification, exit_code: int) -> Outcome:
         """Writes what was asked for, whatever the verdict is.
 
-        Raises: EnvironmentLacks if the disk refuses.
+        Raises: EnvironmentLacks if the disk refuses; what was found is on stderr then.
         """
+        text = verification_text(record)
+        try:
+            written = self._written(record)
+        except EnvironmentLacks:
+            click.echo(text, err=True)
+            raise
+        lines = [*(f"wrote {path}" for path in written), text]
+        return Outcome(record.document(), "\n".join(lines), exit_code)
+
+    def _written(self, record: Verification) -> list[Path]:
         written = []
         if self.out is not None:
             written.append(record.save(self.out.parent, self.out.name))
@@ -52,8 +62,7 @@ class Outputs:
             from lockstep.report.junit import write_junit
 
             written.append(write_junit(record, self.junit))
-        lines = [*(f"wrote {path}" for path in written), verification_text(record)]
-        return Outcome(record.document(), "\n".join(lines), exit_code)
+        return written
 
 
 def output_options(callback: F) -> F:
@@ -109,7 +118,8 @@ def _probe(path: Path) -> None:
         raise UsageError(
             f"{path}: expected a file, got a directory", hint="name a file inside of it"
         )
-    probe = path.with_name(f".{path.name}.probe")
+    # as long as the name of the temporary file that will be renamed, or longer
+    probe = path.with_name(f".{path.name}.can-this-be-written.tmp")
     with explained(path):
         probe.touch()
         probe.unlink()

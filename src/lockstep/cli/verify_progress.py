@@ -7,6 +7,7 @@ import time
 
 from lockstep.cli.verify_text import size
 
+_CLEAR = "\r\x1b[K"
 _SECONDS_ON_A_TERMINAL = 0.5
 _SECONDS_IN_A_LOG = 10.0
 
@@ -23,19 +24,24 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._is_open = False
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Clears the line that was written over."""
+        if self._is_open:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
+            self._is_open = False
+
     def __call__(self, n_done: int, n_total: int) -> None:
         """Says how many bytes are done, unless it was said just now."""
         now = time.monotonic()
-        is_last = n_done >= n_total
-        if is_last and self._is_open:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._is_open = False
-        if is_last or now - self._said < self._pause:
+        if n_done >= n_total or now - self._said < self._pause:
             return
         self._said = now
         text = progress_text(n_done, n_total, now - self._began)
         self._is_open = self._is_terminal
-        ends = ("\r\x1b[K", "") if self._is_terminal else ("", "\n")
+        ends = (_CLEAR, "") if self._is_terminal else ("", "\n")
         print(f"{ends[0]}{text}", end=ends[1], file=sys.stderr, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -54,7 +55,7 @@ def command(
     """
     options = Options(
         max_memory_bytes=max_memory_bytes, jobs=jobs, digest=digest, journal=journal,
-        sample=sample, health=health, progress=Progress(),
+        sample=sample, health=health,
     )  # fmt: skip
     if against is not None:
         unused = {
@@ -76,7 +77,8 @@ def command(
     claim_outputs(outputs.paths, inputs, force=outputs.force, journal=journal)
     pair = Pair(source=source, target=target, source_format=source_format,
                 target_format=target_format, allow_same=allow_same)  # fmt: skip
-    record = check_pair(pair, claims, options)
+    with Progress() as progress:
+        record = check_pair(pair, claims, replace(options, progress=progress))
     return outputs.write(record, exit_code(record))
 
 
@@ -87,7 +89,8 @@ def _refuse(unused: Iterator[str]) -> None:
 
 
 def _against(checkpoint: Path, format: str | None, report: Path, options: Options) -> Outcome:
-    found, code = hold_against(report, checkpoint, format, options)
+    with Progress() as progress:
+        found, code = hold_against(report, checkpoint, format, replace(options, progress=progress))
     return Outcome(found.document(), "\n".join(_lines(found)), code)
 
 

@@ -177,7 +177,8 @@ def _cost(record: Verification) -> str:
     cost = record.cost
     parts = [f"read {size(cost.bytes_read)} in {cost.seconds:.3g} s"]
     if cost.seconds > 0 and cost.bytes_read:
-        parts.append(f"{cost.bytes_read / cost.seconds / 1e6:,.0f} MB/s")
+        rate = cost.bytes_read / cost.seconds / 1e6
+        parts.append(f"{rate:,.0f} MB/s" if rate >= 10 else f"{rate:.2g} MB/s")
     peak = "not measured" if cost.peak_bytes is None else size(cost.peak_bytes)
     parts.append(f"peak {peak} of {size(cost.budget_bytes)} allowed "
                  f"({size(cost.predicted_peak_bytes)} predicted)")  # fmt: skip
