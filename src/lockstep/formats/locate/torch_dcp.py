@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -72,15 +70,15 @@ class _Directory:
     """What is gathered while the blocks are opened."""
 
     root: Path
-    files: dict[Path, IO[bytes]]
-    sizes: dict[Path, int]
+    files: dict[Path, FileIdentity]
     spans: dict[tuple[str, tuple[int, ...] | None], Span]
     records: list[Record] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def archive(self, span: Span, where: str) -> TorchArchive:
         """The archive that lies in a stretch of a data file."""
-        return TorchArchive(span.file, self.files[span.file], span.offset, span.n_bytes, where)
+        with opened(span.file) as (file, _):
+            return TorchArchive(span.file, file, span.offset, span.n_bytes, where)
 
     def span(self, name: str, start: tuple[int, ...] | None) -> Span:
         """Where an entry lies.
@@ -108,34 +106,19 @@ def locate(path: Path) -> Store:
     metadata = _fields(parsed, "Metadata", str(index))
     entries = _named(metadata.get("state_dict_metadata"), str(index))
     spans = _spans(root, metadata.get("storage_data"), str(index))
-    with _opened_all({span.file for span in spans.values()}, index) as (files, sizes):
-        directory = _Directory(root, files, sizes, spans)
-        _check_files(directory)
-        paths = _paths(metadata.get("planner_data"), entries, str(index))
-        leaves: list[Leaf] = []
-        for name, entry in entries.items():
-            leaves += _leaves(directory, name, entry, paths[name])
-        _check_entries(directory, entries)
-        identities = tuple(FileIdentity.of(p) for p in (index, *sorted(files)))
+    files = {span.file: FileIdentity.of(span.file) for span in spans.values()}
+    directory = _Directory(root, files, spans)
+    _check_files(directory)
+    paths = _paths(metadata.get("planner_data"), entries, str(index))
+    leaves: list[Leaf] = []
+    for name, entry in entries.items():
+        leaves += _leaves(directory, name, entry, paths[name])
+    _check_entries(directory, entries)
+    identities = (FileIdentity.of(index), *(files[path] for path in sorted(files)))
     return Store(
         str(root), "dcp", collect(leaves, str(root)), identities,
         records=tuple(directory.records), notes=tuple(dict.fromkeys(directory.notes)),
     )  # fmt: skip
-
-
-@contextmanager
-def _opened_all(
-    paths: set[Path], index: Path
-) -> Iterator[tuple[dict[Path, IO[bytes]], dict[Path, int]]]:
-    """All data files, open at once: there is one for each process that saved."""
-    if len(paths) > 4096:
-        raise _wrong(str(index), "at most 4096 data files", f"{len(paths)}")
-    with ExitStack() as stack:
-        both = {path: stack.enter_context(opened(path)) for path in sorted(paths)}
-        yield (
-            {path: file for path, (file, _) in both.items()},
-            {path: size for path, (_, size) in both.items()},
-        )
 
 
 def _fields(value: Any, kind: str, where: str) -> dict[str, Any]:
@@ -208,9 +191,10 @@ def _check_files(directory: _Directory) -> None:
                 raise _wrong(str(path), "blocks that do not overlap", f"two at {span.offset}")
             gaps += span.offset - end
             end = span.offset + span.n_bytes
-        if end > directory.sizes[path]:
-            raise _wrong(str(path), f"at least {end} bytes", f"{directory.sizes[path]}")
-        gaps += directory.sizes[path] - end
+        n_bytes = directory.files[path].n_bytes
+        if end > n_bytes:
+            raise _wrong(str(path), f"at least {end} bytes", f"{n_bytes}")
+        gaps += n_bytes - end
         if gaps:
             directory.notes.append(f"{path.name}: {gaps} bytes that the index does not name")
     strays = {p.name for p in directory.root.glob("*.distcp")} - {p.name for p in by_file}
