@@ -491,6 +491,15 @@ def test_what_nothing_explains_is_not_guessed_at() -> None:
     assert explained(source, {"out": weights(40, 30, seed=99)}, identity((40, 30), name)) is None
 
 
+def test_a_single_number_is_explained_by_nothing_but_another_leaf() -> None:
+    step = {"step": np.array([175000], np.uint32)}
+    pair = (ELEMENT_TYPES["I32"],) * 2
+    changed = {"out": step["step"] + np.uint32(1)}
+    assert explained(step, changed, identity((1,), "step"), elements=pair) is None
+    other = {**step, "count": changed["out"]}
+    check(explained(other, changed, identity((1,), "step"), elements=pair), "other_leaf", "count")
+
+
 def test_almost_a_hypothesis_is_none() -> None:
     """One flipped bit in a transposed leaf: transposition does not make it exact."""
     w = weights(30, 30)

@@ -55,7 +55,12 @@ def diagnose(
 
 
 def _hypotheses(case: Case) -> Iterator[Hypothesis]:
-    """All hypotheses, the simple and cheap ones first."""
+    """All hypotheses, the simple and cheap ones first.
+
+    A single number is explained by any change of value, so only other leaves are asked after it.
+    """
+    if case.layout.n_elements == 1:
+        return leaf_hypotheses(case)
     return chain(
         constant_hypotheses(case),
         leaf_hypotheses(case),

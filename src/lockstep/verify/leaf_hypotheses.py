@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
+from math import prod
 
-from lockstep.formats.leaf import Leaf
+from lockstep.formats.leaf import Extent, Held, Leaf, Parts
 from lockstep.verify.hypotheses import Case, Hypothesis, attempt
 from lockstep.verify.layout import Layout, permute, reshape, whole
 
 MAX_OTHERS = 400  # leaves that are tried in the place of one
+MAX_DECODED = 8 << 30  # bytes of chunks that are decoded for that
 
 _NUMBER = re.compile(r"\d+")
 
@@ -64,13 +67,21 @@ def _leaves_of(case: Case, like: Leaf, shape: tuple[int, ...]) -> list[Leaf]:
 
 
 def _others(case: Case, leaf: Leaf) -> list[Leaf]:
-    """Leaves of the same shape and type: what is known to be equal first, then alike names."""
+    """Leaves of the same shape and type that may be equal, alike names first."""
     others = [o for o in _leaves_of(case, leaf, leaf.grid_shape) if o.name != leaf.name]
     wanted = case.probe.digest("target", case.target.name) if case.claim.is_identity else None
+    if wanted is not None:  # then what has another digest need not be read
+        others = [o for o in others if case.probe.digest("source", o.name) in (wanted, None)]
     near = sorted(others, key=lambda o: _distance(leaf.name, o.name))[:MAX_OTHERS]
-    if wanted is None:
-        return near
-    return sorted(near, key=lambda o: case.probe.digest("source", o.name) != wanted)
+    reach = accumulate(_least_read(other) for other in near)
+    return [other for other, n_bytes in zip(near, reach, strict=True) if n_bytes <= MAX_DECODED]
+
+
+def _least_read(leaf: Leaf) -> int:
+    """The bytes that have to be decoded to look at one element."""
+    if isinstance(leaf.storage, Extent | Held | Parts):
+        return 0
+    return prod(leaf.storage.shape) * leaf.element.n_bytes
 
 
 def _distance(a: str, b: str) -> tuple[int, int]:

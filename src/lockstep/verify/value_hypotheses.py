@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 
 import numpy as np
 
@@ -164,11 +165,8 @@ def _signs(case: Case) -> Found:
         positive = Move("zeros positive", element, element, rule)
         yield "zero_sign", "negative zeros made positive", (*case.claim.values, positive)
         sign_only = Move("zeros", element, element, partial(_only_sign, sign=form.sign))
-        yield (
-            "zeros",
-            "all zeros, with the signs of what is claimed",
-            (*case.claim.values, sign_only),
-        )
+        text = "all zeros, with the signs of what is claimed"
+        yield "zeros", text, (*case.claim.values, sign_only)
 
 
 def _without_negative_zero(words: Words, sign: int) -> Words:
@@ -268,16 +266,16 @@ def _factor(case: Case, form: FloatFormat) -> float | None:
         return None
     x, y = as_float64(a[kept], form), as_float64(b[kept], form)
     half = 2.0 ** -(form.n_mantissa + 1) * np.abs(y)
-    ends = np.sort(np.stack([(y - half) / x, (y + half) / x]), axis=0)
+    with np.errstate(over="ignore"):
+        ends = np.sort(np.stack([(y - half) / x, (y + half) / x]), axis=0)
     low, high = float(ends[0].max()), float(ends[1].min())
     slack = abs(high) * 2.0**-50
-    return _simplest(
-        low - slack, high + slack, FLOATS["F64"] if form.n_bytes == 8 else FLOATS["F32"]
-    )
+    computed = FLOATS["F64"] if form.n_bytes == 8 else FLOATS["F32"]
+    return _simplest(low - slack, high + slack, computed) if isfinite(low + high) else None
 
 
 def _simplest(low: float, high: float, form: FloatFormat) -> float | None:
-    """The number of fewest digits that lies, in a format, between two; None for 1 or if none does."""
+    """The number of fewest digits that in a format lies between two; None if there is none, or 1."""
     for n_digits in range(17) if low <= high else ():
         near = float(f"{(low + high) / 2:.{n_digits}e}")
         word = encode(decode(np.array([near], "<f8").view("<u8"), FLOATS["F64"]), form)
