@@ -10,7 +10,7 @@ constant that is wrong there is wrong here as well, so nothing but `indistinguis
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from math import prod
 from typing import Literal
@@ -40,13 +40,15 @@ def grades(plan: Plan, digests: Digests) -> dict[str, tuple[Grade, str]]:
 class _Grader:
     def __init__(self, plan: Plan, digests: Mapping[str, str]) -> None:
         self._plan, self._digests = plan, digests
-        self._alike: dict[tuple[object, ...], list[Leaf]] = defaultdict(list)
+        self._n_alike: Counter[tuple[object, ...]] = Counter()
+        self._n_digests: Counter[tuple[object, ...]] = Counter()
         self._equal: dict[str, list[str]] = defaultdict(list)
         self._constants: dict[tuple[object, ...], dict[str, str]] = {}
-        for leaf in plan.source.leaves.values():
-            self._alike[_class(leaf)].append(leaf)
-            if leaf.name in digests:
-                self._equal[digests[leaf.name]].append(leaf.name)
+        for name, leaf in plan.source.leaves.items():
+            self._n_alike[_class(leaf)] += 1
+            if name in digests:
+                self._n_digests[_class(leaf)] += 1
+                self._equal[digests[name]].append(name)
 
     def claim(self, claim: Claim) -> tuple[Grade, str]:
         """The weakest grade of the sources; less where the mapping is not independent."""
@@ -62,19 +64,19 @@ class _Grader:
         return grade, why
 
     def _leaf(self, leaf: Leaf) -> tuple[Grade, str]:
-        others = [other for other in self._alike[_class(leaf)] if other.name != leaf.name]
+        n_others = self._n_alike[_class(leaf)] - 1
         digest = self._digests.get(leaf.name)
         constant = self._constant(leaf, digest) if digest else ""
         if constant:
             return "indistinguishable", f"{leaf.name} is {constant} throughout, in any order"
-        if not others:
+        if not n_others:
             return "unique by shape", _with_axes(f"no other leaf is like {leaf.name}", leaf)
-        if digest is None or any(other.name not in self._digests for other in others):
-            return "not graded", f"{len(others)} leaves are like {leaf.name}, and have no digests"
+        if digest is None or self._n_digests[_class(leaf)] <= n_others:
+            return "not graded", f"{n_others} leaves are like {leaf.name}, and have no digests"
         twins = [name for name in self._equal[digest] if name != leaf.name]
         if twins:
             return "indistinguishable", f"{leaf.name} has the bits of {_listed(twins)}"
-        why = f"{len(others)} leaves are like {leaf.name}, none has its bits"
+        why = f"{n_others} leaves are like {leaf.name}, none has its bits"
         return "unique by content", _with_axes(why, leaf)
 
     def _constant(self, leaf: Leaf, digest: str) -> str:
