@@ -153,6 +153,12 @@ def test_gate_under_up_is_found_by_name() -> None:
     assert found.suspects == (up,)
 
 
+def test_another_leaf_squeezed_is_found_though_its_digest_differs() -> None:
+    source = {"a": weights(1, 6, 10), "b": weights(1, 6, 10, seed=5)}
+    found = explained(source, {"out": source["b"][0]}, reshape(identity((1, 6, 10), "a"), (6, 10)))
+    check(found, "other_leaf", "b")
+
+
 def test_the_next_layer_is_called_so() -> None:
     source = layers(4, 6, 10)
     mine, other = (f"model.layers.{i}.mlp.up_proj.weight" for i in (1, 2))

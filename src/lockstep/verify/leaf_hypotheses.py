@@ -69,7 +69,8 @@ def _leaves_of(case: Case, like: Leaf, shape: tuple[int, ...]) -> list[Leaf]:
 def _others(case: Case, leaf: Leaf) -> list[Leaf]:
     """Leaves of the same shape and type that may be equal, alike names first."""
     others = [o for o in _leaves_of(case, leaf, leaf.grid_shape) if o.name != leaf.name]
-    wanted = case.probe.digest("target", case.target.name) if case.claim.is_identity else None
+    same = case.claim.is_identity and case.target.shape == leaf.shape
+    wanted = case.probe.digest("target", case.target.name) if same else None
     if wanted is not None:  # then what has another digest need not be read
         others = [o for o in others if case.probe.digest("source", o.name) in (wanted, None)]
     near = sorted(others, key=lambda o: _distance(leaf.name, o.name))[:MAX_OTHERS]

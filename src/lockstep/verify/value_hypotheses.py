@@ -275,7 +275,7 @@ def _factor(case: Case, form: FloatFormat) -> float | None:
 
 
 def _simplest(low: float, high: float, form: FloatFormat) -> float | None:
-    """The number of fewest digits that in a format lies between two; None if there is none, or 1."""
+    """The number of fewest digits that a format has between two; None if there is none, or 1."""
     for n_digits in range(17) if low <= high else ():
         near = float(f"{(low + high) / 2:.{n_digits}e}")
         word = encode(decode(np.array([near], "<f8").view("<u8"), FLOATS["F64"]), form)
