@@ -715,6 +715,33 @@ def test_a_scatter_uses_the_captures_of_the_target_as_numbers() -> None:
     assert [p.kind for p in found.problems] == ["shape", "gap", "gap"]
 
 
+def test_layers_that_are_alike_keep_leaves_and_captures_of_their_own() -> None:
+    text = """
+    [[claim]]
+    target = "l.{layer:int}"
+    sources = [
+      { name = "s", transform = ["index(0, layer)"] },
+      { name = "x.{layer}.{e:int}", transform = ["index(0, e)"] },
+      "s.{layer}",
+    ]
+    transform = ["stack(0)"]
+    [[duplicate]]
+    source = "{x:any}"
+    reason = "a test"
+    """
+    source: dict[str, Spec] = {"s": ((2, 6), "F32"), "s.0": ((6,), "F32"), "s.1": ((6,), "F32")}
+    source |= {f"x.{layer}.{e}": MATRIX for layer in range(2) for e in range(4)}
+    found = plan(text, source, {f"l.{i}": ((6, 6), "F32") for i in range(2)})
+    for i in range(2):
+        made = claim(found, f"l.{i}")
+        assert made.layout is not None
+        rows = [(p.leaf, p.src // 6, p.dst // 6) for p in made.layout.pieces]
+        x = [(f"x.{i}.{e}", e, e + 1) for e in range(4)]
+        assert rows == [("s", i, 0), *x, (f"s.{i}", 0, 5)]
+        assert made.sources == ("s", *(name for name, _, _ in x), f"s.{i}")
+    assert {p.kind for p in found.problems} == {"gap"}  # the rows of x that nobody takes
+
+
 def test_layers_in_cycles_are_told_apart_by_a_condition() -> None:
     text = """
     [[claim]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,9 @@ from lockstep.formats.leaf import Leaf, Store
 from lockstep.verify.claim import Claim, Problem
 from lockstep.verify.expand import Instance
 from lockstep.verify.expressions import Call
-from lockstep.verify.layout import whole
+from lockstep.verify.layout import Layout, whole
 from lockstep.verify.moves import Array, text
+from lockstep.verify.piece import Piece
 from lockstep.verify.steps import STEPS, apply
 
 
@@ -32,8 +33,14 @@ class Wanted:
     cast: Call | None = None
 
 
-def claim_of(wanted: Wanted, source: Store, target: Store) -> Claim | Problem:
-    """The claim, or why the steps do not make the target leaf."""
+Memo = dict[Hashable, tuple[Array, str]]
+
+
+def claim_of(wanted: Wanted, source: Store, target: Store, memo: Memo) -> Claim | Problem:
+    """The claim, or why the steps do not make the target leaf.
+
+    `memo` holds what steps have made before; layers are alike, so most are made but once.
+    """
     instance = wanted.instance
     leaf = target.leaves[instance.target]
     names = tuple(dict.fromkeys(part.name for parts in instance.sources for part in parts))
@@ -41,7 +48,7 @@ def claim_of(wanted: Wanted, source: Store, target: Store) -> Claim | Problem:
     if leaf.value or any(part.value for part in found):
         return _value_claim(wanted, leaf, found)
     try:
-        array, spelled = _array(wanted, source)
+        array, spelled = _array(wanted, found, memo)
     except UsageError as error:
         return _problem(wanted, "shape", f"{error.message}, {_shown(found)}", error.hint)
     if array.shape != leaf.shape:
@@ -115,20 +122,49 @@ def _value_claim(wanted: Wanted, leaf: Leaf, found: Sequence[Leaf]) -> Claim | P
 # --- steps
 
 
-def _array(wanted: Wanted, store: Store) -> tuple[Array, str]:
-    """The one array that the steps make, and the steps with their values.
+def _array(wanted: Wanted, found: Sequence[Leaf], memo: Memo) -> tuple[Array, str]:
+    """The one array that the steps make of these leaves, and the steps with their values.
 
     Raises: UsageError if they do not fit the leaves.
     """
+    places = {leaf.name: str(i) for i, leaf in enumerate(found)}
+    key = _key(wanted, found, places)
+    if key not in memo:
+        memo[key] = _made(wanted, {leaf.name: leaf for leaf in found}, places)
+    array, spelled = memo[key]
+    pieces = tuple(
+        piece
+        if piece.leaf is None
+        else Piece(found[int(piece.leaf)].name, piece.src, piece.dst, piece.loops, piece.fill)
+        for piece in array.layout.pieces
+    )
+    return array.moved(Layout(array.layout.shape, pieces)), spelled
+
+
+def _key(wanted: Wanted, found: Sequence[Leaf], places: Mapping[str, str]) -> Hashable:
+    """All on which the array depends but the names of leaves; facts are the same for all."""
+    claim, context = wanted.instance.claim, wanted.instance.context
+    parts = tuple(
+        tuple((places[part.name], *(part.context[name] for name in source.used)) for part in parts)
+        for source, parts in zip(claim.sources, wanted.instance.sources, strict=True)
+    )
+    leaves = tuple((leaf.grid_shape, leaf.element) for leaf in found)
+    return wanted.label, leaves, parts, tuple(context[name] for name in claim.used)
+
+
+def _made(
+    wanted: Wanted, found: Mapping[str, Leaf], places: Mapping[str, str]
+) -> tuple[Array, str]:
+    """As `_array`, with the places of leaves for their names."""
     claim = wanted.instance.claim
     parts: list[Array] = []
     texts = []
     for source, leaves in zip(claim.sources, wanted.instance.sources, strict=True):
         begun = []
-        for leaf in leaves:
-            found = store.leaves[leaf.name]
-            layout = whole(leaf.name, found.grid_shape)
-            begun.append((Array(layout, found.element, found.element), leaf.context))
+        for part in leaves:
+            leaf = found[part.name]
+            layout = whole(places[part.name], leaf.grid_shape)
+            begun.append((Array(layout, leaf.element, leaf.element), part.context))
         arrays, spelled = _stepped(begun, source.steps, wanted)
         parts += arrays
         texts.append(" | ".join(spelled))

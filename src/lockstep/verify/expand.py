@@ -29,11 +29,15 @@ Context = Mapping[str, object]
 
 @dataclass(frozen=True)
 class SourcePattern:
-    """One source of a rule, with steps of its own; `gathered` are captures the target has not."""
+    """One source of a rule, with steps of its own; `gathered` are captures the target has not.
+
+    `used` are the captures that the steps use.
+    """
 
     pattern: Pattern
     steps: tuple[Call, ...]
     gathered: tuple[str, ...]
+    used: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class CompiledClaim:
     steps: tuple[Call, ...]
     condition: Expression | None
     needs: frozenset[str]  # facts that it uses
+    used: tuple[str, ...]  # captures that its steps use
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,9 @@ def _claim(rule: ClaimRule, label: str, where: str, facts: Mapping[str, object])
     used = [e.names for e in (*computed, *([condition] if condition else []))]
     used += [names_of(call) for call in (*steps, *(c for s in compiled for c in s.steps))]
     needs = frozenset().union(*used) & frozenset(facts)
-    return CompiledClaim(label, where, rule, target, tuple(compiled), steps, condition, needs)
+    return CompiledClaim(
+        label, where, rule, target, tuple(compiled), steps, condition, needs, _used(steps, facts)
+    )
 
 
 def _driver(target: Pattern, sources: list[Pattern], where: str) -> Pattern:
@@ -192,7 +199,13 @@ def _source(
         )
     _no_clash(pattern, facts, where)
     steps = _steps(given.transform, where, {*driver.captures, *pattern.captures, *facts})
-    return SourcePattern(pattern, steps, gathered)
+    return SourcePattern(pattern, steps, gathered, _used(steps, facts))
+
+
+def _used(steps: Iterable[Call], facts: Mapping[str, object]) -> tuple[str, ...]:
+    """The captures that steps use."""
+    names = frozenset().union(*map(names_of, steps))
+    return tuple(sorted(names - facts.keys()))
 
 
 def _no_clash(pattern: Pattern, facts: Mapping[str, object], where: str) -> None:

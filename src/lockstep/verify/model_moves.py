@@ -83,13 +83,14 @@ def _rope(
             hint="check n_heads and rotary",
         )
     heads = split_axis(array, k, (n_heads, size))
-    turned = slice_(heads, k + 1, 0, moved)
+    turned = slice_(heads, k + 1, 0, moved) if moved < size else heads
     turned = split_axis(turned, k + 1, (2, moved // 2) if to_pairs else (moved // 2, 2))
     axes = list(range(len(turned.shape)))
     axes[k + 1], axes[k + 2] = k + 2, k + 1
     turned = merge_axes(permute(turned, *axes), k + 1, 2)
-    rest = slice_(heads, k + 1, moved, size)
-    return merge_axes(concat([turned, rest] if moved < size else [turned], k + 1), k, 2)
+    if moved < size:
+        turned = concat([turned, slice_(heads, k + 1, moved, size)], k + 1)
+    return merge_axes(turned, k, 2)
 
 
 def heads(array: Array, axis: int, n_heads: int, order: Sequence[int]) -> Array:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.verify.ambiguity import ambiguities
-from lockstep.verify.build import Wanted, claim_of
+from lockstep.verify.build import Memo, Wanted, claim_of
 from lockstep.verify.claim import Claim, Excuse, Plan, Problem, Tie
 from lockstep.verify.constants import constant
 from lockstep.verify.coverage import account
@@ -42,8 +42,9 @@ class _Resolver:
 
     def plan(self) -> Plan:
         """Resolves every rule, then accounts for every element."""
+        memo: Memo = {}
         for wanted in self._wanted():
-            self._add(claim_of(wanted, self.source, self.target), wanted.label)
+            self._add(claim_of(wanted, self.source, self.target, memo), wanted.label)
         for excuse in self.compiled.excuses:
             self._excuse(excuse)
         self._tie_leaves()
