@@ -140,7 +140,7 @@ class ZipRecords:
 
     def _entries(self, directory: bytes, n_entries: int) -> list[tuple[ZipRecord, int]]:
         """Each record, and where its local header begins."""
-        found = []
+        found: list[tuple[ZipRecord, int]] = []
         at = 0
         for _ in range(n_entries):
             if directory[at : at + 4] != ENTRY or at + 46 > len(directory):
