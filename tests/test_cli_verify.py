@@ -399,6 +399,22 @@ def test_a_name_does_not_reach_the_terminal(tmp_path: Path, capfd: Said) -> None
     assert "\\x1b[2J\\u202e" in said
 
 
+def test_no_name_reaches_the_terminal_with_a_verdict(pair: Pair, capfd: Said) -> None:
+    pair.claims.write_text(
+        CLAIMS + '[[claim]]\ngroup = "x"\ntarget = "{a:any}<img"\nsource = "{a}<img"\n'
+    )
+    names = [f"\x1b[2J\u202e{i}<img" for i in range(2)]
+    one, two = (np.full(3, value, np.float32) for value in (1, 2))
+    save_file({**source_arrays(), names[0]: one, names[1]: one}, pair.source)
+    pair.change(**{names[0]: one, names[1]: two, "\x1b[3Jextra": two})
+    for words, code in ((pair.words, 1), (["verify", "plan", *pair.words[1:]], 2)):
+        assert main(words) == code
+        said = capfd.readouterr()
+        assert "\x1b" not in said.out + said.err
+        assert "\u202e" not in said.out + said.err
+        assert "\\x1b[2J\\u202e1<img" in said.out
+
+
 def test_plan_shows_claims_before_anything_is_read(pair: Pair, capfd: Said) -> None:
     words = ["verify", "plan", *pair.words[1:]]
     assert main(words) == 0

@@ -87,9 +87,9 @@ def _figure(value: float | None) -> str:
 
 
 def _breakable(path: str) -> Markup:
-    """A path that may be broken after its slashes and underscores."""
+    """A path that may be broken after its slashes, underscores and dots."""
     text = str(escape(path))
-    for sign in "/_":
+    for sign in "/_.":
         text = text.replace(sign, f"{sign}<wbr>")
     return Markup(text)
 
