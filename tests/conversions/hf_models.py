@@ -81,7 +81,7 @@ def write_hf(tensors: Tensors, path: Path, config: dict[str, Any]) -> Path:
     from safetensors.numpy import save_file
 
     path.mkdir(parents=True)
-    save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()},
+    save_file({name: np.asarray(a, order="C") for name, a in tensors.items()},
               path / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
     return path

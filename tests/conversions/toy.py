@@ -46,7 +46,7 @@ def write_safetensors(tensors: Tensors, path: Path) -> Path:
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+    save_file({name: np.asarray(a, order="C") for name, a in tensors.items()}, path)
     return path
 
 

@@ -18,7 +18,11 @@ from lockstep.verify.damage import damage
 from lockstep.verify.fused_hypotheses import fused_hypotheses
 from lockstep.verify.hypotheses import Case, Hypothesis, Probe
 from lockstep.verify.layout_hypotheses import layout_hypotheses
-from lockstep.verify.leaf_hypotheses import leaf_hypotheses, turned_leaf_hypotheses
+from lockstep.verify.leaf_hypotheses import (
+    leaf_hypotheses,
+    other_target_hypotheses,
+    turned_leaf_hypotheses,
+)
 from lockstep.verify.value_hypotheses import constant_hypotheses, value_hypotheses
 
 SAMPLED = 512  # elements at which a hypothesis must hold before all are compared
@@ -64,6 +68,7 @@ def _hypotheses(case: Case) -> Iterator[Hypothesis]:
     return chain(
         constant_hypotheses(case),
         leaf_hypotheses(case),
+        other_target_hypotheses(case),
         layout_hypotheses(case),
         value_hypotheses(case),
         fused_hypotheses(case),

@@ -1,4 +1,4 @@
-"""Which other leaves a target may have been made of: neighbours, namesakes, exchanged sources."""
+"""Which other leaves a target may have been made of: neighbours, namesakes, those of another."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ def leaf_hypotheses(case: Case) -> Iterator[Hypothesis]:
             claim = replace(made, sources=swapped)
             kind, text = _sentence(name, other.name, case.only_source is None)
             yield Hypothesis(kind, text, claim, (other.name,))
+
+
+def other_target_hypotheses(case: Case) -> Iterator[Hypothesis]:
+    """What is claimed for another target of this shape and type, the most alike by name first.
+
+    Two targets under each other's name are made of their sources by their own transforms.
+    """
+    leaves = case.plan.target.leaves
+    others = [
+        other
+        for other in case.plan.claims
+        if other.target != case.target.name
+        and other.layout is not None
+        and other.layout.shape == case.layout.shape
+        and leaves[other.target].element == case.target.element
+    ]
+    near = sorted(others, key=lambda o: _distance(case.target.name, o.target))[:MAX_OTHERS]
+    sources = case.plan.source.leaves
+    reach = accumulate(sum(_least_read(sources[s]) for s in o.sources) for o in near)
+    for other, n_bytes in zip(near, reach, strict=True):
+        if n_bytes > MAX_DECODED:
+            return
+        claim = replace(case.with_values(*other.values), layout=other.layout, sources=other.sources)
+        text = f"what is claimed for {other.target}"
+        yield Hypothesis("other_target", text, claim, (other.target,))
 
 
 def turned_leaf_hypotheses(case: Case) -> Iterator[Hypothesis]:
