@@ -18,7 +18,8 @@ from lockstep.errors import BudgetError
 
 MIB = 1 << 20
 RESERVE = 4 * MIB  # imports that come late, stacks of threads, slack of the allocator
-PER_LEAF = 4096  # rows of the report, digests, states: Python objects that grow with the leaves
+PER_LEAF = 2048  # of either side: rows of the report, digests, states of the work
+PER_LEAF_WRITTEN = 6144  # when the report is written, and all workers have given their memory back
 SCRATCH = 3 * MIB  # per worker, outside its arena: temporaries of value moves and of tallies
 SMALLEST_ARENA = MIB + MIB // 2
 
@@ -60,11 +61,11 @@ class Budget:
     """How many workers there are, and the bytes that the arena of each may grow to.
 
     `base` is what the process held, with the reserves, so that `base` and the arenas are the peak.
-    `before` is the peak that the process had already.
+    `least` is the peak that it comes to whatever the work is, with the report that is written.
     """
 
     total: int
-    before: int
+    least: int
     base: int
     n_workers: int
     arena: int
@@ -82,16 +83,16 @@ def divide(total: int, jobs: int, n_leaves: int) -> Budget:
     """
     held = memory_now()
     base = max(held.now or 0, 0) + RESERVE + PER_LEAF * n_leaves
-    over = (held.peak or 0) - total
-    if over > 0 or total - base < SMALLEST_ARENA + SCRATCH:
-        needed = max(base + SMALLEST_ARENA + SCRATCH, held.peak or 0)
+    least = max(held.peak or 0, base + (PER_LEAF_WRITTEN - PER_LEAF) * n_leaves)
+    needed = max(least, base + SMALLEST_ARENA + SCRATCH)
+    if needed > total:
         raise BudgetError(
             f"--max-memory: expected at least {needed / MIB:.0f} MiB, of which the program and the "
             f"listings of {n_leaves} leaves take {base / MIB:.0f}, got {total / MIB:.0f} MiB",
             hint=f"allow --max-memory {-(-needed // MIB) + 1}MiB or more",
         )
     n = min(max(1, jobs), (total - base) // (SMALLEST_ARENA + SCRATCH))
-    return Budget(total, held.peak or 0, base, n, (total - base) // n - SCRATCH)
+    return Budget(total, least, base, n, (total - base) // n - SCRATCH)
 
 
 class Arena:

@@ -106,7 +106,7 @@ class TaskList:
         needs = [[_need(task) for task in tasks] for tasks in (self.tasks.shared, self.tasks.alone)]
         shared = self._budget.n_workers * (SCRATCH + max(needs[0], default=0))
         alone = SCRATCH + max(needs[1], default=0)
-        return max(self._budget.before, self._budget.base + max(shared, alone))
+        return max(self._budget.least, self._budget.base + max(shared, alone))
 
     def done(self, job: Job | HashJob) -> None:
         """Takes what a finished job has found."""
