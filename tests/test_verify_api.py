@@ -23,6 +23,7 @@ from lockstep.verify import (
     ValuesDiffer,
     check,
     digest_checkpoint,
+    examine,
     exit_code,
     load_claims,
     prove,
@@ -84,6 +85,21 @@ def test_what_comes_to_no_verdict_raises_too(pair: Pair) -> None:
         prove(pair.source, pair.target.with_name("gone"), pair.claims)
     with pytest.raises(TypeError):
         prove(pair.source, pair.target, pair.claims, tolerance=1e-3)
+
+
+def test_a_file_that_changes_meanwhile_is_no_proof(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = examine.run
+
+    def disturbed(*args: Any) -> Any:
+        spent = real(*args)
+        pair.target.touch()
+        return spent
+
+    monkeypatch.setattr(examine, "run", disturbed)
+    with pytest.raises(InputError, match="changed since"):
+        prove(pair.source, pair.target, pair.claims)
 
 
 def test_no_verdict_hangs_on_asserts(pair: Pair) -> None:
@@ -219,7 +235,26 @@ def _coverage(document: Any) -> None:
     document["source"]["leaves"][0]["n_claimed"] -= 1
 
 
+def _size(document: Any) -> None:
+    row = document["claims"][1]
+    row["n_elements"] = row["n_compared"] = 0
+    group = next(g for g in document["groups"] if g["name"] == row["group"])
+    group["n_elements"] -= 60
+
+
+def _source(document: Any) -> None:
+    document["claims"][1]["sources"] = ["another"]
+
+
+def _excuse(document: Any) -> None:
+    leaf = document["source"]["leaves"][1]
+    leaf["n_claimed"], leaf["n_excused"] = 0, leaf["n_elements"]
+
+
 EDITS = {
+    "elements of blocks.0.gate to be compared, got 0": _size,
+    "made of leaves of the source": _source,
+    "expected a reason": _excuse,
     "target.root": _digest,
     "source.root": _root,
     "groups": _group,

@@ -131,8 +131,8 @@ def _lines(side: Side) -> dict[str, DigestLine]:
 
 def _rechecked(report: Verification) -> Iterator[str]:
     yield f"the verdict {report.verdict} follows from its {len(report.claims)} claims and problems"
-    yield "the groups follow from the claims, and each claimed target leaf has one claim"
-    yield "the ledger: elements that nothing accounts for are among the problems"
+    yield "the groups follow from the claims, and each exact claim is about a whole target leaf"
+    yield "the ledger: what nothing accounts for is a problem, what is excused has a reason"
     yield "the roots follow from the digests of the leaves"
     n = sum(1 for _ in _identity_pairs(report))
     yield f"{n} exact claims of identity have the same digest on both sides"
@@ -160,24 +160,36 @@ def _groups(report: Verification) -> Iterator[str]:
 
 
 def _coverage(report: Verification) -> Iterator[str]:
-    if report.problems:
-        return
     for name, side in (("source", report.source), ("target", report.target)):
         for leaf in side.leaves:
-            if leaf.n_claimed + leaf.n_excused < leaf.n_elements:
+            n_known = leaf.n_claimed + leaf.n_excused
+            if leaf.n_excused and not leaf.excuse:
+                yield (
+                    f"{name}.leaves: expected a reason for the {leaf.n_excused} elements of "
+                    f"{printable(leaf.name)} that are excused, got none"
+                )
+            if n_known < leaf.n_elements and not report.problems:
                 yield (
                     f"{name}.leaves: expected all {leaf.n_elements} elements of "
-                    f"{printable(leaf.name)} to be accounted for, got "
-                    f"{leaf.n_claimed + leaf.n_excused} and no problem"
+                    f"{printable(leaf.name)} to be accounted for, got {n_known} and no problem"
                 )
 
 
 def _targets(report: Verification) -> Iterator[str]:
     claimed = Counter(row.target for row in report.claims)
-    leaves = {leaf.name for leaf in report.target.leaves}
-    for name, n in claimed.items():
-        if name not in leaves or (n > 1 and not report.problems):
-            yield f"claims: expected one claim on a leaf of the target, got {printable(name)}"
+    targets = {leaf.name: leaf for leaf in report.target.leaves}
+    sources = {leaf.name for leaf in report.source.leaves}
+    for row in report.claims:
+        name, leaf = printable(row.target), targets.get(row.target)
+        if leaf is None or (claimed[row.target] > 1 and not report.problems):
+            yield f"claims: expected one claim on a leaf of the target, got {name}"
+        elif row.verdict in VALUE_EXACT and row.n_elements != leaf.n_elements:
+            yield (
+                f"claims: expected the {leaf.n_elements} elements of {name} to be compared, got "
+                f"{row.n_elements}"
+            )
+        if not sources.issuperset(row.sources):
+            yield f"claims: expected {name} to be made of leaves of the source, got others"
     for leaf in report.target.leaves:
         if leaf.n_claimed and leaf.name not in claimed:
             yield f"target.leaves: expected a claim on {printable(leaf.name)}, got none"
