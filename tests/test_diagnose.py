@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from lockstep.artifacts.verification import Diagnosis
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
+from lockstep.formats.open_store import open_store
 from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.diagnose import diagnose
 from lockstep.verify.differences import Tally
+from lockstep.verify.examine import Options, examine
 from lockstep.verify.hypotheses import Side, source_of
 from lockstep.verify.layout import Layout, cut, filled, join, permute, reshape, whole
+from lockstep.verify.summarise import summarise
 from lockstep.verify.values import value_move
 
 F32 = ELEMENT_TYPES["F32"]
@@ -512,6 +517,37 @@ def test_almost_a_hypothesis_is_none() -> None:
     out = w.T.copy()
     out[11, 17] ^= np.uint32(1)
     assert explained({"w": w}, {"out": out}, identity((30, 30))) is None
+
+
+def test_the_engine_s_probe_leads_to_the_same_diagnoses(tmp_path: Path) -> None:
+    """The same faults in files, read within a budget."""
+    source = {name: f32(weights(120, 90, seed=i)) for i, name in enumerate("abcdefg")}
+    target = {**source, "a": source["b"], "b": source["a"]}
+    target["c"] = np.ascontiguousarray(source["c"].reshape(6, 20, 90)[::-1].reshape(120, 90))
+    target["d"] = moved(moved(source["d"], "BF16"), "F32", "BF16")
+    target["e"] = source["e"].copy()
+    target["e"].view(np.uint32)[100, 3] ^= np.uint32(1 << 20)
+    target["f"] = f32(weights(120, 90, seed=99))
+    stores = []
+    for name, arrays in (("source", source), ("target", target)):
+        save_file(arrays, tmp_path / f"{name}.safetensors")
+        stores.append(open_store(tmp_path / f"{name}.safetensors"))
+    claims = tuple(Claim(n, "rule", "params", n, (n,), identity((120, 90), n)) for n in source)
+    plan = Plan(stores[0], stores[1], claims)
+    report = examine(plan, Options(max_memory_bytes=512 << 20))
+    found = {row.id: row.diagnosis for row in report.claims}
+    named = {name: diagnosis and diagnosis.hypothesis for name, diagnosis in found.items()}
+    assert named == {
+        "a": "other_leaf",
+        "b": "other_leaf",
+        "c": "reversed",
+        "d": "rounded",
+        "e": "bit_flip",
+        "f": None,
+        "g": None,
+    }
+    said = summarise({name: each for name, each in found.items() if each}, plan)
+    assert said == ("a and b are exchanged: each holds the other's values",)
 
 
 def test_a_value_that_is_no_array_has_no_diagnosis() -> None:

@@ -166,6 +166,14 @@ def test_two_leaves_exchanged_are_one_sentence() -> None:
     assert said == "l.2.gate and l.2.up are exchanged: each holds the other's values"
 
 
+def test_two_targets_that_are_made_of_several_leaves_are_exchanged_too() -> None:
+    pair = {"l.2.gate": "l.2.up", "l.2.up": "l.2.gate"}
+    plan, diagnoses = moved_plan(pair, 4, "gate", "up")
+    made = {i: replace(each, hypothesis="other_target") for i, each in diagnoses.items()}
+    assert len(summarise(made, plan)) == 1
+    assert summarise(dict(list(made.items())[:1]), plan) == ()
+
+
 def test_one_leaf_used_twice_is_no_exchange() -> None:
     plan, diagnoses = moved_plan({"l.2.gate": "l.2.up"}, 4, "gate", "up")
     assert summarise(diagnoses, plan) == ()

@@ -23,6 +23,9 @@ def summarise(diagnoses: Mapping[str, Diagnosis], plan: Plan) -> tuple[str, ...]
         for text, ids in make(claims, {i: o for i, o in found.items() if i not in covered}, plan):
             said.append(text)
             covered |= ids
+    for text, ids in _exchanged_targets(claims, diagnoses):
+        said.append(text)
+        covered |= ids
     rest = {i: diagnosis for i, diagnosis in diagnoses.items() if i not in covered}
     return (*said, *_same_cause(claims, rest, plan))
 
@@ -47,9 +50,29 @@ def _exchanged(
     for i, other in found.items():
         j = by_source.get(other)
         if j is not None and i < j and found[j] == claims[i].sources[0]:
-            a, b = claims[i].target, claims[j].target
-            pairs.append((f"{a} and {b} are exchanged: each holds the other's values", {i, j}))
+            pairs.append((_exchange_text(claims[i], claims[j]), {i, j}))
     return pairs
+
+
+def _exchanged_targets(
+    claims: Mapping[str, Claim], diagnoses: Mapping[str, Diagnosis]
+) -> list[tuple[str, set[str]]]:
+    """Pairs of targets of which each holds what is claimed for the other, made its own way."""
+    by_target = {
+        claims[i].target: (i, diagnosis.suspects[0])
+        for i, diagnosis in diagnoses.items()
+        if i in claims and diagnosis.hypothesis == "other_target" and diagnosis.suspects
+    }
+    pairs = []
+    for target, (i, other) in by_target.items():
+        j, back = by_target.get(other, ("", ""))
+        if back == target and i < j:
+            pairs.append((_exchange_text(claims[i], claims[j]), {i, j}))
+    return pairs
+
+
+def _exchange_text(a: Claim, b: Claim) -> str:
+    return f"{a.target} and {b.target} are exchanged: each holds the other's values"
 
 
 def _layers(
