@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,47 @@ def test_huge_chunks_are_streamed(
                 leaf.storage.read((i,), part)
                 assert part.tobytes() == whole[i * step : (i + 1) * step]
     assert streamed >= 3
+
+
+def test_going_forward_does_not_start_a_stream_again(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_chunks, "STREAMED_FROM_BYTES", 16)
+    monkeypatch.setattr(tensor_chunks, "_PIECE_BYTES", 400)
+    storage = locate(written / "ocdbt_zarr2").leaves["params/large"].storage
+    opened = []
+    open_chunk = tensor_chunks.ChunkPlaces.open
+
+    def count(self: tensor_chunks.ChunkPlaces, index: tuple[int, ...]) -> Any:
+        opened.append(index)
+        return open_chunk(self, index)
+
+    monkeypatch.setattr(tensor_chunks.ChunkPlaces, "open", count)
+    out = np.zeros(400, np.uint8)
+    assert isinstance(storage, StreamedChunks)
+    for i in (0, 1, 4, 5, 9):
+        storage.read((i,), out)
+    assert len(opened) == 1
+    storage.read((8,), out)
+    assert len(opened) == 2
+
+
+def test_threads_may_read_one_stream(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_chunks, "STREAMED_FROM_BYTES", 16)
+    monkeypatch.setattr(tensor_chunks, "_PIECE_BYTES", 400)
+    name = "params/large"
+    storage = locate(written / "ocdbt_zarr2").leaves[name].storage
+    wanted = given(written / "ocdbt_zarr2")[name][2]
+    assert isinstance(storage, StreamedChunks)
+
+    def piece(i: int) -> bool:
+        out = np.zeros(400, np.uint8)
+        storage.read((i,), out)
+        return out.tobytes() == wanted[400 * i : 400 * (i + 1)]
+
+    order = random.Random(1).sample(range(12), 12) * 4
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(piece, order))
 
 
 def test_chunks_of_zeros_that_an_older_orbax_left_out_are_zeros_and_noted(written: Path) -> None:
@@ -365,7 +407,9 @@ def test_steps_and_items(written: Path, tmp_path: Path) -> None:
         locate(written / "two_steps")
     assert refused.value.hint.endswith("two_steps/10")
     assert set(locate(written / "two_steps" / "10").leaves) == {"w"}
-    assert set(locate(written / "one_step").leaves) == {"w"}
+    one = locate(written / "one_step")
+    assert set(one.leaves) == {"w"}
+    assert one.notes[:2] == ("read 3/state", "meta beside it was not read")
     with pytest.raises(InputError, match="expected one tree of arrays, got 0"):
         locate(tmp_path)
 

@@ -67,7 +67,7 @@ def locate(path: Path) -> Store:
     if not leaves:
         raise InputError(f"{item}: expected leaves, got none",
                          hint="give the directory of a checkpoint that holds arrays")  # fmt: skip
-    notes = []
+    notes = _beside(path, item)
     if entries and extra:
         notes.append(f"{len(extra)} arrays are not in {_TREE_FILE}: listed by their keys")
     if zeros_left_out and any(found.fills_zero for found in arrays.values()):
@@ -116,6 +116,14 @@ def _find_item(path: Path) -> Path:
         item = below[0]
     raise InputError(f"{path}: expected {_TREE_FILE} at most two folders below, got none",
                      hint="give the directory of one checkpoint of Orbax")  # fmt: skip
+
+
+def _beside(path: Path, item: Path) -> list[str]:
+    """Says which item was chosen, and what lies beside it and was not read."""
+    if item == path:
+        return []
+    other = sorted(p.name for p in item.parent.iterdir() if p.is_dir() and p != item)
+    return [f"read {item.relative_to(path)}"] + [f"{name} beside it was not read" for name in other]
 
 
 def _processes(item: Path) -> list[Path]:

@@ -239,9 +239,7 @@ class StreamedChunks:
         n_chunk = self._array.chunk_bytes
         try:
             while len(out):
-                if self._stream is None or self._at != start:
-                    self._stream = self._place.open(index_of(start // n_chunk, self._array.grid))
-                    self._stream.skip(start % n_chunk)
+                self._stream = self._reach(start)
                 n_bytes = min(len(out), n_chunk - start % n_chunk)
                 self._stream.fill(out[:n_bytes])
                 out, start = out[n_bytes:], start + n_bytes
@@ -253,6 +251,16 @@ class StreamedChunks:
         except BaseException:
             self._stream = None
             raise
+
+    def _reach(self, start: int) -> Inflated:
+        """The stream that yields the byte `start` next: the open one if it is not beyond it."""
+        n_chunk = self._array.chunk_bytes
+        stream, at = self._stream, self._at
+        if stream is None or at > start or at // n_chunk != start // n_chunk:
+            at = start - start % n_chunk
+            stream = self._place.open(index_of(start // n_chunk, self._array.grid))
+        stream.skip(start - at)
+        return stream
 
 
 class TensorstoreChunks:
