@@ -32,6 +32,11 @@ class Rules:
     set; all_ones has every bit set. Where a format has one NaN, or one for each sign, it is that.
     `overflow`: what a number becomes that is beyond the largest after rounding: inf, which is NaN
     where there is no infinity; or saturate, the largest, which infinities become too.
+
+    Whose NaN is whose: numpy F32 to F16 and back, F64 to F16: raw; numpy F64 to F32 and back, torch
+    and jax F32 to F16, gguf F32 to BF16: keep; ml_dtypes, and jax to BF16: sign; torch to F8_E5M2:
+    ones, to BF16 with vector instructions: all_ones. torch saturates F8_E4M3, ml_dtypes does not.
+    Source: measured on x86-64 with numpy 2.4, torch 2.13, jax 0.10, ml_dtypes 0.6, gguf 0.19
     """
 
     rounding: str = "RNE"
