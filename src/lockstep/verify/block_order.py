@@ -54,10 +54,10 @@ def _order(case: Case, axis: int, block: int, n_blocks: int) -> list[int] | None
         return None  # blocks that begin alike cannot be told apart like this
     order = []
     for start in starts:
-        i = known.get(case.found(start, start + n_looked_at).tobytes())
-        if i is None:
+        there = known.get(case.found(start, start + n_looked_at).tobytes())
+        if there is None:
             return None
-        order.append(i)
+        order.append(there)
     if order == list(range(n_blocks)) or len(set(order)) == 1:
         return None
     return order

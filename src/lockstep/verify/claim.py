@@ -24,11 +24,25 @@ class ValueMove(Protocol):
     dequantised; so a claim's layout, which is before the moves, has a shape in old elements.
     """
 
-    text: str
-    source: ElementType
-    target: ElementType
-    exact: bool
-    expands: int
+    @property
+    def text(self) -> str:
+        """The spelling of a claim file."""
+
+    @property
+    def source(self) -> ElementType:
+        """The type before."""
+
+    @property
+    def target(self) -> ElementType:
+        """The type after."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is specified to the bit."""
+
+    @property
+    def expands(self) -> int:
+        """How many new elements each old one becomes."""
 
     def apply(self, words: Words) -> Words:
         """The new elements of a flat block, `expands` for each old one, in order."""

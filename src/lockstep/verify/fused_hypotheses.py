@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, permutations
-from typing import get_args
+from typing import Literal, get_args
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf
@@ -15,6 +15,7 @@ from lockstep.verify.layout import Layout, permute, whole
 from lockstep.verify.model_moves import GateUpOrder, QkvLayout, gate_up, qkv, ungate_up, unqkv
 from lockstep.verify.moves import Array, concat
 
+QKV: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
 MAX_JOINED = 4  # sources of which every order is tried
 MAX_EXCHANGED = 48  # sources of which every pair is tried
 
@@ -86,7 +87,7 @@ def _parts(case: Case, arrays: list[Array]) -> Builds:
     for n_heads, n_kv_heads in _heads(case):
         n_all = n_heads + 2 * n_kv_heads
         for layout in get_args(QkvLayout) if rows % n_all == 0 else ():
-            for part in ("q", "k", "v"):
+            for part in QKV:
                 text = f"{part} of a source with layout={layout}, {n_heads} and {n_kv_heads} heads"
                 size = rows // n_all
                 yield (
