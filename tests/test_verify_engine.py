@@ -94,7 +94,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Words], dict[str, str], Layout, Wo
 
 
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True,
+    max_examples=40, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 
@@ -104,6 +104,7 @@ def tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Also with buffers so small that every leaf of a few elements takes many tiles."""
     if request.param == "small tiles":
         monkeypatch.setattr(tiles, "ROOMS", ())
+        monkeypatch.setattr(tiles, "LINEAR_ROOMS", ())
         monkeypatch.setattr(tiles, "SMALLEST_ROOM", 64)
         monkeypatch.setattr(tiles, "PLAIN", tiles.Scheme("plain", room=64, flags=64))
         monkeypatch.setattr(digest, "BLOCK_BYTES", 48)

@@ -16,6 +16,7 @@ from lockstep.verify.worker import Stopped, Worker
 
 Progress = Callable[[int, int], None]  # bytes that are done, and of how many
 _PAUSE = 0.1  # seconds between two words of progress
+_SMALL_RUN = 1 << 20  # bytes for which another worker is not worth its start
 
 
 @dataclass
@@ -64,7 +65,7 @@ def run(
     """
     spent = Spent()
     n_total = tasks.n_bytes
-    n_workers = min(budget.n_workers, max(1, -(-n_total // (1 << 20))))
+    n_workers = min(budget.n_workers, max(1, -(-n_total // _SMALL_RUN)))
     for todo, arenas in ((tasks.shared, [budget.arena] * n_workers), (tasks.alone, [budget.alone])):
         if todo:
             _Crew(iter(todo), arenas, done, spent).run(progress, n_total)

@@ -33,9 +33,10 @@ from lockstep.verify.places import (
 from lockstep.verify.reading import span_of, words_of
 
 PLAIN_BLOCK = MIB // 4  # both buffers of a worker stay in its cache
-ROOMS = (5 * MIB, 3 * MIB, 2 * MIB, MIB, MIB // 2)  # the first that fits; larger gain nothing
+ROOMS = (16 * MIB, 8 * MIB, 5 * MIB, 3 * MIB, 2 * MIB, MIB, MIB // 2)  # the first that fits
+LINEAR_ROOMS = (2 * MIB, MIB, MIB // 2)
 SMALLEST_ROOM = MIB // 4
-RUN = 4096  # bytes in one row from which on a longer row gains little
+RUN = 16384  # bytes in one row from which on a longer row gains little
 _PIECES = 1024  # that are placed at a time, where nothing has to be decoded in one go
 
 Way = Literal["value", "plain", "linear", "moves"]
@@ -116,7 +117,7 @@ def _linear(sides: Sequence[Leaf], arena: int) -> Scheme | None:
     slot = max(chunk_bytes(leaf) for leaf in sides)
     n_slots = sum(_band(leaf) for leaf in sides)
     splits = not n_slots
-    for room in (*ROOMS, SMALLEST_ROOM):
+    for room in (*LINEAR_ROOMS, SMALLEST_ROOM):
         found = Scheme("linear", room, room, slot, n_slots, _decoding(sides), splits=splits)
         if found.need <= arena:
             return found
