@@ -70,6 +70,8 @@ def run(
         if todo:
             _Crew(iter(todo), arenas, done, spent).run(progress, n_total)
     spent.look()
+    if progress:
+        progress(n_total, n_total)
     return spent
 
 
