@@ -108,10 +108,11 @@ def _trained(optimizer: Any, parameters: Any, rng: np.random.Generator) -> Any:
     """The state of an optimizer after three steps on drawn gradients."""
     import jax
 
-    state = optimizer.init(parameters)
+    state = jax.jit(optimizer.init)(parameters)
+    update = jax.jit(optimizer.update)
     for _ in range(3):
         gradients = jax.tree.map(lambda p: _drawn(rng, *p.shape) * np.float32(1e-3), parameters)
-        _, state = optimizer.update(gradients, state, parameters)
+        _, state = update(gradients, state, parameters)
     return state
 
 

@@ -173,22 +173,24 @@ def _unused_row_replaced(t: Tensors, s: Scheme) -> Tensors:
 
 # The rows of section 6's table that need no optimizer, in its order, then others of its list.
 WEIGHT_FAULTS: dict[str, Fault] = {
-    "gate and up swapped in one layer": Fault(_swapped("gate", "up"), ("up|gate",)),
+    "gate and up swapped in one layer": Fault(_swapped("gate", "up"), ("up|gate|w[13]|wi_[01]",)),
     "two layers exchanged": Fault(_layers_exchanged, ("1|2",)),
     "k and v swapped": Fault(_swapped("k", "v"), ("k|v",)),
     "square o_proj transposed": Fault(_o_transposed, ("transpose",)),
     "two norm gains swapped": Fault(_norms_swapped, ("norm",)),
-    "heads permuted consistently": Fault(heads_permuted, ("head|permut|order",)),
-    "one leaf times 1.0001": Fault(_scaled),
+    "heads permuted consistently": Fault(heads_permuted, ("head|permut|order|halves",)),
+    "one leaf times 1.0001": Fault(_scaled, ("1.0001",)),
     "one element 1 ULP up": Fault(_one_ulp, ("1 ULP|one ULP|1 element|one element",)),
-    "+0 became -0": Fault(_zero_sign, ("zero",)),
+    "+0 became -0": Fault(_zero_sign, ("-0.0 where 0.0",)),
     "rows of unused vocabulary zeroed": Fault(_vocab_tail_zeroed),
-    "row of an unused token replaced": Fault(_unused_row_replaced),
-    "layers off by one": Fault(_off_by_one),
+    "row of an unused token replaced": Fault(_unused_row_replaced, ("twice",)),
+    "layers off by one": Fault(_off_by_one, ("the previous one|claimed for",)),
 }
 ROUNDED = {"all leaves rounded to bf16": Fault(_rounded, ("BF16|bf16",))}  # of a float32 target
 ROPE_FAULTS: dict[str, Fault] = {
-    "rope permutation of q and k omitted": Fault(_rope_omitted, ("rope|interleav",)),
+    "rope permutation of q and k omitted": Fault(
+        _rope_omitted, ("rope|interleav|not transformed",)
+    ),
     "rope permutation doubled": Fault(_rope_doubled, ("rope|interleav",)),
     "rope permutation of k with n_heads": Fault(_rope_wrong_heads, ("rope|interleav|head",)),
     "rope permutation of v": Fault(_rope_on_v, ("rope|interleav",)),

@@ -49,8 +49,10 @@ def tiny(kind: str, n_layers: int = 4, **changes: Any) -> Any:
             mean = 1.0 if gain and "gemma" not in kind else 0.0
             p.normal_(mean, 0.02 if p.ndim == 1 else 0.15, generator=draw)
         for name, p in model.named_parameters():
-            if name.endswith(("layers.0.mlp.up_proj.weight", "layers.0.mlp.gate_up_proj.weight")):
+            if name.endswith("layers.0.mlp.up_proj.weight"):
                 p[0, 0] = 0.0  # for the fault that turns its sign
+            if name.endswith("layers.0.mlp.gate_up_proj.weight"):
+                p[p.shape[0] // 2, 0] = 0.0  # the same, where up begins
     return model.eval()
 
 

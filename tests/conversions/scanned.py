@@ -210,15 +210,17 @@ def _kernel_transposed(t: Tensors, s: Scheme) -> Tensors:
 def scan_faults(axis: int) -> dict[str, Fault]:
     """Faults of a target whose layers are stacked on an axis."""
     return {
-        "gate and up swapped": Fault(lambda t, s: exchange(t, s.gate, s.up), ("up|gate",)),
+        "gate and up swapped": Fault(lambda t, s: exchange(t, s.gate, s.up), ("up|gate|wi_[01]",)),
         "k and v swapped": Fault(lambda t, s: exchange(t, s.k, s.v), ("k|v",)),
         "norm gains swapped": Fault(lambda t, s: exchange(t, s.attn_norm, s.ffn_norm), ("norm",)),
-        "layers off by one": Fault(_along(axis, lambda n: [(i - 1) % n for i in range(n)])),
+        "layers off by one": Fault(
+            _along(axis, lambda n: [(i - 1) % n for i in range(n)]), ("by one place",)
+        ),
     }
 
 
 FLAX_FAULTS: dict[str, Fault] = {
     **scan_faults(0),
-    "layers in the order of their names": Fault(_along(0, _by_name)),
+    "layers in the order of their names": Fault(_along(0, _by_name), ("10 before 2",)),
     "square kernels not transposed": Fault(_kernel_transposed, ("transpose",)),
 }
