@@ -210,8 +210,30 @@ def _turn(flat: NDArray[np.uint8], array: ZarrArray) -> None:
         flat.view(f"u{width}").byteswap(inplace=True)
 
 
+class _OpenStreams(threading.local):
+    """The streams that a thread left open and where each is: one for either side of a claim."""
+
+    most = 2
+
+    def __init__(self) -> None:
+        self.streams: dict[StreamedChunks, tuple[Inflated, int]] = {}
+
+    def keep(self, chunks: StreamedChunks, stream: Inflated, at: int) -> None:
+        """Leaves a stream open, and lets the one go that was used longest ago."""
+        while len(self.streams) >= self.most:
+            del self.streams[next(iter(self.streams))]
+        self.streams[chunks] = stream, at
+
+
+_open_streams = _OpenStreams()
+
+
 class StreamedChunks:
-    """Huge chunks as one stream over the flat elements; going back starts the stream again."""
+    """Huge chunks as one stream over the flat elements; going back starts the stream again.
+
+    Each thread has a stream of its own: on a common one, two that read at different places would
+    make each other start again.
+    """
 
     flat = True
     sequential = True
@@ -223,39 +245,28 @@ class StreamedChunks:
         n_elements = min(prod(array.shape), _PIECE_BYTES // array.element.n_bytes)
         self.shape: tuple[int, ...] = (n_elements,)
         self.peak_bytes = place.peak_bytes
-        self._lock = threading.Lock()
-        self._stream: Inflated | None = None
-        self._at = -1  # the byte of the flat leaf that the stream yields next
 
     def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
         """Decodes one piece into `out`.  Raises: InputError if it is damaged or missing."""
         flat = out.reshape(-1)
         start = index[0] * self.shape[0] * self._array.element.n_bytes
-        with self._lock:
-            self._fill(start, flat.data)
+        left, n_chunk = flat.data, self._array.chunk_bytes
+        while len(left):
+            stream = self._reach(start)
+            n_bytes = min(len(left), n_chunk - start % n_chunk)
+            stream.fill(left[:n_bytes])
+            left, start = left[n_bytes:], start + n_bytes
+            if start % n_chunk == 0 or start == self._n_bytes:
+                stream.skip(-start % n_chunk)
+                stream.finish()
+            else:
+                _open_streams.keep(self, stream, start)
         _turn(flat, self._array)
-
-    def _fill(self, start: int, out: memoryview) -> None:
-        n_chunk = self._array.chunk_bytes
-        try:
-            while len(out):
-                self._stream = self._reach(start)
-                n_bytes = min(len(out), n_chunk - start % n_chunk)
-                self._stream.fill(out[:n_bytes])
-                out, start = out[n_bytes:], start + n_bytes
-                self._at = start
-                if start % n_chunk == 0 or start == self._n_bytes:
-                    self._stream.skip(-start % n_chunk)
-                    self._stream.finish()
-                    self._stream = None
-        except BaseException:
-            self._stream = None
-            raise
 
     def _reach(self, start: int) -> Inflated:
         """The stream that yields the byte `start` next: the open one if it is not beyond it."""
         n_chunk = self._array.chunk_bytes
-        stream, at = self._stream, self._at
+        stream, at = _open_streams.streams.pop(self, (None, 0))
         if stream is None or at > start or at // n_chunk != start // n_chunk:
             at = start - start % n_chunk
             stream = self._place.open(index_of(start // n_chunk, self._array.grid))
