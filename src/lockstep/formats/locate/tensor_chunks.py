@@ -236,7 +236,6 @@ class StreamedChunks:
     """
 
     flat = True
-    sequential = True
 
     def __init__(self, place: ChunkPlaces) -> None:
         self._place = place
@@ -244,6 +243,7 @@ class StreamedChunks:
         self._n_bytes = prod(array.shape) * array.element.n_bytes
         n_elements = min(prod(array.shape), _PIECE_BYTES // array.element.n_bytes)
         self.shape: tuple[int, ...] = (n_elements,)
+        self.sequential = n_elements < prod(array.shape)
         self.peak_bytes = place.peak_bytes
 
     def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
