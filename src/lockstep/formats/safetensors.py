@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from lockstep.errors import EnvironmentLacks
 from lockstep.formats.elements import leaf_as_f32
@@ -49,6 +47,10 @@ def write_safetensors(
 
     Raises: EnvironmentLacks if the disk is full or the folder cannot be written.
     """
+    # Here, because verifying needs numpy and the standard library only, and imports this room.
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
