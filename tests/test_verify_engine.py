@@ -109,6 +109,7 @@ def tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(tiles, "PLAIN", tiles.Scheme("plain", room=64, flags=64))
         monkeypatch.setattr(digest, "BLOCK_BYTES", 48)
         monkeypatch.setattr(job, "ITEM_BYTES", 96)
+        monkeypatch.setattr(job, "_MANY", 3)
         monkeypatch.setattr(worker, "SLAB", 5)
 
 
@@ -142,3 +143,37 @@ def test_any_move_of_any_storage_passes_and_any_bit_that_flips_fails(
     assert spot.target_index == tuple(map(int, np.unravel_index(place, wanted.shape)))
     taken = arrays[spot.source][spot.source_index]
     assert taken.tobytes() == wanted.reshape(-1)[place].tobytes()
+
+
+def test_many_scattered_pieces_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns in any order, with constants between, in bands of a few rows."""
+    monkeypatch.setattr(tiles, "ROOMS", ())
+    monkeypatch.setattr(tiles, "SMALLEST_ROOM", 4096)
+    seed = np.random.default_rng(7)
+    x, order = seed.integers(0, 1 << 16, (90, 100), np.uint16), seed.permutation(100)
+    taken = moves.take(moves.whole("x", x.shape), 1, order.tolist())
+    layout = moves.join([taken, moves.filled(b"\x07\x00", (90, 3))], 1)
+    wanted = np.concatenate([x[:, order], np.full((90, 3), 7, np.uint16)], 1)
+    source = store_of(tmp_path / "a", {"x": x})
+    bands: list[int] = []
+    compare = worker.Worker.compare_band
+    monkeypatch.setattr(
+        worker.Worker, "compare_band", lambda self, *a: (bands.append(a[1]), compare(self, *a))
+    )
+    rows = (claim("t", layout),)
+    target = store_of(tmp_path / "b", {"t": wanted})
+    assert examine(Plan(source, target, rows), options(jobs=2)).value_exact
+    assert len(bands) > 3
+    for place in ((0, 0), (41, 57), (89, 99), (60, 101)):
+        damaged = wanted.copy()
+        damaged[place] ^= 1
+        target = store_of(tmp_path / "b", {"t": damaged})
+        (row,) = examine(Plan(source, target, rows), options()).claims
+        assert row.difference is not None
+        assert row.difference.n_differ == 1
+        spot = row.difference.first
+        assert spot.target_index == place
+        if place[1] < 100:
+            assert spot.source_index == (place[0], order[place[1]])

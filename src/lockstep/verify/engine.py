@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.verify.budget import Budget, memory_now
-from lockstep.verify.job import Agenda, HashJob, InOrder, Item, Job, Moves, Sum
+from lockstep.verify.job import Agenda, Band, HashJob, InOrder, Item, Job, Moves, Sum
 from lockstep.verify.worker import Stopped, Worker
 
 Progress = Callable[[int, int], None]  # bytes that are done, and of how many
@@ -130,7 +130,7 @@ class _Crew:
                 if item is None:
                     return
                 _timed(worker, item)
-                if isinstance(item, InOrder | Moves):
+                if isinstance(item, InOrder | Moves | Band):
                     self._agenda.close(item.job)
         except Stopped:
             pass
@@ -143,7 +143,7 @@ class _Crew:
 def _timed(worker: Worker, item: Item) -> None:
     began, before = time.perf_counter(), worker.files.n_bytes
     worker.work(item)
-    job = item.job if isinstance(item, InOrder | Moves) else None
+    job = item.job if isinstance(item, InOrder | Moves | Band) else None
     if isinstance(job, Job):
         with job.lock:
             job.seconds += time.perf_counter() - began

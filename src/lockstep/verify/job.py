@@ -20,6 +20,7 @@ from lockstep.verify.tiles import Grid, Scheme, fitting, grid_for, visits
 
 ITEM_BYTES = 32 << 20  # of one side: work of some milliseconds, so that handing it out costs little
 _ITEM_MOVES = 256
+_MANY, _SHORT_RUN = 24, 4096  # pieces, and bytes, from which on pieces are read together
 _SAMPLE_SPOTS, SAMPLE = 5, 20480  # stretches that are sampled, and the elements in all of them
 
 
@@ -107,13 +108,22 @@ class Moves:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """Elements `first` to `last` of a target of which many small pieces are read together."""
+
+    job: Job
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sum:
     """A record whose CRC-32 is to be checked."""
 
     record: Record
 
 
-Item = InOrder | Moves | Sum
+Item = InOrder | Moves | Band | Sum
 
 
 def items_of(job: Job | HashJob) -> Iterator[Item]:
@@ -122,6 +132,10 @@ def items_of(job: Job | HashJob) -> Iterator[Item]:
         yield from _in_order(job, job.leaf)
     elif job.scheme.way in ("plain", "linear"):
         yield from _in_order(job, job.target)
+    elif _is_scattered(job):
+        step = max(1, job.scheme.room // job.target.element.n_bytes)
+        for first in range(0, job.target.n_elements, step):
+            yield Band(job, first, min(job.target.n_elements, first + step))
     elif not job.scheme.splits:
         groups = visits(job.claim, job.leaves, job.target, job.scheme)
         yield Moves(job, (moved for group in groups for moved in group))
@@ -130,6 +144,15 @@ def items_of(job: Job | HashJob) -> Iterator[Item]:
             yield Moves(job, group)
     else:
         yield from _in_tiles(job)
+
+
+def _is_scattered(job: Job) -> bool:
+    """Whether there are many pieces of short runs, between leaves that are read at will."""
+    pieces = job.claim.layout.pieces if job.claim.layout else ()
+    if len(pieces) < _MANY or not all(map(is_plain, (*job.leaves.values(), job.target))):
+        return False
+    runs = [p.loops[-1].n if p.loops and p.loops[-1].src == 1 else 1 for p in pieces[:_MANY]]
+    return sum(runs) * job.target.element.n_bytes < len(runs) * _SHORT_RUN
 
 
 def _in_order(job: Job | HashJob, leaf: Leaf) -> Iterator[Item]:

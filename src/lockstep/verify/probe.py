@@ -15,8 +15,10 @@ from lockstep.verify.differences import Tally, Where
 from lockstep.verify.job import items_of, job_of, sampled
 from lockstep.verify.reading import words_of
 from lockstep.verify.tasks import SideName, wrong_with
-from lockstep.verify.tiles import digest_scheme
+from lockstep.verify.tiles import Scheme, digest_scheme
 from lockstep.verify.worker import Worker
+
+_FEW, _KEPT = 16, 4096  # elements of a short read, and how many of those are kept
 
 
 class _Differs(Exception):
@@ -43,6 +45,9 @@ class ReadingProbe:
         self._plan, self._digests = plan, digests
         self._worker = Worker(budget.alone, threading.Event())
         self._budget = budget
+        # the same few places are asked for by one hypothesis after the other
+        self._few: dict[tuple[str, str, int, int], Words] = {}
+        self._schemes: dict[SideName, dict[str, Scheme]] = {"source": {}, "target": {}}
 
     def close(self) -> None:
         """Closes files and gives the memory back."""
@@ -81,17 +86,28 @@ class ReadingProbe:
 
         Raises: BudgetError if they do not fit.
         """
+        key = (side, leaf, start, stop)
+        words = self._few.get(key)
+        if words is None:
+            words = self._read(side, leaf, start, stop)
+            if len(words) <= _FEW and len(self._few) < _KEPT:
+                self._few[key] = words
+        return words
+
+    def _read(self, side: SideName, leaf: str, start: int, stop: int) -> Words:
         store = self._plan.source if side == "source" else self._plan.target
         found = store.leaves[leaf]
-        scheme = digest_scheme(found, self._worker.arena.n_bytes)
+        n = found.element.n_bytes
+        if leaf not in self._schemes[side]:
+            self._schemes[side][leaf] = digest_scheme(found, self._worker.arena.n_bytes)
+        scheme = self._schemes[side][leaf]
         self._worker.prepare(scheme, found)
-        word, n_words = words_of(found.element)
-        out = np.empty((stop - start) * found.element.n_bytes, np.uint8)
-        step = max(1, scheme.room // max(1, found.element.n_bytes))
+        out = np.empty((stop - start) * n, np.uint8)
+        step = max(1, scheme.room // n)
         for at in range(start, stop, step):
             last = min(stop, at + step)
-            part = out[(at - start) * found.element.n_bytes :]
-            self._worker.fill(found, at, last, part[: (last - at) * found.element.n_bytes])
+            self._worker.fill(found, at, last, out[(at - start) * n : (last - start) * n])
+        word, n_words = words_of(found.element)
         words: Words = out.view(word)
         return words if n_words == 1 else words.reshape(-1, n_words)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -17,8 +18,9 @@ from lockstep.verify.claim import Words
 from lockstep.verify.differences import Tally
 from lockstep.verify.digest import block_elements
 from lockstep.verify.health import Health
-from lockstep.verify.job import HashJob, InOrder, Item, Job, Moves
-from lockstep.verify.piece import Loop, Piece
+from lockstep.verify.job import Band, HashJob, InOrder, Item, Job, Moves
+from lockstep.verify.layout import Layout
+from lockstep.verify.piece import Loop, Piece, restrict
 from lockstep.verify.places import Move, by_boxes, place
 from lockstep.verify.reading import (
     ChunkSlots,
@@ -29,7 +31,16 @@ from lockstep.verify.reading import (
     view_of,
     words_of,
 )
-from lockstep.verify.tiles import PLAIN, Grid, Scheme, grid_for, grid_of, inner_grid, one_or_more
+from lockstep.verify.tiles import (
+    PLAIN,
+    Grid,
+    Scheme,
+    grid_for,
+    grid_of,
+    inner_grid,
+    one_or_more,
+    visits,
+)
 
 SLAB = 1 << 14  # elements that differ, or move in value, at a time; see SCRATCH in budget.py
 
@@ -83,6 +94,9 @@ class Worker:
                 else:
                     grid = grid_for(moved, item.job.target, item.job.scheme)
                     self.compare_move(item.job, moved, grid, 0, grid.n_tiles)
+        elif isinstance(item, Band):
+            self.prepare(item.job.scheme, item.job)
+            self.compare_band(item.job, item.first, item.last)
         else:
             self.prepare(PLAIN, None)
             self.checksum(item.record)
@@ -180,6 +194,55 @@ class Worker:
             n_compared += int(np.prod(counts, dtype=np.int64))
         with job.lock:
             job.n_compared += n_compared
+
+    def compare_band(self, job: Job, first: int, last: int) -> None:
+        """The elements `first` to `last` of the target, with the stretches that they come from.
+
+        Pieces whose sources lie too far from each other are compared one by one.
+        """
+        layout = job.claim.layout
+        assert layout is not None
+        by_leaf: dict[str | None, list[Piece]] = {}
+        for piece in layout.pieces:
+            if piece.dst < last and piece.last >= first:
+                steps = [loop.dst for loop in piece.loops]
+                found = restrict(piece, piece.dst, steps, first, last)
+                by_leaf.setdefault(piece.leaf, []).extend(found)
+        b = self.fill(job.target, first, last, self.rooms[1])
+        far_apart: list[Piece] = []
+        for name, pieces in by_leaf.items():
+            if name is None or not self._compare_near(job, job.leaves[name], pieces, b, first):
+                far_apart += pieces
+        if far_apart:
+            rest = replace(job.claim, layout=Layout(layout.shape, tuple(far_apart)))
+            for group in visits(rest, job.leaves, job.target, job.scheme):
+                for moved in group:
+                    grid = grid_for(moved, job.target, job.scheme)
+                    self.compare_move(job, moved, grid, 0, grid.n_tiles)
+
+    def _compare_near(
+        self, job: Job, leaf: Leaf, pieces: list[Piece], b: NDArray[np.uint8], first: int
+    ) -> bool:
+        """Compares pieces whose sources fit into the buffer together; False if they do not."""
+        low = min(p.src + sum(min(0, (m.n - 1) * m.src) for m in p.loops) for p in pieces)
+        high = max(p.src + sum(max(0, (m.n - 1) * m.src) for m in p.loops) for p in pieces)
+        if (high + 1 - low) * leaf.element.n_bytes > len(self.rooms[0]):
+            return False
+        a = self.fill(leaf, low, high + 1, self.rooms[0])
+        n_compared = 0
+        for piece in pieces:
+            self.check()
+            counts = [loop.n for loop in piece.loops] or [1]
+            src = one_or_more(tuple(loop.src for loop in piece.loops))
+            dst = one_or_more(tuple(loop.dst for loop in piece.loops))
+            expected = view_of(a, leaf.element, piece.src - low, counts, src)
+            found = view_of(b, job.target.element, piece.dst - first, counts, dst)
+            if job.claim.values or not self._same_view(expected, found):
+                self._tell(job, expected, found, piece, [0] * len(counts), counts)
+            n_compared += piece.n_elements
+        with job.lock:
+            job.n_compared += n_compared
+        return True
 
     # --- what is the same
 
