@@ -1,4 +1,7 @@
-"""What must not fail: the same values in another order, cut, container or alignment."""
+"""What must not fail: the same values in another order, cut, container or alignment.
+
+Each takes the good conversion of a case and a place for what it writes.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +12,32 @@ from pathlib import Path
 
 import numpy as np
 
-from conversions import c49k, fused, gguf_files, toy
+from conversions import gguf_files, toy
 from conversions.conversion import Array, Conversion, Tensors
 from conversions.hf_models import config_of
 from conversions.trees import nested
 
 
-def other_order(root: Path) -> Conversion:
+def other_order(made: Conversion, root: Path) -> Conversion:
     """A .pt target whose tensors lie in another order than the source's."""
-    made = fused.hf_to_megatron(root)
     turned = dict(reversed(list(made.tensors.items())))
     return replace(made, target=made.write(turned, root / "turned.pt"))
 
 
-def other_container(root: Path) -> Conversion:
+def other_container(made: Conversion, root: Path) -> Conversion:
     """An npz target, compressed, of which names and types are those of a safetensors file."""
-    made = toy.toy(root)
     target = root / "rekeyed.npz"
     np.savez_compressed(target, **made.tensors)
     return replace(made, target=target)
 
 
-def sharded(root: Path) -> Conversion:
+def sharded(made: Conversion, root: Path) -> Conversion:
     """An HF target in many shards with an index, as huggingface_hub cuts it."""
     import torch
     from huggingface_hub import save_torch_state_dict
 
     from conversions.meta_llama import torch_tensor
 
-    made = fused.megatron_to_hf(fused.hf_to_megatron(root), root)
     state: dict[str, torch.Tensor] = {n: torch_tensor(a) for n, a in made.tensors.items()}
     target = made.write({}, root / "sharded")  # for its config.json
     (target / "model.safetensors").unlink()
@@ -46,20 +46,18 @@ def sharded(root: Path) -> Conversion:
     return replace(made, target=target)
 
 
-def other_alignment(root: Path) -> Conversion:
+def other_alignment(made: Conversion, root: Path) -> Conversion:
     """A GGUF file whose tensors are aligned to 256 bytes."""
-    made = gguf_files.hf_to_gguf("qwen3", root, stored="BF16", outtype="BF16")
     config = config_of(made.source)
-    write = partial(gguf_files.write_gguf, config=config, outtype="BF16", alignment=256)
+    write = partial(gguf_files.write_gguf, config=config, outtype="F32", alignment=256)
     return replace(made, target=write(made.tensors, root / "aligned.gguf"))
 
 
-def other_chunks(root: Path) -> Conversion:
+def other_chunks(made: Conversion, root: Path) -> Conversion:
     """An Orbax target in many small chunks."""
     import jax
     import orbax.checkpoint as ocp
 
-    made = c49k.c49k(root)
     tree = nested(made.tensors)
     small = ocp.SaveArgs(chunk_byte_size=256)
     save_args = jax.tree.map(lambda _: small, tree)
@@ -70,9 +68,8 @@ def other_chunks(root: Path) -> Conversion:
     return replace(made, target=target)
 
 
-def equal_nans(root: Path) -> Conversion:
+def equal_nans(made: Conversion, root: Path) -> Conversion:
     """NaN of several payloads, infinities and -0 on both sides, and two equal leaves."""
-    made = toy.toy(root)
     up = "feed_forward.w3.weight"
     odd = np.array([0x7FC00000, 0x7F800001, 0xFFC12345, 0x7F800000, 0x80000000, 1], np.uint32)
     changed = dict(made.tensors)
@@ -84,6 +81,12 @@ def equal_nans(root: Path) -> Conversion:
     source = toy.write_safetensors(back, root / "odd-source.safetensors")
     target = toy.write_safetensors(changed, root / "odd-target.safetensors")
     return replace(made, source=source, target=target, tensors=changed)
+
+
+def head_beside_its_tie(made: Conversion, root: Path) -> Conversion:
+    """An HF target that stores its tied head a second time."""
+    head = {"lm_head.weight": made.tensors[made.scheme.embed].copy()}
+    return replace(made, target=made.write(made.tensors | head, root / "untied"))
 
 
 def _target_name(name: str) -> str:
@@ -98,11 +101,12 @@ def _read(path: Path) -> Tensors:
     return dict(load_file(path))
 
 
-HARMLESS: dict[str, Callable[[Path], Conversion]] = {
-    "tensors in another order": other_order,
-    "another container, compressed": other_container,
-    "another cut into shards": sharded,
-    "another alignment": other_alignment,
-    "other chunks": other_chunks,
-    "equal NaNs, equal leaves": equal_nans,
+HARMLESS: dict[str, tuple[str, Callable[[Conversion, Path], Conversion]]] = {
+    "tensors in another order": ("HF to megatron", other_order),
+    "another container, compressed": ("toy", other_container),
+    "another cut into shards": ("megatron to HF", sharded),
+    "another alignment": ("qwen3 to GGUF", other_alignment),
+    "other chunks": ("c49k", other_chunks),
+    "equal NaNs, equal leaves": ("toy", equal_nans),
+    "a tied head that is stored twice": ("gemma2 from GGUF", head_beside_its_tie),
 }
