@@ -186,13 +186,16 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Artifact, file="verification.json", schema="lockstep.verification/1"):
-    """The verdict over a conversion follows from its claims.  History: 1 the first."""
+    """The verdict over a conversion follows from its claims.  History: 1 the first.
+
+    `summary` says what many diagnoses come down to.
+    """
 
     generated_at: str
     tool: str
     environment: dict[str, str]
     title: str
-    mapping: Literal["independent", "shared with the converter"]
+    mapping: Mapped
     claims_digest: str
     facts: dict[str, str]
     verdict: Verdict
@@ -205,6 +208,7 @@ class Verification(Artifact, file="verification.json", schema="lockstep.verifica
     ambiguities: tuple[ProblemRow, ...]
     cost: Cost
     digest_algorithm: str
+    summary: tuple[str, ...] = ()
     not_measured: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -31,9 +31,11 @@ from lockstep.verify.grade import grades
 from lockstep.verify.journal import Journal, run_key
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.rows import ClaimJudge, groups_of, reasons_of, side_of
+from lockstep.verify.summarise import summarise
 from lockstep.verify.tasks import TaskList
 
 GIB = 1 << 30
+_DECODERS = ("tensorstore", "zstandard", "h5py")  # said where one of them was used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ def examine(plan: Plan, options: Options) -> Verification:
         ),
         cost=cost,
         digest_algorithm=ALGORITHM if todo.with_digests else "none",
+        summary=summarise({row.id: row.diagnosis for row in rows if row.diagnosis}, plan),
         not_measured={**reasons_of(rows), **_unknown(cost)},
     )
 
@@ -180,6 +183,11 @@ def _environment() -> dict[str, str]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "byteorder": sys.byteorder,
+        **{
+            name: str(getattr(sys.modules[name], "__version__", "unknown"))
+            for name in _DECODERS
+            if name in sys.modules
+        },
     }
 
 
