@@ -23,6 +23,8 @@ MEANING: dict[Verdict, str] = {
     "FAIL": "different",
 }
 Grade = Literal["unique by shape", "unique by content", "indistinguishable", "not graded"]
+# where the claims come from; only an independent mapping is evidence of its own
+Mapped = Literal["independent", "shared with the converter", "suggested from the checkpoints"]
 
 
 def weakest(verdicts: Iterable[Verdict]) -> Verdict:

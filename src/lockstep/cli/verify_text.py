@@ -159,8 +159,10 @@ def _evidence(record: Verification) -> Iterator[str]:
     if found:
         yield "evidence of the mapping: " + ", ".join(f"{n} {grade}" for grade, n in
                                                       found.most_common())  # fmt: skip
-    if record.mapping != "independent":
+    if record.mapping == "shared with the converter":
         yield "mapping shared with the converter: an error in it would be on both sides"
+    elif record.mapping != "independent":
+        yield f"mapping {record.mapping}: that they agree with it shows nothing by itself"
     if record.ambiguities:
         n = len(record.ambiguities)
         where = f"{n} place{'s' * (n != 1)}"

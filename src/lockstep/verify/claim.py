@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.artifacts.verification import Mapped
 from lockstep.formats.leaf import ElementType, Store
 from lockstep.verify.layout import Layout
 
@@ -137,7 +138,7 @@ class Ambiguity:
 class Plan:
     """Claims resolved against two listed checkpoints, in the order of the target's file.
 
-    `mapping` is "independent", or "shared with the converter", which lowers every grade.
+    `mapping` is "independent", or whatever else it is, which lowers every grade.
     """
 
     source: Store
@@ -148,6 +149,6 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     ambiguities: tuple[Ambiguity, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
-    mapping: Literal["independent", "shared with the converter"] = "independent"
+    mapping: Mapped = "independent"
     title: str = ""
     digest: str = ""  # sha256 of the claim file's canonical content

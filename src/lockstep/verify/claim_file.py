@@ -6,8 +6,9 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
+from lockstep.artifacts.verification import Mapped
 from lockstep.errors import InputError, UsageError
 from lockstep.verify.claim import Equality
 from lockstep.verify.expand import compile_rules
@@ -21,7 +22,6 @@ from lockstep.verify.rules import (
     Fact,
     From,
     LikeRule,
-    Mapped,
     Side,
     TieRule,
 )
@@ -32,7 +32,7 @@ __all__ += ["load_claims", "parse_claims"]
 READY = Path(__file__).parent / "ready"
 
 MAX_BYTES = 1 << 26  # of a claim file; one that names a million leaves stays below
-_MAPPINGS: tuple[Mapped, ...] = ("independent", "shared with the converter")
+_MAPPINGS: tuple[Mapped, ...] = get_args(Mapped)
 _KINDS = ("claim", "drop", "new", "duplicate", "derived", "tie", "like")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -5,7 +5,8 @@ been equal too. `unique by shape`: no other source leaf has this shape and type.
 content`: others have, with other bits. `indistinguishable`: another has the same bits, or the leaf
 is zero or one throughout, so that an exchange would change nothing and is not ruled out. A claim of
 several sources has the weakest grade among them. Where the mapping is shared with the converter, a
-constant that is wrong there is wrong here as well, so nothing but `indistinguishable` is graded.
+constant that is wrong there is wrong here as well, and where it was suggested from the two
+checkpoints it follows their faults, so nothing but `indistinguishable` is graded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Literal
 
-from lockstep.artifacts.verification import Grade
+from lockstep.artifacts.verification import Grade, Mapped
 from lockstep.formats.leaf import Leaf
 from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.digest import block_digests, leaf_digest
@@ -28,7 +29,10 @@ ORDER: tuple[Grade, ...] = (
     "unique by shape", "unique by content", "indistinguishable", "not graded",
 )  # fmt: skip
 MAX_CONSTANT_BYTES = 1 << 20  # of leaves that are held against the digest of all zeros and all ones
-SHARED = "mapping shared with the converter: common-mode risk"
+WEAK: Mapping[Mapped, str] = {
+    "shared with the converter": "mapping shared with the converter: common-mode risk",
+    "suggested from the checkpoints": "mapping suggested from these contents: no evidence by itself",
+}
 
 
 def grades(plan: Plan, digests: Digests) -> dict[str, tuple[Grade, str]]:
@@ -60,7 +64,7 @@ class _Grader:
             return "not graded", "its sources are not there"
         grade, why = max(found, key=lambda each: ORDER.index(each[0]))
         if self._plan.mapping != "independent" and grade != "indistinguishable":
-            return "not graded", f"{SHARED}; without it: {grade}"
+            return "not graded", f"{WEAK[self._plan.mapping]}; without it: {grade}"
         return grade, why
 
     def _leaf(self, leaf: Leaf) -> tuple[Grade, str]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lockstep.artifacts.verification import Mapped
 from lockstep.verify.claim import Equality
 
 SCHEMA = "lockstep.claims/1"
-Mapped = Literal["independent", "shared with the converter"]
 Side = Literal["source", "target"]
 FACT_PLACES = ("source", "target", "count", "source_type", "target_type", "default")
 ExcuseKind = Literal["drop", "new", "duplicate", "derived"]
