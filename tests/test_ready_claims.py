@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conversions import toy
+from conversions import c49k, toy
 from conversions.cases import CASES, Made
 from conversions.conversion import Conversion, different
+from conversions.gguf_files import write_gguf
 from conversions.harmless import HARMLESS
-from conversions.hf_models import tensors_of
+from conversions.hf_models import config_of, tensors_of
+from conversions.seed_procedure import Pair, compare, keystr
 
 from lockstep.artifacts.verification import VALUE_EXACT, ClaimRow, Verification
 from lockstep.verify import check
@@ -28,7 +31,13 @@ def conversions(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def verified(conversion: Conversion, target: Path) -> Verification:
     claims = conversion.claims
-    return check(conversion.source, target, claims if "/" in claims else f"ready:{claims}", jobs=1)
+    return check(
+        conversion.source,
+        target,
+        claims if "/" in claims else f"ready:{claims}",
+        max_memory_bytes=4 << 30,  # whatever other tests left in this process
+        jobs=1,
+    )
 
 
 @pytest.mark.torch
@@ -81,6 +90,47 @@ def test_what_changes_no_value_passes(name: str, conversions: Made, tmp_path: Pa
     report = verified(conversion, conversion.target)
     assert report.problems == ()
     assert report.value_exact, failed(report)
+
+
+@pytest.mark.torch
+def test_configs_that_disagree_on_heads_are_no_proof(conversions: Made, tmp_path: Path) -> None:
+    good = conversions("llama F16 to GGUF BF16")
+    other = config_of(good.source) | {"num_key_value_heads": 4}
+    target = write_gguf(good.tensors, tmp_path / "model.gguf", config=other, outtype="BF16")
+    report = verified(good, target)
+    assert not report.value_exact
+    assert [problem.kind for problem in report.problems] == ["fact"]
+    assert "n_kv_heads" in report.problems[0].message
+
+
+@pytest.mark.torch
+def test_the_claims_of_another_model_do_not_pass(conversions: Made) -> None:
+    llama = conversions("llama F16 to GGUF BF16")
+    report = verified(replace(llama, claims="hf-qwen-to-gguf"), llama.target)
+    wrong = {name for name in llama.tensors if ".attn_q." in name or ".attn_k." in name}
+    assert set(failed(report)) == wrong
+
+
+@pytest.mark.torch
+def test_two_sides_given_the_wrong_way_round_are_told_so(conversions: Made) -> None:
+    good = conversions("llama F16 to GGUF BF16")
+    report = verified(replace(good, source=good.target), good.source)
+    assert not report.value_exact
+    assert any("the other way round" in problem.message for problem in report.problems)
+
+
+@pytest.mark.torch
+def test_the_procedure_of_the_seed_is_not_bitwise(conversions: Made, tmp_path: Path) -> None:
+    good = conversions("c49k")
+    bad = good.planted(c49k.C49K_FAULTS["+0 became -0"], tmp_path / "bad")
+    pair = Pair(keystr(c49k.ZEROS), keystr(c49k.ZEROS))
+    assert compare(good.source, bad, [pair]) == {}
+    assert failed(verified(good, bad)) == [c49k.ZEROS]
+    swapped = good.planted(c49k.C49K_FAULTS["V of gate and V of up swapped"], tmp_path / "swap")
+    to = f"components/vu/{c49k.SITES['g']}/[0]"
+    pair = Pair(keystr("components/Vg"), keystr(to), squeeze=True)
+    assert compare(good.source, good.target, [pair]) == {}
+    assert list(compare(good.source, swapped, [pair])) == [keystr(to)]
 
 
 def failed(report: Verification) -> list[str]:

@@ -146,6 +146,11 @@ def _not_transposed(t: Tensors, s: Scheme) -> Tensors:
     return t | {name: np.ascontiguousarray(t[name].T)}
 
 
+def _zero_sign(t: Tensors, s: Scheme) -> Tensors:
+    return t | {ZEROS: -t[ZEROS]}
+
+
+ZEROS = "ci_fn/out_b"  # a bias that is still zero
 _ADAM = "components_opt_state/[1]/[0]/"
 C49K_FAULTS: dict[str, Fault] = {
     "gate and up swapped in the components": Fault(
@@ -172,6 +177,7 @@ C49K_FAULTS: dict[str, Fault] = {
     ),
     "a square moment transposed, its parameter not": Fault(_not_transposed, ("transpose",)),
     "blocks exchanged": Fault(_between("ci_fn/", "[0]", "[1]"), ("blocks",)),
+    "+0 became -0": Fault(_zero_sign, ("-0.0|sign|negat",)),
     "step changed": Fault(_changed("step")),
     "count of the schedule changed": Fault(_changed("components_opt_state/[1]/[2]/count")),
 }
