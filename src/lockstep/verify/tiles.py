@@ -117,7 +117,9 @@ def _linear(sides: Sequence[Leaf], arena: int) -> Scheme | None:
     slot = max(chunk_bytes(leaf) for leaf in sides)
     n_slots = sum(_band(leaf) for leaf in sides)
     splits = not n_slots
-    for room in (*LINEAR_ROOMS, SMALLEST_ROOM):
+    # what lies in another order is read in as long runs as there is memory for
+    rooms = ROOMS if any(_is_strided(leaf) for leaf in sides) else LINEAR_ROOMS
+    for room in (*rooms, SMALLEST_ROOM):
         found = Scheme("linear", room, room, slot, n_slots, _decoding(sides), splits=splits)
         if found.need <= arena:
             return found

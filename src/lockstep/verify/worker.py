@@ -131,18 +131,23 @@ class Worker:
         n, per_block = leaf.element.n_bytes, block_elements(leaf.element)
         step = len(self.rooms[0]) // n or 1
         word, n_words = words_of(leaf.element)
-        for start in range(first, last, per_block):
-            stop = min(last, start + per_block)
-            digest = sha256()
-            for at in range(start, stop, step):
-                self.check()
-                data = self.fill(leaf, at, min(stop, at + step), self.rooms[0])
-                digest.update(data.data)
-                if job.health is not None:
-                    words: Words = data.view(word)
-                    health.add(words if n_words == 1 else words.reshape(-1, n_words))
-            i = start // per_block
-            job.blocks[32 * i : 32 * i + 32] = digest.digest()
+        digest = sha256()
+        for at in range(first, last, step):
+            self.check()
+            stop = min(last, at + step)
+            data = self.fill(leaf, at, stop, self.rooms[0])
+            if job.health is not None:
+                words: Words = data.view(word)
+                health.add(words if n_words == 1 else words.reshape(-1, n_words))
+            begin = at
+            while begin < stop:
+                end = min(stop, (begin // per_block + 1) * per_block)
+                digest.update(data[(begin - at) * n : (end - at) * n].data)
+                if end % per_block == 0 or end == leaf.n_elements:
+                    i = begin // per_block
+                    job.blocks[32 * i : 32 * i + 32] = digest.digest()
+                    digest = sha256()
+                begin = end
         if job.health is not None:
             with job.lock:
                 job.health.merge(health)
@@ -304,22 +309,27 @@ class Worker:
             raise Stopped
 
     def checksum(self, record: Record) -> None:
-        """Reads a record of a container and compares its CRC-32.
+        """Reads a record of a container and compares its checksum.
 
         Raises: InputError if it is not what the container says.
         """
-        found = 0
+        crc32, hashed = 0, sha256()
         room = self.rooms[0]
         for at in range(0, record.n_bytes, len(room)):
             self.check()
             out = room[: min(len(room), record.n_bytes - at)]
             self.files.read(record.file, record.offset + at, out)
-            found = zlib.crc32(out.data, found)
-        if found != record.crc32:
+            if record.sha256:
+                hashed.update(out.data)
+            else:
+                crc32 = zlib.crc32(out.data, crc32)
+        expected = record.sha256 or f"{record.crc32:08x}"
+        found = hashed.hexdigest() if record.sha256 else f"{crc32:08x}"
+        if found != expected:
             named = ", ".join(record.leaves[:3]) or "no leaf"
             raise InputError(
                 f"{record.file} (bytes {record.offset} to {record.offset + record.n_bytes}, "
-                f"{named}): expected CRC-32 {record.crc32:08x}, got {found:08x}",
+                f"{named}): expected {record.algorithm} {expected}, got {found}",
                 hint="copy the file again; the bytes on this disk are damaged",
             )
 
