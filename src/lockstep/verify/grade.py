@@ -31,7 +31,7 @@ ORDER: tuple[Grade, ...] = (
 MAX_CONSTANT_BYTES = 1 << 20  # of leaves that are held against the digest of all zeros and all ones
 WEAK: Mapping[Mapped, str] = {
     "shared with the converter": "mapping shared with the converter: common-mode risk",
-    "suggested from the checkpoints": "mapping suggested from these contents: no evidence by itself",
+    "suggested from the checkpoints": "mapping suggested from these contents: no evidence",
 }
 
 
