@@ -206,13 +206,22 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stretch of a file that the container has a CRC-32 for, and the leaves that lie in it."""
+    """A stretch of a file that the container has a checksum for, and the leaves that lie in it.
+
+    The checksum is a SHA-256, as hexadecimal, where there is one, else a CRC-32.
+    """
 
     file: Path
     offset: int
     n_bytes: int
     crc32: int
     leaves: tuple[str, ...]
+    sha256: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the checksum."""
+        return "SHA-256" if self.sha256 else "CRC-32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ END, END64, LOCATOR, ENTRY, LOCAL = (
     b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x01\x02", b"PK\x03\x04",
 )  # fmt: skip
 DEFLATED = 8  # a method
+NEWEST = 63  # version 6.3 of the format, tenfold: the newest that is needed to read an archive
+OTHER_FLAGS = 0x2061  # encrypted, a patch, strongly encrypted, a masked header
 MAX_DIRECTORY_BYTES = 64 << 20
 HINT = "write or download the file again; it is cut, padded or damaged"
 
@@ -127,14 +129,19 @@ class ZipRecords:
         locator = self._read(end_at - 20, 20)
         if locator[:4] != LOCATOR:
             raise self.wrong("a zip64 locator", "none")
-        at = self.start + int(struct.unpack("<Q", locator[8:16])[0])
+        disk, place, n_disks = struct.unpack("<LQL", locator[4:])
+        at = self.start + int(place)
         if at + 56 != end_at - 20:
             raise self.wrong("the zip64 end record before its locator", f"one at byte {at}")
         record = self._read(at, 56)
         if record[:4] != END64:
             raise self.wrong("a zip64 end record", "none")
-        here, n_entries, n_bytes, offset = struct.unpack("<4Q", record[24:56])
-        if here != n_entries:
+        n_rest, _, needs, own, first, here, n_entries, n_bytes, offset = struct.unpack(
+            "<Q2H2L4Q", record[4:]
+        )
+        if n_rest != 44 or needs > NEWEST:
+            raise self.wrong("a zip64 end record of version 1", f"{n_rest} bytes for {needs}")
+        if disk or own or first or n_disks > 1 or here != n_entries:
             raise self.wrong("an archive in one piece", "a part of one")
         return at, n_entries, n_bytes, offset
 
@@ -146,6 +153,7 @@ class ZipRecords:
             if directory[at : at + 4] != ENTRY or at + 46 > len(directory):
                 raise self.wrong(f"{n_entries} entries in the directory", f"{len(found)}")
             (
+                needs,
                 flags,
                 method,
                 _,
@@ -160,13 +168,15 @@ class ZipRecords:
                 _,
                 _,
                 local,
-            ) = struct.unpack("<4H3L5H2L", directory[at + 8 : at + 46])
+            ) = struct.unpack("<5H3L5H2L", directory[at + 6 : at + 46])
             name = _text(directory[at + 46 : at + 46 + n_name])
             extra = directory[at + 46 + n_name : at + 46 + n_name + n_extra]
             at += 46 + n_name + n_extra + n_comment
             size, packed, local = self._wide(extra, size, packed, local)
             deflated = self._deflated and method == DEFLATED
-            if flags & 1 or disk or not (deflated or (method == 0 and packed == size)):
+            if needs & 0xFF > NEWEST:
+                raise self.wrong(f"{name!r:.80} in a known version of the format", f"{needs}")
+            if flags & OTHER_FLAGS or disk or not (deflated or (method == 0 and packed == size)):
                 raise self.wrong(
                     f"{name!r:.80} stored as it is" + (" or deflated" if self._deflated else ""),
                     f"a packed or encrypted record (method {method}, flags {flags:#x})",

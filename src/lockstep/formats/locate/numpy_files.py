@@ -55,8 +55,10 @@ _CODES = {
 _ITEM = re.compile(
     r"\s*'(?:descr'\s*:\s*'(?P<descr>[^'\\]{1,32})'"
     r"|fortran_order'\s*:\s*(?P<order>True|False)"
-    r"|shape'\s*:\s*\((?P<shape>[\dL, ]*)\))\s*(?:,|(?=\}))"
+    r"|shape'\s*:\s*\((?P<shape>[\dL, ]*)\))\s*(?:,|(?=\}))",
+    re.ASCII,
 )
+_SPACES = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ def _header(first: Callable[[int], bytes], where: str) -> _Array:
     if end > len(head):
         raise _wrong(where, f"a header of {end} bytes", f"{len(head)}")
     text = head[begin:end].decode("utf-8" if head[6] == 3 else "latin-1", "replace")
-    text = text.strip().replace('"', "'")
+    text = text.strip(_SPACES).replace('"', "'")
     found = _items(text)
     if found is None:
         _refuse_structured(text, where)
@@ -231,7 +233,7 @@ def _items(text: str) -> dict[str, str] | None:
                     return None
                 found[key] = value
         at = match.end()
-    return found if len(found) == 3 and text[at:].strip() == "}" else None
+    return found if len(found) == 3 and text[at:].strip(_SPACES) == "}" else None
 
 
 def _refuse_structured(text: str, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from lockstep.formats.leaf import (
     Key,
     Leaf,
     LeafPath,
+    Record,
     Store,
     collect,
 )
@@ -63,15 +65,20 @@ def locate(path: Path) -> Store:
             leaves += _values((Key("state"), Key(name)), state[name])
         files += [header.identity, FileIdentity.of(folder / _STATE)]
         facts = {name: state[name] for name in _FACTS if name in state}
-        note = "state.json has a SHA-256 of each file, which listing does not check"
+        records = _records(folder, state["files"], leaves)
+        note = "state.json has a SHA-256 of each file, which is checked when it is read"
     else:
-        note = f"{_MANIFEST} has the SHA-256 of {_WEIGHTS}, which listing does not check"
+        manifest = read_json_object(folder / _MANIFEST)
+        files_said = {_WEIGHTS: {"sha256": manifest.get("weights_sha256")}}
+        records = _records(folder, files_said, leaves)
+        note = f"{_MANIFEST} has the SHA-256 of {_WEIGHTS}, which is checked when it is read"
     return Store(
         where=str(path),
         format="lockstep",
         leaves=collect(leaves, str(folder)),
         files=tuple(files),
         facts=facts,
+        records=records,
         notes=(f"read {folder.name}", note) if folder != path else (note,),
     )
 
@@ -128,6 +135,20 @@ def _check_sizes(folder: Path, state: dict[str, Any]) -> None:
         found = FileIdentity.of(file).n_bytes
         if found != n_bytes:
             raise _wrong(file, f"the {n_bytes} bytes that were saved", f"{found}")
+
+
+def _records(folder: Path, files: dict[str, Any], leaves: list[Leaf]) -> tuple[Record, ...]:
+    """Each file whole, with its SHA-256 and the leaves that lie in it."""
+    found = []
+    for name, entry in files.items():
+        sha256 = entry.get("sha256")
+        if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise _wrong(folder / name, "a SHA-256 of this file", f"{sha256!r:.80}")
+        file = folder / name
+        names = tuple(leaf.name for leaf in leaves
+                      if isinstance(leaf.storage, Extent) and leaf.storage.file == file)  # fmt: skip
+        found.append(Record(file, 0, FileIdentity.of(file).n_bytes, 0, names, sha256))
+    return tuple(found)
 
 
 def _parameters(folder: Path) -> tuple[list[Leaf], list[FileIdentity]]:
