@@ -240,6 +240,11 @@ def test_a_checksum_of_the_container_is_held(tmp_path: Path) -> None:
     bad = replace(good, crc32=good.crc32 ^ 1)
     with pytest.raises(InputError, match=r"w0.*CRC-32"):
         check(replace(plan, source=replace(plan.source, records=(bad,))))
+    hashed = replace(bad, sha256=sha256(data[4:]).hexdigest())  # which goes before the CRC-32
+    assert check(replace(plan, source=replace(plan.source, records=(hashed,)))).value_exact
+    worse = replace(good, sha256="0" * 64)
+    with pytest.raises(InputError, match=r"w0.*SHA-256"):
+        check(replace(plan, source=replace(plan.source, records=(worse,))))
 
 
 # --- budgets
