@@ -165,8 +165,8 @@ def side_of(store: Store, accounts: Mapping[str, Account], digests: Mapping[str,
 
 def _checksums(store: Store) -> str:
     if store.records:
-        kinds = " and ".join(sorted({record.algorithm for record in store.records}))
-        return f"the {kinds} of {len(store.records)} records is what the container says"
+        sums = " and ".join(sorted({record.algorithm for record in store.records}))
+        return f"the {sums} of {len(store.records)} records is what the container says"
     kinds = sorted({leaf.checksum for leaf in store.leaves.values()} - {""})
     return f"{', '.join(kinds)}, checked while reading" if kinds else "the format has none"
 
