@@ -15,6 +15,7 @@ from lockstep import __version__
 from lockstep.artifacts.clock import utc_now
 from lockstep.artifacts.verification import (
     VALUE_EXACT,
+    ClaimRow,
     Cost,
     ProblemRow,
     Verification,
@@ -65,24 +66,17 @@ def examine(plan: Plan, options: Options) -> Verification:
     budget = _budget(options, plan.source, plan.target)
     check_unchanged(plan.source, plan.target)
     ledger = account(plan.claims, plan.excuses, plan.ties, plan.source, plan.target)
-    files = (*plan.source.files, *plan.target.files)
-    journal = Journal(options.journal, run_key(files, options.digest))
     todo = TaskList(
         plan,
         budget,
-        journal,
+        _journal(options, plan.source, plan.target),
         digests=options.digest != "none",
         sample=options.sample,
         health=options.health,
     )
     spent = run(todo.tasks, budget, todo.done, options.progress)
     check_unchanged(plan.source, plan.target)
-    probe = ReadingProbe(plan, budget, todo.digests)
-    try:
-        judge = ClaimJudge(plan, todo, probe, budget)
-        rows = judge.rows(grades(plan, todo.digests))
-    finally:
-        probe.close()
+    rows = _rows(plan, todo, budget)
     problems = [*plan.problems, *_unsaid(ledger, plan), *todo.tie_problems()]
     verdict = "FAIL" if problems else weakest(row.verdict for row in rows)
     cost = _cost(todo, budget, spent, time.perf_counter() - began)
@@ -101,12 +95,10 @@ def examine(plan: Plan, options: Options) -> Verification:
         groups=tuple(groups_of(rows)),
         claims=tuple(rows),
         problems=tuple(
-            ProblemRow(kind=each.kind, where=each.where, message=each.message, hint=each.hint)
-            for each in problems
+            ProblemRow(kind=p.kind, where=p.where, message=p.message, hint=p.hint) for p in problems
         ),
         ambiguities=tuple(
-            ProblemRow(kind=each.kind, where=each.side, message=each.message)
-            for each in plan.ambiguities
+            ProblemRow(kind=a.kind, where=a.side, message=a.message) for a in plan.ambiguities
         ),
         cost=cost,
         digest_algorithm=ALGORITHM if todo.with_digests else "none",
@@ -123,11 +115,24 @@ def digest_store(store: Store, options: Options) -> dict[str, str]:
     budget = _budget(options, store)
     check_unchanged(store)
     nothing = Store(store.where, store.format, {}, ())
-    journal = Journal(options.journal, run_key(store.files, options.digest))
-    todo = TaskList(Plan(store, nothing, ()), budget, journal, digests=True)
+    todo = TaskList(Plan(store, nothing, ()), budget, _journal(options, store), digests=True)
     run(todo.tasks, budget, todo.done, options.progress)
     check_unchanged(store)
     return {name: todo.digests["source"][name] for name in store.leaves}
+
+
+def _journal(options: Options, *stores: Store) -> Journal:
+    """What an earlier run left; another version of the program begins again."""
+    files = [file for store in stores for file in store.files]
+    return Journal(options.journal, run_key(files, f"{__version__} {options.digest}"))
+
+
+def _rows(plan: Plan, todo: TaskList, budget: Budget) -> list[ClaimRow]:
+    probe = ReadingProbe(plan, budget, todo.digests)
+    try:
+        return ClaimJudge(plan, todo, probe, budget).rows(grades(plan, todo.digests))
+    finally:
+        probe.close()
 
 
 def check_unchanged(*stores: Store) -> None:
