@@ -298,7 +298,9 @@ def _orbax(folder: Path, **options: Any) -> None:
     _silent_jax()
     import orbax.checkpoint as ocp
 
-    tree = {"params": {k: ARRAYS[k] for k in ("gate", "up", "norm")}, "step": ARRAYS["step"]}
+    kept = {name: ARRAYS[name] for name in ("gate", "up", "norm")}
+    kept["large"] = np.random.default_rng(3).standard_normal((40, 30)).astype(np.float32)
+    tree = {"params": kept, "step": ARRAYS["step"]}  # a large one lies outside of the database
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, **options)) as saver:
         saver.save(folder / "m", tree)
 

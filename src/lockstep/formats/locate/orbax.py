@@ -46,6 +46,7 @@ def locate(path: Path) -> Store:
     source = _open_arrays(item)
     arrays = read_arrays(source)
     entries, facts, zeros_left_out = _entries(item)
+    _check_version(item, facts, [found.version for found in arrays.values()])
     keys = keys_of(arrays, source.all_keys())
 
     def array(where: LeafPath, prefix: str) -> Leaf:
@@ -167,6 +168,20 @@ def _entries(item: Path) -> tuple[list[TreeEntry], dict[str, object], bool]:
     if kinds := _random_keys(item):
         facts["random_keys"] = kinds
     return entries, facts, not document.get("store_array_data_equal_to_fill_value")
+
+
+def _check_version(item: Path, facts: dict[str, object], versions: list[int]) -> None:
+    """Insists that the tree says the zarr that its arrays are; older ones say nothing for zarr 2.
+
+    Raises: InputError if it does not.
+    """
+    said = 3 if facts.get("use_zarr3") is True else 2
+    if (item / _TREE_FILE).is_file() and any(version != said for version in versions):
+        raise InputError(
+            f"{item / _TREE_FILE}: expected use_zarr3 to say what the arrays are, got "
+            f"{facts.get('use_zarr3')!r:.80} for zarr {5 - said}",
+            hint="restore the checkpoint from a copy",
+        )
 
 
 def _random_keys(item: Path) -> dict[str, str]:

@@ -12,6 +12,8 @@ from lockstep.formats.leaf import Attribute, Index, Key, LeafPath, Step, path_te
 _SEQUENCE, _DICT = 1, 2
 _MAX_DEPTH = 256
 _NO_KEY = ("None", "Dict", "List", "Tuple", "NamedTuple")  # empty: nothing is stored under a key
+_KINDS = (*_NO_KEY, "np.ndarray", "jax.Array", "scalar", "string")
+_VALUE_KEYS = {"value_type", "skip_deserialize", "write_shape"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,14 @@ def _entry(text: str, found: Any, rich: Any, where: str) -> TreeEntry:
     keys, value = found.get("key_metadata"), found.get("value_metadata")
     if not isinstance(keys, list) or not 0 < len(keys) <= _MAX_DEPTH:
         raise _wrong(where, f"{text:.120}: key_metadata: expected the steps of a path", keys)
-    kind = value.get("value_type") if isinstance(value, dict) else None
-    if not isinstance(kind, str):
-        raise _wrong(where, f"{text:.120}: value_type: expected a name", kind)
+    value = value if isinstance(value, dict) else {}
+    kind = value.get("value_type")
+    if kind not in _KINDS:
+        expected = f"value_type: expected one of {', '.join(_KINDS)}"
+        raise _wrong(where, f"{text:.120}: {expected}", kind)
+    if unknown := value.keys() - _VALUE_KEYS:
+        expected = f"value_metadata: expected only {', '.join(sorted(_VALUE_KEYS))}"
+        raise _wrong(where, f"{text:.120}: {expected}", min(unknown))
     names = []
     steps: list[Step] = []
     for key in keys:

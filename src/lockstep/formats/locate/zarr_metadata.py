@@ -30,6 +30,15 @@ _MORE = {
     "int4": ElementType("I4_IN_BYTE", 1),
     "uint4": ElementType("U4_IN_BYTE", 1),
 }
+_KEYS_3 = {
+    "zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding",
+    "fill_value", "codecs", "attributes", "dimension_names", "storage_transformers",
+}  # fmt: skip
+_SETTINGS = {
+    "bytes": {"endian"}, "zstd": {"level", "checksum"}, "gzip": {"level"}, "crc32c": set(),
+    "transpose": {"order"}, "blosc": {"cname", "clevel", "shuffle", "typesize", "blocksize"},
+    "sharding_indexed": {"chunk_shape", "codecs", "index_codecs", "index_location"},
+}  # fmt: skip
 _MAX_AXES = 32
 _MAX_ELEMENTS = 1 << 62
 _MEND = "write the checkpoint again, or read it with the library that wrote it"
@@ -145,6 +154,10 @@ def _parse_2(document: dict[str, Any], where: str) -> ZarrArray:
 
 
 def _parse_3(document: dict[str, Any], where: str) -> ZarrArray:
+    for key in document.keys() - _KEYS_3:
+        extension = document[key]
+        if not (isinstance(extension, dict) and extension.get("must_understand") is False):
+            raise _no_such_key(key, where)
     if document.get("node_type") != "array":
         raise InputError(f"{where}: expected an array, got {document.get('node_type')!r:.80}",
                          hint=_MEND)  # fmt: skip
@@ -172,11 +185,13 @@ def _parse_3(document: dict[str, Any], where: str) -> ZarrArray:
             raise InputError(f"{where}: index of shards: expected bytes and crc32c, got {names}",
                              hint=_MEND)  # fmt: skip
         checked = names[-1] == "crc32c"
-    big_endian = _setting(codecs[0], "endian") == "big"
+    endian = _setting(codecs[0], "endian")
+    if endian not in (None, "little", "big"):
+        raise InputError(f"{where}: endian: expected little or big, got {endian!r:.80}", hint=_MEND)
     compressor, level, unusual = _pipeline(codecs, where)
     return ZarrArray(
         version=3, shape=shape, element=element, chunk=chunk, compressor=compressor, level=level,
-        prefix=prefix, separator=separator, big_endian=big_endian, shard=shard,
+        prefix=prefix, separator=separator, big_endian=endian == "big", shard=shard,
         index_at_end=at_end, index_checked=checked,
         frame_checked=bool(_setting(codecs[-1], "checksum")),
         fills_zero=_is_zero(document.get("fill_value")), unusual=unusual,
@@ -211,7 +226,18 @@ def _codecs(found: Any, where: str) -> list[dict[str, Any]]:
         or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in found)
     ):
         raise InputError(f"{where}: expected a list of codecs, got {found!r:.120}", hint=_MEND)
+    for codec in found:
+        settings = codec.get("configuration", {})
+        unknown = [*(codec.keys() - {"name", "configuration"})]
+        if isinstance(settings, dict):
+            unknown += settings.keys() - _SETTINGS.get(codec["name"], settings.keys())
+        if unknown or not isinstance(settings, dict):
+            raise _no_such_key(f"{codec['name']}: {unknown or settings!s}", where)
     return found
+
+
+def _no_such_key(key: str, where: str) -> InputError:
+    return InputError(f"{where}: expected no other members, got {key!r:.120}", hint=_MEND)
 
 
 def _setting(codec: dict[str, Any], name: str) -> Any:
