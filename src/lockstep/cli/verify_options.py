@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lockstep.formats.open_store import LOCATORS
+from lockstep.verify.budget import n_processors
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -53,7 +54,8 @@ def format_option(flag: str, what: str) -> Callable[[F], F]:
 MAX_MEMORY = click.option("--max-memory", "max_memory_bytes", type=Size(), default="1GiB",
                           show_default=True,
                           help="Most memory of the whole process; more is refused.")  # fmt: skip
-JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True,
-                    help="Threads that read and compare; they share the memory.")  # fmt: skip
+JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=n_processors,
+                    help="Threads that read and compare; they share the memory.  "
+                    "[default: one for each processor]")  # fmt: skip
 CLAIMS = click.option("--claims", required=True, metavar="FILE",
                       help="The claim file, or ready:NAME for one of ours.")  # fmt: skip

@@ -7,6 +7,7 @@ work begins is subtracted first, then a reserve for results, then a scratch for 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,28 @@ def divide(total: int, jobs: int, n_leaves: int) -> Budget:
             hint=f"allow --max-memory {-(-needed // MIB) + 1}MiB or more",
         )
     n = min(max(1, jobs), (total - base) // (SMALLEST_ARENA + SCRATCH))
-    return Budget(total, least, base, n, (total - base) // n - SCRATCH)
+    usable = min(total, _physical_memory())  # more than there is would only be mapped in vain
+    return Budget(total, least, base, n, max(SMALLEST_ARENA, (usable - base) // n - SCRATCH))
+
+
+def roomy() -> int:
+    """The budget of a process that others fill too: what it has held at most, and 1 GiB."""
+    held = memory_now()
+    return max(held.peak or 0, held.now or 0) + 1024 * MIB
+
+
+def n_processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 class Arena:
@@ -106,7 +128,8 @@ class Arena:
         if sys.platform == "win32":
             self._map = mmap.mmap(-1, size)
         else:  # shared memory, the default, is given back to no system by madvise
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            self._map = mmap.mmap(-1, size, flags=flags)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.n_bytes = n_bytes
         self._next = 0

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lockstep.artifacts.verification import (
 )
 from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Store
-from lockstep.verify.budget import Budget, divide, memory_now
+from lockstep.verify.budget import Budget, divide, memory_now, n_processors, roomy
 from lockstep.verify.claim import Plan, Problem
 from lockstep.verify.coverage import Ledger, account
 from lockstep.verify.digest import ALGORITHM
@@ -35,7 +36,6 @@ from lockstep.verify.rows import ClaimJudge, groups_of, reasons_of, side_of
 from lockstep.verify.summarise import summarise
 from lockstep.verify.tasks import TaskList
 
-GIB = 1 << 30
 _DECODERS = ("tensorstore", "zstandard", "h5py")  # said where one of them was used
 
 
@@ -43,12 +43,13 @@ _DECODERS = ("tensorstore", "zstandard", "h5py")  # said where one of them was u
 class Options:
     """How a conversion is examined.
 
-    `max_memory_bytes` bounds the peak of the whole process. `progress` is called with the bytes
-    that are done and of how many.
+    `max_memory_bytes` bounds the peak of the whole process; None is 1 GiB beside what the process
+    has held so far. `jobs` None is one thread for each processor. `progress` is called with the
+    bytes that are done and of how many.
     """
 
-    max_memory_bytes: int = GIB
-    jobs: int = 1
+    max_memory_bytes: int | None = None
+    jobs: int | None = None
     digest: str = "sha256"
     journal: Path | None = None
     sample: bool = False
@@ -74,9 +75,10 @@ def examine(plan: Plan, options: Options) -> Verification:
         sample=options.sample,
         health=options.health,
     )
-    spent = run(todo.tasks, budget, todo.done, options.progress)
-    check_unchanged(plan.source, plan.target)
-    rows = _rows(plan, todo, budget)
+    with closing(plan.source), closing(plan.target):
+        spent = run(todo.tasks, budget, todo.done, options.progress)
+        check_unchanged(plan.source, plan.target)
+        rows = _rows(plan, todo, budget)
     problems = [*plan.problems, *_unsaid(ledger, plan), *todo.tie_problems()]
     verdict = "FAIL" if problems else weakest(row.verdict for row in rows)
     cost = _cost(todo, budget, spent, time.perf_counter() - began)
@@ -116,8 +118,9 @@ def digest_store(store: Store, options: Options) -> dict[str, str]:
     check_unchanged(store)
     nothing = Store(store.where, store.format, {}, ())
     todo = TaskList(Plan(store, nothing, ()), budget, _journal(options, store), digests=True)
-    run(todo.tasks, budget, todo.done, options.progress)
-    check_unchanged(store)
+    with closing(store):
+        run(todo.tasks, budget, todo.done, options.progress)
+        check_unchanged(store)
     return {name: todo.digests["source"][name] for name in store.leaves}
 
 
@@ -154,7 +157,8 @@ def check_unchanged(*stores: Store) -> None:
 
 def _budget(options: Options, *stores: Store) -> Budget:
     n_leaves = sum(len(store.leaves) for store in stores)
-    return divide(options.max_memory_bytes, options.jobs, n_leaves)
+    total = roomy() if options.max_memory_bytes is None else options.max_memory_bytes
+    return divide(total, options.jobs or n_processors(), n_leaves)
 
 
 def _unsaid(ledger: Ledger, plan: Plan) -> list[Problem]:
