@@ -11,6 +11,7 @@ from lockstep.verify.layout import Layout, reshape, take
 MAX_BLOCKS = 512  # along one axis
 MAX_READS = 3000  # of a few elements each, over all axes
 N_LOOKED_AT = 16  # elements that a block is known by
+LEAST_SHARE = 8  # a block in another's place differs in more than one in so many elements
 
 
 def block_hypotheses(case: Case) -> Iterator[Hypothesis]:
@@ -21,6 +22,8 @@ def block_hypotheses(case: Case) -> Iterator[Hypothesis]:
     n_reads = 0
     for axis, n in enumerate(shape):
         for n_blocks, name in _block_counts(case, n):
+            if case.differs_in_less_than(case.layout.n_elements // n_blocks // LEAST_SHARE):
+                continue
             n_reads += 2 * n_blocks
             if n_reads > MAX_READS:
                 return

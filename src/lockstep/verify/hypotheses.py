@@ -92,6 +92,10 @@ class Case:
             return self.probe.elements("source", leaf, start, start + n)
         return self.probe.elements("source", leaf, start - n + 1, start + 1)[::-1]
 
+    def differs_in_less_than(self, n: int) -> bool:
+        """Whether fewer elements than that are known to be all that differ."""
+        return self.difference is not None and self.difference.n_differ < n
+
     @property
     def zero(self) -> bytes:
         """A constant of zero bits, which is of the source's type if there is one."""

@@ -23,6 +23,7 @@ from lockstep.verify.values import Move, value_move
 
 NARROW = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 N_SAMPLED = 256  # pairs from which a factor is worked out
+LEAST_SHARE = 64  # a factor changes more than one in so many elements: all but zeros
 
 Found = Iterator[tuple[str, str, tuple[ValueMove, ...]]]
 
@@ -52,7 +53,8 @@ def value_hypotheses(case: Case) -> Iterator[Hypothesis]:
     for make in (*makers, _bytes):
         for name, text, moves in make(case):
             yield Hypothesis(name, text, case.with_values(*moves))
-    if target.name in FLOATS:
+    few = case.differs_in_less_than(case.layout.n_elements // LEAST_SHARE)
+    if target.name in FLOATS and not few:
         yield from _scaled(case)
 
 
