@@ -221,12 +221,19 @@ def predict(claim: Claim, source: Store, target: Store, budget: Budget) -> int:
 def fitting(claim: Claim, leaves: Sequence[Leaf], target: Leaf, budget: Budget) -> Scheme:
     """The scheme within a worker's share, else within all that the budget leaves.
 
+    Where the share has too few places for decoded chunks, so that some would be decoded again, one
+    worker with all of the memory is faster than several with too little.
+
     Raises: BudgetError if it fits neither.
     """
     try:
-        return scheme_of(claim, leaves, target, budget.arena)
+        shared = scheme_of(claim, leaves, target, budget.arena)
     except BudgetError:
         return scheme_of(claim, leaves, target, budget.alone)
+    if shared.way != "moves" or shared.splits:
+        return shared
+    n_most = sum(n_chunks(leaf) for leaf in (*leaves, target) if _is_chunked(leaf))
+    return shared if shared.n_slots >= n_most else scheme_of(claim, leaves, target, budget.alone)
 
 
 # --- visits
