@@ -9,7 +9,7 @@ here).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -264,6 +264,12 @@ class Store:
     facts: Mapping[str, object] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+    closes: tuple[Callable[[], None], ...] = ()
+
+    def close(self) -> None:
+        """Lets go of files that a library keeps open; what is read later opens them again."""
+        for close in self.closes:
+            close()
 
 
 def collect(leaves: list[Leaf], where: str) -> dict[str, Leaf]:

@@ -68,6 +68,7 @@ def locate(path: Path) -> Store:
         files=(identity,),
         facts=facts,
         notes=(*walk.notes, *checksum_notes(leaves)),
+        closes=(opened.close,),
     )
 
 

@@ -6,6 +6,7 @@ Source: https://github.com/onnx/onnx/blob/v1.17.0/onnx/onnx.proto
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
@@ -52,6 +53,15 @@ INT32_DATA = frozenset(
     }
 )  # fmt: skip
 VARINTS = {5: INT32_DATA, 7: frozenset({"I64"}), 11: frozenset({"U32", "U64"})}
+# Messages without data, by the number of their field; in each, those that it may hold.
+_Messages = Mapping[int, "_Messages"]
+_TENSOR_TYPE: _Messages = {1: {2: {1: {}}}, 8: {2: {1: {}}}}
+_TYPE: _Messages = {
+    **_TENSOR_TYPE, 4: {1: _TENSOR_TYPE}, 5: {2: _TENSOR_TYPE}, 9: {1: _TENSOR_TYPE},
+}  # fmt: skip
+_VALUE: _Messages = {2: _TYPE, 4: {}}
+_IN_GRAPH: _Messages = {1: {9: {}}, 11: _VALUE, 12: _VALUE, 13: _VALUE, 14: {2: {}}, 16: {}}
+_BESIDE_GRAPH: _Messages = {8: {}, 14: {}}
 NO_CHECKSUM = "ONNX has no checksums: damaged elements show only in the comparison"
 
 
@@ -110,6 +120,7 @@ def _walk_model(model: _Model) -> None:
     walker = model.walker
     graph: Field | None = None
     for found in walker.fields(0, walker.n_bytes):
+        _check_skipped(walker, found, _BESIDE_GRAPH)
         if found.number == GRAPH and found.wire == BYTES:
             if graph is not None:
                 raise walker.wrong(found.start, "one graph", "two")
@@ -123,6 +134,7 @@ def _walk_model(model: _Model) -> None:
     if graph is None:
         raise walker.wrong(0, "an ONNX model with a graph", "none")
     for found in walker.fields(graph.start, graph.stop):
+        _check_skipped(walker, found, _IN_GRAPH)
         if found.wire != BYTES:
             continue
         if found.number == INITIALIZER:
@@ -131,6 +143,14 @@ def _walk_model(model: _Model) -> None:
             model.n_inner += _count_inner_node(walker, found, 0)
         elif found.number == SPARSE:
             raise walker.wrong(found.start, "dense initializers", "a sparse one")
+
+
+def _check_skipped(walker: Walker, found: Field, messages: _Messages) -> None:
+    """Walks a message that holds no data, whose damage would show nowhere else."""
+    inner = messages.get(found.number)
+    if inner is not None and found.wire == BYTES:
+        for part in walker.fields(found.start, found.stop):
+            _check_skipped(walker, part, inner)
 
 
 def _count_inner(walker: Walker, message: Field, depth: int, node: int = NODE) -> int:
