@@ -7,7 +7,15 @@ import os
 
 import click
 
-from lockstep.cli import verify_diff, verify_digest, verify_ls, verify_plan, verify_prove
+from lockstep.cli import (
+    verify_diff,
+    verify_digest,
+    verify_ls,
+    verify_plan,
+    verify_prove,
+    verify_selftest,
+    verify_suggest,
+)
 from lockstep.cli.verb import VerbGroup
 from lockstep.errors import UsageError
 
@@ -54,5 +62,8 @@ def command() -> None:
     """
 
 
-for verb in (verify_prove, verify_ls, verify_plan, verify_diff, verify_digest):
+for verb in (
+    verify_prove, verify_ls, verify_plan, verify_diff, verify_digest, verify_selftest,
+    verify_suggest,
+):  # fmt: skip
     command.add_command(verb.command)
