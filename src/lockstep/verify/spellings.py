@@ -125,6 +125,8 @@ def joined(
     """
     if len({len(shape) for shape in shapes}) != 1:
         return
+    if len(shapes) == 1:
+        yield from _stacked(shapes[0], gathered[0], target)
     for order in _orders(len(shapes[0])):
         turn: Steps = (_permute(order),) if order != tuple(range(len(order))) else ()
         turned = [tuple(shape[k] for k in order) for shape in shapes]
@@ -134,6 +136,15 @@ def joined(
             for steps, shape in _joins([shape for _, shape in parts], heads):
                 for tail in _tails(shape, target):
                     yield before, (*steps, *tail)
+
+
+def _stacked(shape: Shape, n: int, target: Shape) -> Iterator[tuple[list[Steps], Steps]]:
+    """Leaves brought to the shape that the target has without one axis, and stacked on that."""
+    for axis, length in enumerate(target):
+        if length == n:
+            rest = (*target[:axis], *target[axis + 1 :])
+            for steps in straight(shape, rest):
+                yield [(*steps, f"stack({axis})")], ()
 
 
 def _orders(n: int) -> list[tuple[int, ...]]:

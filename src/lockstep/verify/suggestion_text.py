@@ -13,7 +13,7 @@ from lockstep.verify.hypotheses import Side
 from lockstep.verify.rules import ClaimFile
 from lockstep.verify.templates import patterns
 
-_MOST_NAMED = 3
+_MOST_NAMED = 2
 
 
 def suggestion_text(
@@ -63,11 +63,9 @@ def _unshown(each: Ruled, found: Findings, shapes_only: bool) -> Iterator[str]:
         return
     others = found.unshown[mine[0]]
     what = "are of the same shape" if shapes_only else "hold the same"
-    which = mine[0] if len(mine) == 1 else f"{len(mine)} leaves here, such as {mine[0]},"
-    yield (
-        f"# not shown by contents: for {printable(which)} {_listed(others)} would do as well, as "
-        f"they {what}; chosen by name"
-    )
+    which = printable(mine[0]) if len(mine) == 1 else f"{len(mine)} leaves, {printable(mine[0])} say"
+    yield f"# not shown by contents: {which}, could be made of others that {what}, chosen by name;"
+    yield f"#   the others are {_listed(others)}"
 
 
 def _broken(each: Ruled, larger: Mapping[str, Ruled]) -> Iterator[str]:
