@@ -35,7 +35,7 @@ ARRAYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Format:
-    """How a checkpoint is written into an empty folder and read again; `root` lies in the folder."""
+    """How a checkpoint is written into an empty folder, of which `root` is a part, and read."""
 
     name: str
     write: Callable[[Path], None]
@@ -211,7 +211,8 @@ def torch_reading(state: Mapping[str, Any], before: str = "") -> Reading:
     for key, value in state.items():
         name = f"{before}{key}"
         if isinstance(value, torch.Tensor):
-            raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            flat = torch.empty(value.numel(), dtype=value.dtype).copy_(value.reshape(-1))
+            raw = flat.view(torch.uint8).numpy().tobytes()
             found[name] = (f"{value.dtype} {value.element_size()}", tuple(value.shape), raw)
         elif isinstance(value, Mapping) and value:
             found |= torch_reading(value, f"{name}/")

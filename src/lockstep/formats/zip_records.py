@@ -141,7 +141,7 @@ class ZipRecords:
         )
         if n_rest != 44 or needs > NEWEST:
             raise self.wrong("a zip64 end record of version 1", f"{n_rest} bytes for {needs}")
-        if disk or own or first or n_disks > 1 or here != n_entries:
+        if disk or own or first or n_disks != 1 or here != n_entries:
             raise self.wrong("an archive in one piece", "a part of one")
         return at, n_entries, n_bytes, offset
 

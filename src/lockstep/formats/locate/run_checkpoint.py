@@ -145,9 +145,9 @@ def _records(folder: Path, files: dict[str, Any], leaves: list[Leaf]) -> tuple[R
         if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
             raise _wrong(folder / name, "a SHA-256 of this file", f"{sha256!r:.80}")
         file = folder / name
-        names = tuple(leaf.name for leaf in leaves
-                      if isinstance(leaf.storage, Extent) and leaf.storage.file == file)  # fmt: skip
-        found.append(Record(file, 0, FileIdentity.of(file).n_bytes, 0, names, sha256))
+        inside_it = (leaf.name for leaf in leaves
+                     if isinstance(leaf.storage, Extent) and leaf.storage.file == file)  # fmt: skip
+        found.append(Record(file, 0, FileIdentity.of(file).n_bytes, 0, tuple(inside_it), sha256))
     return tuple(found)
 
 

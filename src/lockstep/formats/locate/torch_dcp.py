@@ -213,6 +213,9 @@ def _check_entries(directory: _Directory, entries: dict[str, Any]) -> None:
 def _paths(planner: Any, entries: dict[str, Any], where: str) -> dict[str, LeafPath]:
     """The path of each entry: what the planner kept of the tree, or else the whole name."""
     known = _named(planner, where) if isinstance(planner, Table) else {}
+    kept = {name for name, steps in known.items() if isinstance(steps, tuple)}
+    if kept and (odd := kept ^ entries.keys()):
+        raise _wrong(f"{where} ({shown(min(odd))})", "a path and a description of each", "one")
     if not entries or not all(isinstance(known.get(name), tuple) for name in entries):
         return {name: (Name(name),) for name in entries}
     found: dict[str, LeafPath] = {}
@@ -222,6 +225,8 @@ def _paths(planner: Any, entries: dict[str, Any], where: str) -> dict[str, LeafP
             raise _wrong(
                 f"{where} ({shown(name)})", "a path of names and numbers", "something else"
             )
+        if (spelt := ".".join(map(str, steps))) != name:
+            raise _wrong(f"{where} ({shown(name)})", "a path that spells the name", shown(spelt))
         found[name] = tuple(Key(s) if isinstance(s, str) else Index(s) for s in steps)
     return found
 
@@ -257,9 +262,12 @@ def _leaves(directory: _Directory, name: str, entry: Any, path: LeafPath) -> lis
 def _element(properties: Any, where: str) -> ElementType:
     """The type of a tensor, from the properties that the index keeps as a tuple or by name."""
     state = properties.state if isinstance(properties, Call) else None
-    first = state[0] if isinstance(state, tuple) and state else None
+    first, layout = state[:2] if isinstance(state, tuple) and len(state) > 1 else (None, None)
     if isinstance(state, Table):
-        first = _named(state, where).get("dtype")
+        named = _named(state, where)
+        first, layout = named.get("dtype"), named.get("layout")
+    if isinstance(layout, Call) and layout.arguments != ("torch.strided",):
+        raise _wrong(where, "the layout torch.strided", f"{layout.arguments!s:.80}")
     if not isinstance(first, Global) or first.name not in DTYPES:
         raise _wrong(
             where, "a type of whole bytes", first.name if isinstance(first, Global) else "none"

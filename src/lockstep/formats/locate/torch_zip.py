@@ -40,6 +40,9 @@ class TorchArchive:
         if order not in (b"little", b"big"):
             raise self.zip.wrong("the byte order little or big", f"{order!r:.40}")
         self.big_endian = order == b"big"
+        for name, record in self.zip.records.items():
+            if record.n_bytes <= 64 and not name.startswith(f"{self.prefix}data/"):
+                self.zip.read(record, 64)  # versions and alignments: nothing else would check them
         self.used: dict[str, ZipRecord] = {}
         data = self.zip.read(self.zip.records[pickles[0]], MAX_BYTES)
         self.content: Any = read_pickle(data, f"{where} (data.pkl)", ALLOWED)
