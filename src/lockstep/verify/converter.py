@@ -19,6 +19,10 @@ _SHOWN = 20  # last lines of the output
 _MOST_SHOWN = 4000  # signs of it
 
 
+class TooSlow(InputError):
+    """The converter did not end in its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Converter:
     """A command with `{source}` and `{target}` in it.
@@ -90,7 +94,7 @@ class Converter:
                 code = process.wait(self.timeout_s)
             except subprocess.TimeoutExpired as error:
                 text = f"expected it to end within {self.timeout_s:g} s, got no end"
-                raise _failed(text, log, "allow more with --timeout") from error
+                raise TooSlow(_text(text, log), hint="allow more with --timeout") from error
             finally:
                 _end(process)
         if code:
@@ -105,11 +109,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _failed(
-    what: str, log: Path, hint: str = "run the command by hand on the template"
-) -> InputError:
+def _failed(what: str, log: Path) -> InputError:
+    return InputError(_text(what, log), hint="run the command by hand on the template")
+
+
+def _text(what: str, log: Path) -> str:
+    """What went wrong, and the end of what the converter printed."""
     with log.open(encoding="utf-8", errors="replace") as file:
         lines = [printable(line.rstrip("\n")) for line in deque(file, _SHOWN)]
     text = "\n".join(f"    {line}" for line in lines)[-_MOST_SHOWN:]
     shown = f"; the end of its output:\n{text}" if text.strip() else "; it printed nothing"
-    return InputError(f"converter: {what}{shown}", hint=hint)
+    return f"converter: {what}{shown}"

@@ -25,7 +25,7 @@ from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import ElementType, Leaf
 from lockstep.verify.claim import Words
 from lockstep.verify.claim_file import load_claims
-from lockstep.verify.converter import Converter
+from lockstep.verify.converter import Converter, TooSlow
 from lockstep.verify.derived_claims import Derived, compare, rules_of
 from lockstep.verify.integers import INTEGERS
 from lockstep.verify.markers import (
@@ -174,10 +174,13 @@ class _Derivation:
         """The runs with digits; a smaller alphabet where the target turns out to be narrower."""
         try:
             numbering, code, first = self._first(highest_digit(self._elements()))
-        except InputError:
-            if not self._leave_integers():
+        except InputError as error:
+            if isinstance(error, TooSlow) or not self._leave_integers():
                 raise
-            numbering, code, first = self._first(highest_digit(self._elements()))
+            try:
+                numbering, code, first = self._first(highest_digit(self._elements()))
+            except InputError:
+                raise error from None  # the first failure is no other one
             self._notes.append(
                 "the converter failed with markers in the integer leaves, so these are as in the "
                 "template"

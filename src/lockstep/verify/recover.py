@@ -90,16 +90,55 @@ def recover(runs: Runs, sources: Sources) -> Recovered:
         ids = np.full(leaf.n_elements, CONSTANT, np.int64)
         why = "the same value everywhere" if same else "values that the source has no part in"
         return Recovered(leaf, "constant" if same else "computed", f"{why}, in every run", ids)
+    seen: Ids | None = None
     for inverse in _inverses(sources.numbering):
         ids = sources.code.ids(inverse.undo(numbers))
         if not ((ids >= 0) | constant).all():
             continue
         ids = np.where(constant, CONSTANT, ids)
+        seen = ids if seen is None else seen
         found = _values(runs, sources, ids, inverse)
         if found is not None:
             values, unsure = found
             return Recovered(leaf, "derived", "", ids, values, unsure)
+    if seen is not None:
+        return _not_confirmed(runs, sources, seen)
     return _unexplained(runs, sources, numbers)
+
+
+def _not_confirmed(runs: Runs, sources: Sources, ids: Ids) -> Recovered:
+    """Why a map that markers show does not hold for random values: other places, or values."""
+    leaf, numbering = runs.leaf, sources.numbering
+    moved = leaf.element in {numbering.leaves[name].element for name in numbering.names}
+    if moved:
+        alike = [w for name, w in sources.random.items()
+                 if name in numbering.leaves and w.dtype == runs.random.dtype]  # fmt: skip
+        moved = bool(np.isin(runs.random[ids >= 0], np.concatenate(alike)).all())
+    if not moved:
+        moved = _are_others(runs, sources, ids)
+    if moved:
+        why = "the map that the markers show is another one for random values"
+        return Recovered(leaf, "data-dependent", why)
+    why = "each element comes from one of the source, but no known move of values makes it"
+    return Recovered(leaf, "not derived", why)
+
+
+def _are_others(runs: Runs, sources: Sources, ids: Ids) -> bool:
+    """Whether the values are those of the map, nearly, but at other places."""
+    owner, flat = sources.numbering.owners(ids)
+    kept = ids >= 0
+    expected = np.zeros(len(ids))
+    for i in np.unique(owner[kept]):
+        name = sources.numbering.names[i]
+        values = to_numbers(sources.random[name], sources.numbering.leaves[name].element)
+        if values is not None:
+            expected[owner == i] = values[flat[owner == i]]
+    found = to_numbers(runs.random, runs.leaf.element)
+    assert found is not None
+    with np.errstate(invalid="ignore"):
+        sets_are = np.isclose(np.sort(found[kept]), np.sort(expected[kept]), rtol=0.07, atol=1e-3)
+        places_are = np.isclose(found[kept], expected[kept], rtol=0.07, atol=1e-3)
+    return bool(sets_are.all() and not places_are.all())
 
 
 def _unexplained(runs: Runs, sources: Sources, numbers: Numbers64) -> Recovered:
@@ -113,12 +152,6 @@ def _unexplained(runs: Runs, sources: Sources, numbers: Numbers64) -> Recovered:
             runs.leaf,
             "data-dependent",
             "it holds the values of the source, at places that are others for other values",
-        )
-    if whole.all():
-        return Recovered(
-            runs.leaf,
-            "data-dependent",
-            "the map that the markers show does not hold for random values",
         )
     return Recovered(
         runs.leaf,
