@@ -18,7 +18,7 @@ import numpy as np
 
 from lockstep import __version__
 from lockstep.artifacts.clock import utc_now
-from lockstep.artifacts.derivation import ComparedClaim, Derivation, DerivedLeaf, outcome_of
+from lockstep.artifacts.derivation import ComparedClaim, Derivation, outcome_of
 from lockstep.artifacts.files import make_directory
 from lockstep.artifacts.verification import ProblemRow
 from lockstep.errors import InputError, UsageError
@@ -27,6 +27,7 @@ from lockstep.verify.claim import Words
 from lockstep.verify.claim_file import load_claims
 from lockstep.verify.converter import Converter, TooSlow
 from lockstep.verify.derived_claims import Derived, compare, rules_of
+from lockstep.verify.derived_rows import derived_row
 from lockstep.verify.integers import INTEGERS
 from lockstep.verify.markers import (
     MARKED,
@@ -42,13 +43,11 @@ from lockstep.verify.markers import (
     why_not_marked,
 )
 from lockstep.verify.name_steps import Spelled, ValueText, name_steps
-from lockstep.verify.piece import Piece
-from lockstep.verify.recover import Recovered, Runs, Sources, layout_of, recover
+from lockstep.verify.recover import Recovered, Runs, Sources, recover
 from lockstep.verify.rules import ClaimFile
 from lockstep.verify.symmetry import symmetries
 from lockstep.verify.trial import Bench, Trial
 
-_SHOWN_PIECES = 64  # of a leaf that no steps make
 Say = Callable[[str], None]
 
 
@@ -248,7 +247,7 @@ class _Derivation:
             if name in moved:
                 found.append(Recovered(leaf, "data-dependent", moved[name]))
             elif name not in random.target:
-                found.append(Recovered(leaf, "not derived", _not_read(leaf)))
+                found.append(Recovered(leaf, "not derived", self._not_read(leaf)))
             else:
                 runs = Runs(leaf, tuple(t.target[name] for t in digits), random.target[name],
                             edges.target[name] if edges else None)  # fmt: skip
@@ -258,6 +257,13 @@ class _Derivation:
         by_name = {leaf.name: leaf for leaf in gone}
         found += [Recovered(leaf, "data-dependent", moved[name]) for name, leaf in by_name.items()]
         return found
+
+    def _not_read(self, leaf: Leaf) -> str:
+        if not leaf.value:
+            return f"elements of {leaf.element} hold no markers; derive an unquantised conversion"
+        alike = [n for n, other in self._bench.source.leaves.items() if other.value == leaf.value]
+        same = f"; {alike[0]} of the template has it too" if alike else ""
+        return f"a value ({leaf.element}) holds no markers{same}"
 
     def _judged(self, found: Recovered, random: Trial) -> Recovered:
         """A leaf that no marker reached may still be made of a leaf that held none."""
@@ -270,12 +276,6 @@ class _Derivation:
                 why = f"the same in every run; it has the bits of {name}, which held no markers"
                 return Recovered(found.leaf, "not derived", why)
         return found
-
-
-def _not_read(leaf: Leaf) -> str:
-    if leaf.value:
-        return f"a value ({leaf.element}) holds no markers"
-    return f"elements of {leaf.element} hold no markers; derive from an unquantised conversion"
 
 
 def _moved(trials: Sequence[Trial]) -> dict[str, str]:
@@ -307,9 +307,6 @@ def _aliases(numbering: Numbering, code: Code, digits: Sequence[Trial]) -> Ids:
     return code.ids(np.stack(rows))
 
 
-# --- the record
-
-
 def _spelled(found: Recovered, words: Mapping[str, Words], numbering: Numbering) -> Spelled | None:
     chains = list((found.values or {}).values())
     if found.ids is None or len(chains) != 1:
@@ -328,7 +325,7 @@ def _written(
 ) -> Derivations:
     numbering = found.sources.numbering
     leaves = tuple(
-        _row(leaf, spelled, found, numbering)
+        derived_row(leaf, spelled, found)
         for leaf, spelled in zip(found.leaves, found.spelled, strict=True)
     )
     used = found.used
@@ -356,46 +353,3 @@ def _written(
     )
     title = f"derived from {request.converter.command}"
     return Derivations(record, rules_of(found, title))
-
-
-def _row(
-    found: Recovered, spelled: Spelled | None, all_found: Derived, numbering: Numbering
-) -> DerivedLeaf:
-    leaf, ids = found.leaf, found.ids
-    pieces: tuple[Piece, ...] | None = ()
-    n_mapped = n_constant = 0
-    if ids is not None:
-        n_mapped, n_constant = int((ids >= 0).sum()), int((ids < 0).sum())
-        layout = layout_of(ids, all_found.random[leaf.name], numbering, leaf.grid_shape)
-        pieces = layout.pieces if layout else None
-    return DerivedLeaf(
-        target=leaf.name,
-        element=leaf.element.name,
-        shape=leaf.shape,
-        status=found.status,
-        why=found.why or _why(found, spelled, pieces),
-        sources=all_found.sources_of(found),
-        transform=spelled.text if spelled else "",
-        n_elements=leaf.n_elements,
-        n_mapped=n_mapped,
-        n_constant=n_constant,
-        n_pieces=None if pieces is None else len(pieces),
-        pieces=() if spelled else tuple(map(_piece, (pieces or ())[:_SHOWN_PIECES])),
-        unsure=found.unsure,
-    )
-
-
-def _why(found: Recovered, spelled: Spelled | None, pieces: tuple[Piece, ...] | None) -> str:
-    if spelled:
-        return ""
-    if pieces is None:
-        return "the places follow from each other in no regular way; there are too many pieces"
-    if len(found.values or {}) > 1:
-        return "its sources have several types, and are changed each in a way of its own"
-    return "no chain of known steps makes this map"
-
-
-def _piece(piece: Piece) -> str:
-    loops = ", ".join(f"{loop.n}x(+{loop.src}, +{loop.dst})" for loop in piece.loops)
-    source = piece.leaf or f"constant 0x{piece.fill[::-1].hex()}"
-    return f"{source} {piece.src} -> {piece.dst}: {loops or 'one'}"
