@@ -10,6 +10,7 @@ from lockstep.verify.layout import Layout, reshape, take
 
 MAX_BLOCKS = 512  # along one axis
 MAX_READS = 3000  # of a few elements each, over all axes
+SHOWN = 12  # places of an order that a sentence has
 N_LOOKED_AT = 16  # elements that a block is known by
 LEAST_SHARE = 8  # a block in another's place differs in more than one in so many elements
 
@@ -84,7 +85,8 @@ def _sentence(case: Case, order: list[int], axis: int, block: int, name: str) ->
     if len(set(order)) < n:
         text, kind = f"{size} with some used twice: {_short(order)}", "blocks_repeated"
     elif order == sorted(range(n), key=str):
-        text, kind = f"{size} in the order of their numbers as text, 10 before 2", "lexicographic"
+        text = f"{size} in the order of their numbers as text, 10 before 2: {_short(order)}"
+        kind = "lexicographic"
     elif n == 2:
         text, kind = f"the halves of axis {axis} exchanged", "halves_swapped"
     elif order == list(range(n))[::-1]:
@@ -99,5 +101,5 @@ def _sentence(case: Case, order: list[int], axis: int, block: int, name: str) ->
 
 
 def _short(order: list[int]) -> str:
-    shown = ", ".join(map(str, order[:32]))
-    return f"[{shown}{', ...' if len(order) > 32 else ''}]"
+    shown = ", ".join(map(str, order[:SHOWN]))
+    return f"[{shown}]" if len(order) <= SHOWN else f"[{shown}, ... {len(order)} in all]"

@@ -2,7 +2,8 @@
 
 A hypothesis is another claim. It is tried at the places that are known to differ, then at a sample,
 then over every element, and only what holds over every element is said. What nothing explains is
-not guessed at.
+not guessed at. A rule of values is inferred from no single element: that is damage, and is named by
+its place and bits; where the differences fill a part of the leaf, the part is explained by itself.
 """
 
 from __future__ import annotations
@@ -23,39 +24,59 @@ from lockstep.verify.leaf_hypotheses import (
     other_target_hypotheses,
     turned_leaf_hypotheses,
 )
+from lockstep.verify.pair_hypotheses import pair_hypotheses
+from lockstep.verify.regions import diagnose_region
+from lockstep.verify.step_hypotheses import step_hypotheses
 from lockstep.verify.value_hypotheses import constant_hypotheses, value_hypotheses
 
 SAMPLED = 512  # elements at which a hypothesis must hold before all are compared
 MAX_WHOLE = 24  # comparisons of a whole leaf; most end at the first element that differs
-MAX_TRIED = 3000  # hypotheses
+MAX_TRIED = 3000  # hypotheses, for a leaf and again for each part of it
+FEWEST = 2  # elements that a rule of values has to explain; one is explained by any
+FEWEST_IN_PART = 4  # and those that a part is looked for around
 
 
 def diagnose(
     claim: Claim, plan: Plan, probe: Probe, difference: Difference | None = None
 ) -> Diagnosis | None:
-    """The diagnosis of one claim that failed; None if no hypothesis explains it.
+    """The diagnosis of one claim that failed; None if no hypothesis explains it in time.
 
-    `difference` is what the comparison counted: its places tell most hypotheses apart at once.
+    `difference` is what the comparison counted, over every element: its places tell most hypotheses
+    apart at once, and few elements are named by it.
     """
     target = plan.target.leaves.get(claim.target)
     if claim.layout is None or target is None or not claim.layout.n_elements:
         return None
     case = Case(claim, plan, probe, claim.layout, target, difference)
+    found = _search(case, _hypotheses(case))
+    if found is not None:
+        return Diagnosis(
+            hypothesis=found.name,
+            text=found.text,
+            confirmed=True,
+            suspects=found.suspects,
+        )
+    if difference is None:
+        return None
+    n = difference.n_differ
+    region = diagnose_region(case, _search) if n >= FEWEST_IN_PART else None
+    return region or damage(difference, prod(target.grid_shape))
+
+
+def _search(case: Case, hypotheses: Iterator[Hypothesis]) -> Hypothesis | None:
+    """The first that holds over every element."""
     n_whole = 0
-    for n_tried, hypothesis in enumerate(_hypotheses(case)):
-        if n_tried >= MAX_TRIED or n_whole >= MAX_WHOLE:
+    for n_tried, hypothesis in enumerate(hypotheses):
+        if n_tried >= MAX_TRIED or n_whole >= MAX_WHOLE or case.probe.is_late():
             break
-        if not _holds_at_places(case, hypothesis) or not probe.agrees(hypothesis.claim, SAMPLED):
+        if not _holds_at_places(case, hypothesis):
+            continue
+        if not case.probe.agrees(hypothesis.claim, SAMPLED):
             continue
         n_whole += 1
-        if probe.agrees(hypothesis.claim):
-            return Diagnosis(
-                hypothesis=hypothesis.name,
-                text=hypothesis.text,
-                confirmed=True,
-                suspects=hypothesis.suspects,
-            )
-    return damage(difference, prod(target.grid_shape)) if difference else None
+        if case.probe.agrees(hypothesis.claim):
+            return hypothesis
+    return None
 
 
 def _hypotheses(case: Case) -> Iterator[Hypothesis]:
@@ -65,15 +86,19 @@ def _hypotheses(case: Case) -> Iterator[Hypothesis]:
     """
     if case.layout.n_elements == 1:
         return leaf_hypotheses(case)
+    n_differ = case.difference.n_differ if case.difference else case.layout.n_elements
+    by_value = n_differ >= FEWEST
     return chain(
-        constant_hypotheses(case),
+        constant_hypotheses(case) if by_value else (),
         leaf_hypotheses(case),
         other_target_hypotheses(case),
+        step_hypotheses(case),
         layout_hypotheses(case),
-        value_hypotheses(case),
+        value_hypotheses(case) if by_value else (),
         fused_hypotheses(case),
         block_hypotheses(case),
         turned_leaf_hypotheses(case),
+        pair_hypotheses(case) if by_value else (),
     )
 
 

@@ -33,6 +33,9 @@ class Probe(Protocol):
     def digest(self, side: Side, leaf: str) -> str | None:
         """The digest of the logical array with its type and shape, where it is known already."""
 
+    def is_late(self) -> bool:
+        """Whether the time for questions is over; then nothing is agreed to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:

@@ -38,6 +38,7 @@ class Layout:
         return (
             piece.leaf is not None
             and piece.src == piece.dst == 0
+            and piece.n_elements == self.n_elements
             and all(loop.src == loop.dst for loop in piece.loops)
         )
 

@@ -311,6 +311,16 @@ def _spelled(leaf: Leaf) -> str:
 
 def wrong_with(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:
     """Why a claim cannot hold, whatever the elements are; "" if it can."""
+    wrong = misfit(claim, leaves, target)
+    blocks = grouped(claim, target)
+    if wrong or blocks is None or claim.layout is None:
+        return wrong
+    n = sum(piece.n_elements for piece in claim.layout.pieces)
+    return "" if n == blocks.n_elements else f"expected {blocks.n_elements} elements, got {n}"
+
+
+def misfit(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:
+    """As `wrong_with`, for claims that may be about some of the elements only."""
     layout = claim.layout
     assert layout is not None
     blocks = grouped(claim, target)
@@ -333,8 +343,7 @@ def wrong_with(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:
                 return f"expected a constant of {first.n_bytes} bytes, got {len(piece.fill)}"
         elif piece.leaf not in leaves or not _is_inside(piece, leaves[piece.leaf]):
             return f"expected elements of {', '.join(leaves)}, got some beyond in {piece.leaf}"
-    n = sum(piece.n_elements for piece in layout.pieces)
-    return "" if n == blocks.n_elements else f"expected {blocks.n_elements} elements, got {n}"
+    return ""
 
 
 def _is_inside(piece: Piece, leaf: Leaf) -> bool:

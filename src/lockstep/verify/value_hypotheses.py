@@ -21,6 +21,7 @@ from lockstep.verify.numbers_text import as_float64, value_text
 from lockstep.verify.rounding import encode
 from lockstep.verify.values import Move, value_move
 
+FITTED_BITS = 64  # that the elements say of a factor, so that it is no accident
 NARROW = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 N_SAMPLED = 256  # pairs from which a factor is worked out
 LEAST_SHARE = 64  # a factor changes more than one in so many elements: all but zeros
@@ -119,7 +120,7 @@ def _paths(element: ElementType, target: ElementType) -> Iterator[tuple[str, str
             )
     plain = f"cast to {target}" if element != target else "kept"
     if narrower:
-        text = f"{plain}, rounded toward zero"
+        text = f"cast({target}) was rounded toward zero"
         yield "truncated", text, [("cast", target.name, {"rounding": "RTZ", "nan": "raw"})]
         text = f"{plain}, too large numbers made the largest"
         yield "saturated", text, [("cast", target.name, {"overflow": "saturate"})]
@@ -264,7 +265,9 @@ def _factor(case: Case, form: FloatFormat) -> float | None:
     magnitude = a & a.dtype.type(form.sign - 1), b & b.dtype.type(form.sign - 1)
     normal = [(m >> form.n_mantissa > 0) & (m <= form.largest) for m in magnitude]
     kept = normal[0] & normal[1]
-    if np.count_nonzero(kept) < 4:
+    # a factor moves nearly all numbers; one that is fitted to a few explains only these
+    n_kept, n_moved = np.count_nonzero(kept), np.count_nonzero(kept & (a != b))
+    if n_kept < 4 or 2 * n_moved < n_kept or n_moved * (form.n_mantissa + 1) < FITTED_BITS:
         return None
     x, y = as_float64(a[kept], form), as_float64(b[kept], form)
     half = 2.0 ** -(form.n_mantissa + 1) * np.abs(y)
