@@ -70,8 +70,8 @@ def test_each_leaf_has_the_grade_that_its_likes_allow() -> None:
     }
     assert "twin.b" in found["id twin.a"][1]
     assert "one throughout" in found["id norm"][1]
-    assert "symmetric" in found["id q"][1]
-    assert "symmetric" not in found["id gate"][1]
+    assert "transpose was not looked at" in found["id q"][1]
+    assert "transpose" not in found["id gate"][1]
 
 
 def test_without_digests_likes_are_not_graded() -> None:

@@ -29,7 +29,7 @@ from lockstep.verify.claim import Plan, Problem
 from lockstep.verify.coverage import Ledger, account
 from lockstep.verify.digest import ALGORITHM
 from lockstep.verify.engine import Progress, Spent, run
-from lockstep.verify.grade import grades
+from lockstep.verify.grade import SECONDS_FOR_GRADES, grades
 from lockstep.verify.journal import Journal, run_key
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.rows import ClaimJudge, groups_of, reasons_of, side_of
@@ -78,8 +78,9 @@ def examine(plan: Plan, options: Options) -> Verification:
     with closing(plan.source), closing(plan.target):
         spent = run(todo.tasks, budget, todo.done, options.progress)
         check_unchanged(plan.source, plan.target)
-        rows = _rows(plan, todo, budget)
+        rows, undiagnosed = _rows(plan, todo, budget)
     problems = [*plan.problems, *_unsaid(ledger, plan), *todo.tie_problems()]
+    said = {row.id: row.diagnosis for row in rows if row.diagnosis}
     verdict = "FAIL" if problems else weakest(row.verdict for row in rows)
     cost = _cost(todo, budget, spent, time.perf_counter() - began)
     return Verification(
@@ -104,8 +105,8 @@ def examine(plan: Plan, options: Options) -> Verification:
         ),
         cost=cost,
         digest_algorithm=ALGORITHM if todo.with_digests else "none",
-        summary=summarise({row.id: row.diagnosis for row in rows if row.diagnosis}, plan),
-        not_measured={**reasons_of(rows), **_unknown(cost)},
+        summary=(*summarise(said, plan), *filter(None, [undiagnosed])),
+        not_measured={**reasons_of(rows, undiagnosed), **_unknown(cost)},
     )
 
 
@@ -130,12 +131,16 @@ def _journal(options: Options, *stores: Store) -> Journal:
     return Journal(options.journal, run_key(files, f"{__version__} {options.digest}"))
 
 
-def _rows(plan: Plan, todo: TaskList, budget: Budget) -> list[ClaimRow]:
+def _rows(plan: Plan, todo: TaskList, budget: Budget) -> tuple[list[ClaimRow], str]:
+    """The rows of the report, and what of them was not diagnosed."""
     probe = ReadingProbe(plan, budget, todo.digests)
+    probe.limit(SECONDS_FOR_GRADES)
     try:
-        return ClaimJudge(plan, todo, probe, budget).rows(grades(plan, todo.digests))
+        judge = ClaimJudge(plan, todo, probe, budget)
+        rows = judge.rows(grades(plan, todo.digests, None if todo.sample else probe))
     finally:
         probe.close()
+    return rows, judge.undiagnosed
 
 
 def check_unchanged(*stores: Store) -> None:

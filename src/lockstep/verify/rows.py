@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from lockstep.artifacts.verification import (
@@ -27,7 +28,8 @@ from lockstep.verify.digest import merkle_root
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.tasks import Found, TaskList
 
-_MOST_DIAGNOSES = 64  # each reads suspects again; what is wrong with many leaves shows in the first
+MOST_DIAGNOSES = 64  # each reads suspects again; what is wrong with many leaves shows in the first
+SECONDS_EACH, SECONDS_ALL = 30.0, 120.0  # that diagnoses may take, of one leaf and of all
 
 
 class ClaimJudge:
@@ -35,7 +37,20 @@ class ClaimJudge:
 
     def __init__(self, plan: Plan, todo: TaskList, probe: ReadingProbe, budget: Budget) -> None:
         self._plan, self._todo, self._probe, self._budget = plan, todo, probe, budget
-        self._n_diagnoses = 0
+        self._n_differ, self._n_tried, self._n_late = 0, 0, 0
+        self._seconds = 0.0
+
+    @property
+    def undiagnosed(self) -> str:
+        """Which of the leaves that differ nothing is said of, and why; "" if there are none."""
+        said = []
+        if self._n_tried < self._n_differ:
+            bound = f"{MOST_DIAGNOSES} leaves or {SECONDS_ALL:.0f} s are the bound"
+            rest = self._n_differ - self._n_tried
+            said.append(f"{rest} more leaves differ and were not diagnosed: {bound}")
+        if self._n_late:
+            said.append(f"{self._n_late} leaves were not diagnosed for time: {SECONDS_EACH:.0f} s")
+        return "; ".join(said)
 
     def rows(self, grades: Mapping[str, tuple[Grade, str]]) -> list[ClaimRow]:
         """The claims in their order."""
@@ -98,10 +113,21 @@ class ClaimJudge:
     def _diagnosis(
         self, claim: Claim, verdict: Verdict, difference: Difference | None
     ) -> Diagnosis | None:
-        if verdict != "FAIL" or self._n_diagnoses >= _MOST_DIAGNOSES:
+        if verdict != "FAIL" or difference is None:
             return None
-        self._n_diagnoses += 1
-        return diagnose(claim, self._plan, self._probe, difference)
+        self._n_differ += 1
+        if self._n_tried >= MOST_DIAGNOSES or self._seconds >= SECONDS_ALL:
+            return None
+        self._n_tried += 1
+        began = time.perf_counter()
+        self._probe.limit(min(SECONDS_EACH, SECONDS_ALL - self._seconds))
+        # the places of a sample are not all that differ, and nothing may follow from them
+        found = self._todo.found[claim.id]
+        known = difference if found.n_compared == found.n_elements else None
+        diagnosis = diagnose(claim, self._plan, self._probe, known)
+        self._n_late += diagnosis is None and self._probe.is_late()
+        self._seconds += time.perf_counter() - began
+        return diagnosis
 
 
 def groups_of(rows: Sequence[ClaimRow]) -> list[GroupRow]:
@@ -121,10 +147,10 @@ def groups_of(rows: Sequence[ClaimRow]) -> list[GroupRow]:
     ]
 
 
-def reasons_of(rows: Sequence[ClaimRow]) -> dict[str, str]:
-    """Why numbers of the differences are null."""
+def reasons_of(rows: Sequence[ClaimRow], undiagnosed: str) -> dict[str, str]:
+    """Why numbers of the differences are null, and diagnoses."""
     differences = [row.difference for row in rows if row.difference]
-    found = {}
+    found = {"claims.diagnosis": undiagnosed} if undiagnosed else {}
     if any(each.worst_ulp is None for each in differences):
         found["claims.difference.worst_ulp"] = "only between finite floating point numbers"
     if any(each.max_abs is None for each in differences):
