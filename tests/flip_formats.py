@@ -51,10 +51,9 @@ class Format:
 
 def reading_of(arrays: Mapping[str, Any]) -> Reading:
     """Arrays as types, shapes and bits."""
-    return {
-        str(name): (np.asarray(a).dtype.str, np.asarray(a).shape, np.asarray(a).tobytes())
-        for name, a in arrays.items()
-    }
+    found = {str(name): np.asarray(array) for name, array in arrays.items()}
+    little = {name: a.astype(a.dtype.newbyteorder("<")) for name, a in found.items()}
+    return {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in little.items()}
 
 
 # --- safetensors
@@ -361,7 +360,7 @@ def read_hdf5(path: Path) -> Reading:
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
-            found[name] = (node.dtype.str, node.shape, node[()].tobytes())
+            found.update(reading_of({name: node[()]}))
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ from lockstep.formats.leaf import Extent, Leaf, Parts
 _CHUNK = 1 << 20
 _HAS_DESCRIPTOR = 8  # a flag: the CRC-32 stands behind the data
 _DESCRIPTOR = b"PK\x07\x08"
+
+
+@runtime_checkable
+class Rewritable(Protocol):
+    """Chunks that can be written over, all of a leaf at once."""
+
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """Writes the elements, given flat in C order.  Raises: InputError if it cannot."""
 
 
 def copy_checkpoint(path: Path, folder: Path) -> Path:
@@ -56,8 +64,8 @@ def why_not_writable(leaf: Leaf) -> str:
     """Why elements of a leaf cannot be written where they lie; "" if they can."""
     if leaf.value:
         return "it is a value, not an array"
-    if not isinstance(leaf.storage, Extent | Parts):
-        return "its elements do not lie in a file as they are, but in chunks or among other values"
+    if not isinstance(leaf.storage, Extent | Parts | Rewritable):
+        return "its elements lie among other values, where none can be written over"
     return ""
 
 
@@ -69,6 +77,8 @@ def overwrite(leaf: Leaf, words: NDArray[np.unsignedinteger]) -> None:
     grid = np.asarray(words).reshape(leaf.grid_shape)
     if isinstance(leaf.storage, Extent):
         _write(leaf.storage, grid)
+    elif isinstance(leaf.storage, Rewritable):
+        leaf.storage.rewrite(np.ascontiguousarray(words))
     elif isinstance(leaf.storage, Parts):
         for part in leaf.storage.parts:
             box = tuple(slice(a, a + n) for a, n in zip(part.start, part.shape, strict=True))

@@ -144,9 +144,17 @@ class _Machine:
 
     def run(self, stream: Stream) -> Any:
         """Walks the opcodes up to STOP."""
-        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
-            name = opcode.name
+        begin = end = 0  # of the operation before, and of the frame
+        for opcode, argument, place in pickletools.genops(cast(IO[bytes], stream)):
+            name, at = opcode.name, place or 0
             self.spend(COSTS.get(name, 1))
+            if begin < end < at or (at < end and name == "FRAME") or (
+                at + 1 < end and name == "STOP"
+            ):  # fmt: skip
+                raise ValueError("a frame does not end where an operation does")
+            begin = at
+            if name == "FRAME":
+                end = at + 9 + int(argument or 0)
             if name in LITERALS:
                 if isinstance(argument, str) and not is_writable(argument):
                     raise self.refuse("a text with half a sign, which UTF-8 cannot hold")
@@ -310,7 +318,7 @@ def _one_item(machine: _Machine) -> None:
 
 STEPS: dict[str, Step] = {
     "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,  # where it ends was checked
     "NONE": _push(lambda: None),
     "NEWTRUE": _push(lambda: True),
     "NEWFALSE": _push(lambda: False),

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 
 from lockstep.artifacts.verification import Mapped
 from lockstep.errors import InputError, UsageError
+from lockstep.formats.locate.bounded import opened
 from lockstep.verify.claim import Equality
 from lockstep.verify.expand import compile_rules
 from lockstep.verify.rules import (
@@ -32,6 +33,7 @@ __all__ += ["load_claims", "parse_claims"]
 READY = Path(__file__).parent / "ready"
 
 MAX_BYTES = 1 << 26  # of a claim file; one that names a million leaves stays below
+MAX_STEPS = 1000  # of one transform
 _MAPPINGS: tuple[Mapped, ...] = get_args(Mapped)
 _KINDS = ("claim", "drop", "new", "duplicate", "derived", "tie", "like")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -48,16 +50,16 @@ def load_claims(path_or_ready: str | Path) -> ClaimFile:
         path = _ready(path_or_ready.removeprefix("ready:"))
     where = path.name
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_BYTES else b""
-    except OSError as error:
+        with opened(path) as (file, _):  # a pipe or a device has no end
+            data = file.read(MAX_BYTES + 1)
+    except InputError as error:
         raise InputError(
-            f"{path}: expected a claim file, got: {error.strerror}",
+            f"{path}: expected a claim file, got: {error.message.removeprefix(f'{path}: ')}",
             hint="check the path, or use ready:NAME",
         ) from error
-    if size > MAX_BYTES:
+    if len(data) > MAX_BYTES:
         raise UsageError(
-            f"{where}: expected at most {MAX_BYTES} bytes, got {size}",
+            f"{where}: expected at most {MAX_BYTES} bytes, got more",
             hint="use patterns instead of a rule for each leaf",
         )
     try:
@@ -154,6 +156,13 @@ class _Table:
         """A list of strings."""
         return tuple(self.take(key, "a list of words", None if needed else (), _is_texts))
 
+    def steps(self) -> tuple[str, ...]:
+        """The steps of a transform."""
+        found = self.texts("transform")
+        if len(found) > MAX_STEPS:
+            self.wrong("transform", f"at most {MAX_STEPS} steps", len(found))
+        return found
+
     def flag(self, key: str) -> bool:
         """A truth value, false if it is not there."""
         value: bool = self.take(key, "true or false", False, lambda v: isinstance(v, bool))
@@ -203,7 +212,7 @@ def _claim(table: _Table) -> ClaimRule:
     rule = ClaimRule(
         target=table.text("target"),
         sources=sources,
-        transform=table.texts("transform"),
+        transform=table.steps(),
         group=table.text("group", "params"),
         where=table.text("where", ""),
         captures=_words(table),
@@ -227,7 +236,7 @@ def _sources(table: _Table) -> tuple[From, ...]:
         if not isinstance(source, dict):
             table.wrong("sources", "words, or tables with name and transform", source)
         inner = _Table(source, f"{table.where}: sources {i}")
-        found.append(From(name=inner.text("name"), transform=inner.texts("transform")))
+        found.append(From(name=inner.text("name"), transform=inner.steps()))
         inner.done()
     return tuple(found)
 

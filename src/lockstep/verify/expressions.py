@@ -18,6 +18,7 @@ Value = int | float | str | list["Value"]
 MAX_TEXT = 4000  # signs of one expression
 MAX_ITEMS = 1 << 20  # of a list
 MAX_BITS = 256  # of an integer
+MAX_DEPTH = 100  # of expressions in each other; a sum of so many is one too
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Add: operator.add,
@@ -104,7 +105,7 @@ def evaluate(tree: ast.expr, names: Mapping[str, object], where: str) -> Value:
     """
     try:
         return _value(tree, names)
-    except (TypeError, ValueError, ZeroDivisionError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError, IndexError, RecursionError) as error:
         raise UsageError(
             f"{where}: expected values that fit {ast.unparse(tree)!r:.80}, got an error: {error}",
             hint="check the facts and captures that the expression uses",
@@ -150,12 +151,15 @@ def _parse(text: str, where: str, wanted: str) -> ast.expr:
 
 def _check(tree: ast.expr, text: str, where: str) -> None:
     """Refuses what the language has not, before anything has a value."""
-    for node in ast.walk(tree):
-        if not _is_known(node):
+    waiting: list[tuple[ast.AST, int]] = [(tree, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if not _is_known(node) or depth > MAX_DEPTH:
+            got = type(node).__name__ if depth <= MAX_DEPTH else f"more than {MAX_DEPTH} levels"
             raise UsageError(
-                f"{where}: expected a plain expression, got {type(node).__name__} in {text!r:.80}",
-                hint=_HINT,
+                f"{where}: expected a plain expression, got {got} in {text!r:.80}", hint=_HINT
             )
+        waiting += ((child, depth + 1) for child in ast.iter_child_nodes(node))
 
 
 def _is_known(node: ast.AST) -> bool:

@@ -13,12 +13,16 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from lockstep.errors import UsageError
 from lockstep.verify.expressions import Expression, evaluate, parse_expression
 
 Captured = int | str
-_KINDS = {"int": "0|[1-9][0-9]*", "str": "[^/.]+", "any": ".+"}
+_KINDS = {"int": "0|[1-9][0-9]{0,17}", "str": "[^/.]+", "any": ".+"}
+# How long a name may be that is matched, by how many captures could each take another's signs:
+# every one of them multiplies the ways that are tried by the length.
+_LONGEST = {0: 1 << 24, 1: 1 << 20, 2: 4096, 3: 512}
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -60,6 +64,10 @@ class Pattern:
         return first if isinstance(first, str) else ""
 
     @cached_property
+    def _longest(self) -> int:
+        return _LONGEST[n_loose(self.parts, self.kinds, self.words)]
+
+    @cached_property
     def _regex(self) -> re.Pattern[str]:
         seen: set[str] = set()
         text = ""
@@ -81,7 +89,7 @@ class Pattern:
 
     def match(self, name: str) -> dict[str, Captured] | None:
         """The captures, or None if the name is another."""
-        found = self._regex.fullmatch(name)
+        found = self._regex.fullmatch(name) if len(name) <= self._longest else None
         if found is None:
             return None
         return {
@@ -114,6 +122,33 @@ class Pattern:
         if self.kinds[name] == "enum":
             return (0, self.words[name].index(value), "")
         return (1, 0, value)
+
+
+def n_loose(
+    parts: Iterable[Part], kinds: Mapping[str, str], words: Mapping[str, tuple[str, ...]]
+) -> int:
+    """How many captures of a pattern have no end of their own in the text that follows."""
+    found = 0
+    end = "/"  # what lies between a capture and the one before
+    for part in parts:
+        if isinstance(part, str):
+            end += part
+        elif isinstance(part, Hole):
+            kind = kinds[part.name]
+            has_end = {
+                "any": False,
+                "str": "." in end or "/" in end,
+                "int": end != "",
+                "enum": not _has_prefixes(words.get(part.name, ())),
+            }
+            found += not has_end[kind]
+            end = ""
+    return found
+
+
+def _has_prefixes(words: Iterable[str]) -> bool:
+    """Whether one of the words begins as another is."""
+    return any(second.startswith(first) for first, second in pairwise(sorted(words)))
 
 
 def parse_parts(text: str, where: str) -> tuple[Part, ...]:
@@ -182,6 +217,12 @@ def patterns(
                     f"got none in {text!r:.120}",
                     hint=f"write {{{part.name}:int}}, or :str, :any, :enum",
                 )
+        if n_loose(parts, kinds, words) not in _LONGEST:
+            raise UsageError(
+                f"{where}: expected at most {max(_LONGEST)} captures with no end of their own, "
+                f"got {text!r:.120}",
+                hint="use {x:int} or {x:str} with a dot or a slash between, in place of {x:any}",
+            )
     return tuple(
         Pattern(text, parts, kinds, words) for text, parts in zip(texts, split, strict=True)
     )

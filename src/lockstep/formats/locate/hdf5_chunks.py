@@ -38,6 +38,13 @@ class OpenFile:
                 self._process = os.getpid()
             return self._file
 
+    def rewrite(self, name: str, words: NDArray[Any]) -> None:
+        """Writes the elements of a dataset over, as they are."""
+        self.close()
+        with self._h5py.File(self.path, "r+", locking=False) as file:
+            dataset = file[name].id
+            dataset.write(dataset.get_space(), dataset.get_space(), words, dataset.get_type())
+
     def close(self) -> None:
         """Lets the file go until it is needed again."""
         with self._lock:
@@ -96,6 +103,18 @@ class Hdf5Chunks:
         if self._big_endian:
             width = self._element.n_bytes // (2 if self._element.name in ("C64", "C128") else 1)
             flat.view(f"u{width}").byteswap(inplace=True)
+
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """Writes all elements over, as the dataset's own filters have it.
+
+        Raises: InputError if that cannot be done.
+        """
+        if self._big_endian:
+            words = words.byteswap()
+        try:
+            self._opened.rewrite(self._name, np.ascontiguousarray(words))
+        except HDF5_ERRORS as error:
+            raise unreadable(f"{self._opened.path}: {self._name}", error) from error
 
     def _read(self, index: tuple[int, ...], flat: NDArray[np.uint8]) -> None:
         dataset = self._opened.root()[self._name].id

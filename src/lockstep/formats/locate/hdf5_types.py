@@ -43,9 +43,11 @@ def _number(h5py: Any, kind: Any) -> tuple[ElementType, bool] | None:
             return ELEMENT_TYPES["BOOL"], False
         return _number(h5py, kind.get_super())
     if isinstance(kind, types.TypeIntegerID | types.TypeBitfieldID):
-        if size not in (1, 2, 4, 8) or kind.get_precision() != 8 * size or kind.get_offset():
+        is_integer = isinstance(kind, types.TypeIntegerID)  # of the others h5py says no more
+        is_odd = is_integer and (kind.get_precision() != 8 * size or kind.get_offset())
+        if size not in (1, 2, 4, 8) or is_odd:
             return None
-        signed = isinstance(kind, types.TypeIntegerID) and kind.get_sign() == types.SGN_2
+        signed = is_integer and kind.get_sign() == types.SGN_2
         name = f"{'I' if signed else 'U'}{8 * size}"
         return ELEMENT_TYPES[name], _is_big(h5py, kind)
     if isinstance(kind, types.TypeFloatID):

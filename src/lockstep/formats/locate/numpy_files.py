@@ -212,7 +212,7 @@ def _header(first: Callable[[int], bytes], where: str) -> _Array:
     digits = [n.strip().removesuffix("L") for n in found["shape"].split(",")]
     if digits[-1] == "":
         digits.pop()
-    if len(digits) > MAX_AXES or not all(re.fullmatch(r"\d{1,20}", n, re.ASCII) for n in digits):
+    if len(digits) > MAX_AXES or not all(re.fullmatch("0|[1-9][0-9]{0,19}", n) for n in digits):
         raise _wrong(where, f"a shape of at most {MAX_AXES} whole numbers", f"{found['shape']:.80}")
     shape = tuple(map(int, digits))
     check_shape(shape, where)

@@ -62,6 +62,27 @@ def _in_flat_order(array: ZarrArray) -> bool:
     return array.chunk[split + 1 :] == array.shape[split + 1 :]
 
 
+def rewrite(
+    array: ZarrArray, source: KeyedBytes, prefix: str, where: str, words: NDArray[Any]
+) -> None:
+    """Writes all elements of an array over, as its own compression and sharding have it.
+
+    Raises: EnvironmentLacks without tensorstore; InputError if it cannot write this array.
+    """
+    tensorstore = import_tensorstore(where)
+    driver = "zarr" if array.version == 2 else "zarr3"
+    spec = {"driver": driver, "kvstore": source.spec(prefix)}
+    try:
+        context = small_context(tensorstore)
+        opened = tensorstore.open(spec, context=context, read=True, write=True, open=True).result()
+        opened.write(words.view(opened.dtype.numpy_dtype).reshape(array.shape)).result()
+    except TENSORSTORE_ERRORS as error:
+        raise InputError(
+            f"{where}: cannot be written over: {first_line(error)}",
+            hint="write the template in another format, such as safetensors",
+        ) from error
+
+
 class Zeros:
     """A chunk that its writer left out."""
 
@@ -89,6 +110,10 @@ class ChunkPlaces:
     def where(self, index: tuple[int, ...]) -> str:
         """The leaf and the chunk, for messages."""
         return f"{self.source.where}: {self.name}: chunk {index}"
+
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """As `rewrite`, for this array."""
+        rewrite(self.array, self.source, self.prefix, f"{self.source.where}: {self.name}", words)
 
     def open(self, index: tuple[int, ...]) -> Inflated:
         """The decoded bytes of one chunk as a stream.
@@ -175,6 +200,10 @@ class BoxChunks:
         )
         self.peak_bytes = place.peak_bytes + array.chunk_bytes * self._whole
 
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """Writes all elements over.  Raises: InputError if that cannot be done."""
+        self._place.rewrite(words)
+
     def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
         """Decodes one chunk into `out`.  Raises: InputError if it is damaged or missing."""
         array = self._array
@@ -246,6 +275,10 @@ class StreamedChunks:
         self.sequential = n_elements < prod(array.shape)
         self.peak_bytes = place.peak_bytes
 
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """Writes all elements over.  Raises: InputError if that cannot be done."""
+        self._place.rewrite(words)
+
     def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
         """Decodes one piece into `out`.  Raises: InputError if it is damaged or missing."""
         flat = out.reshape(-1)
@@ -287,6 +320,7 @@ class TensorstoreChunks:
         """
         self._tensorstore = import_tensorstore(f"{source.where}: {name}")
         self._array, self._where = array, f"{source.where}: {name}"
+        self._source, self._prefix = source, prefix
         self._spec = {
             "driver": "zarr" if array.version == 2 else "zarr3",
             "kvstore": source.spec(prefix),
@@ -296,6 +330,10 @@ class TensorstoreChunks:
         self.shape = array.chunk
         # The compressed chunk, the decoded one, and the copy that is handed over.
         self.peak_bytes = 3 * array.chunk_bytes + (1 << 20)
+
+    def rewrite(self, words: NDArray[Any]) -> None:
+        """Writes all elements over.  Raises: InputError if that cannot be done."""
+        rewrite(self._array, self._source, self._prefix, self._where, words)
 
     def read(self, index: tuple[int, ...], out: NDArray[np.uint8]) -> None:
         """Decodes one chunk into `out`.  Raises: InputError if it is damaged or missing."""
