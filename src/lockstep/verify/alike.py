@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from lockstep.verify.generalise import slots
+from lockstep.verify.name_slots import slots
 
 MAX_PAIRS = 1 << 18  # of names that are held against each other at once
 _WORDS = re.compile(r"[a-z]+[0-9]*")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,14 @@ from lockstep.artifacts.derivation import ComparedClaim, Place
 from lockstep.artifacts.verification import ProblemRow
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.verify.claim import Claim, Excuse, Words
-from lockstep.verify.generalise import Made, Part, generalise, slots
+from lockstep.verify.generalise import Made, Part, generalise
 from lockstep.verify.markers import Ids
+from lockstep.verify.name_slots import slots
 from lockstep.verify.name_steps import Spelled
 from lockstep.verify.numbers_text import bits_text
 from lockstep.verify.recover import CONSTANT, Recovered, Sources, ids_of
 from lockstep.verify.resolve import resolve
-from lockstep.verify.rules import ClaimFile, ExcuseRule
+from lockstep.verify.rules import ClaimFile, ExcuseKind, ExcuseRule
 
 _UNKNOWN = -2  # an element of a leaf that held no markers
 
@@ -254,18 +255,41 @@ def _source_excuses(found: Derived) -> Iterator[ExcuseRule]:
         spelled is not None or leaf.status in ("constant", "computed")
         for leaf, spelled in zip(found.leaves, found.spelled, strict=True)
     )
+    reasons: dict[tuple[ExcuseKind, str], list[str]] = {}
     for name in numbering.names:
         mine = counts[numbering.of(name)]
         shared = counts[found.aliases[numbering.of(name)]]
         if (mine > 1).any():
             reason = "the converter was seen to use it more than once"
-            yield ExcuseRule(kind="duplicate", side="source", leaf=_escaped(name), reason=reason)
+            reasons.setdefault(("duplicate", reason), []).append(name)
         if complete and mine.size and (mine == 0).any():
             part = "part of " if (mine > 0).any() else ""
             reason = f"the converter was seen not to use {part}it"
             if (mine == 0).all() and (shared > 0).all():
                 reason = "it lies on the bytes of another leaf, which the converter uses"
-            yield ExcuseRule(kind="drop", side="source", leaf=_escaped(name), reason=reason)
+            reasons.setdefault(("drop", reason), []).append(name)
+    for (kind, reason), names in reasons.items():
+        for pattern in _patterns(names, found.source.leaves):
+            yield ExcuseRule(kind=kind, side="source", leaf=pattern, reason=reason)
+
+
+def _patterns(names: Sequence[str], of: Iterable[str]) -> Iterator[str]:
+    """Names as patterns: one for those that differ in one number, if it fits nothing else."""
+    mine, others = _by_texts(names), _by_texts(of)
+    for texts, found in mine.items():
+        moving = [k for k, column in enumerate(zip(*found, strict=True)) if len(set(column)) > 1]
+        together = len(moving) == 1 and len(found) == len(others[texts])
+        for numbers in found[:1] if together else found:
+            holes = [("{i:int}" if together and k == moving[0] else str(n))
+                     for k, n in enumerate(numbers)]  # fmt: skip
+            yield "".join(_escaped(a) + b for a, b in zip(texts, [*holes, ""], strict=True))
+
+
+def _by_texts(names: Iterable[str]) -> dict[tuple[str, ...], list[tuple[int, ...]]]:
+    found: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    for texts, numbers in map(slots, names):
+        found.setdefault(texts, []).append(numbers)
+    return found
 
 
 def _escaped(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import islice, permutations
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
@@ -13,29 +13,33 @@ from lockstep.verify.alike import Alike
 from lockstep.verify.claim import Claim
 from lockstep.verify.contents import Chain, Content
 from lockstep.verify.expressions import parse_call
-from lockstep.verify.generalise import Made, Part, slots
+from lockstep.verify.generalise import Made, Part
 from lockstep.verify.hypotheses import Probe
 from lockstep.verify.layout import whole
 from lockstep.verify.moves import Array
+from lockstep.verify.name_slots import slots
 from lockstep.verify.partners import Group, Key, groups_of, key_of, units_of
 from lockstep.verify.spellings import Heads, joined, moved, parted
 from lockstep.verify.steps import STEPS, apply
 
 SAMPLE = 2048  # elements that a spelling is tried on before all are compared
 MAX_TRIED = 600  # spellings for one pair
+MAX_OTHERS = 8  # leaves that are named where contents show no difference
 
 
 @dataclass
 class Findings:
     """What was found: for each target how it is made, and where contents do not show it.
 
-    `unshown` has, for a target, the other leaves that it could be made of as well; `unordered`
-    the leaves that hold the same elements in an order that no spelling explains.
+    `unshown` has, for a target, leaves that it could be made of as well, some of them; `unordered`
+    the leaves that hold the same elements in an order that no spelling explains. `copies` has, for
+    a source that nothing is made of, one with the same bits that something is made of.
     """
 
     made: dict[str, Made] = field(default_factory=dict)
     unshown: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unordered: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 class Finder:
@@ -67,6 +71,7 @@ class Finder:
         self._padded()
         self._singles(again=True)
         self._unordered()
+        self._copies()
         return self.findings
 
     def find_alike(self) -> Findings:
@@ -87,7 +92,7 @@ class Finder:
         self.findings.made[made.target] = made
         names = [name for part in made.parts for name in part.names]
         self._used.update(names)
-        rest = tuple(name for name in others if name not in names)
+        rest = tuple(islice((name for name in others if name not in names), MAX_OTHERS))
         if rest:
             self.findings.unshown[made.target] = rest
         elif len(names) == 1:
@@ -130,17 +135,20 @@ class Finder:
 
     def _classes(self, names: Iterable[str]) -> dict[Key, list[tuple[Chain, list[str]]]]:
         """Sources that hold the same in the same order, by what they become after some steps."""
-        twins: dict[object, list[str]] = defaultdict(list)
-        for name in names:
-            leaf = self._source.leaves[name]
-            twins[leaf.element, leaf.grid_shape, self._there[name].ordered].append(name)
         found: dict[Key, list[tuple[Chain, list[str]]]] = defaultdict(list)
-        for members in twins.values():
+        for members in self._twins(names):
             leaf = self._source.leaves[members[0]]
             sums = self._there[members[0]].sums
             for chain in sums:
                 found[key_of(sums, chain, leaf.n_elements)].append((chain, members))
         return found
+
+    def _twins(self, names: Iterable[str]) -> list[list[str]]:
+        found: dict[object, list[str]] = defaultdict(list)
+        for name in names:
+            leaf = self._source.leaves[name]
+            found[leaf.element, leaf.grid_shape, self._there[name].ordered].append(name)
+        return list(found.values())
 
     def _alike_targets(self) -> list[list[str]]:
         found: dict[object, list[str]] = defaultdict(list)
@@ -279,7 +287,8 @@ class Finder:
             claim = claim_of(made, self._source, self._target)
             if claim is None or not self._probe.agrees(claim, SAMPLE):
                 continue
-            if self._probe.agrees(claim):
+            whole_seen = self._target.leaves[target].n_elements <= SAMPLE
+            if whole_seen or self._probe.agrees(claim):
                 self._learnt[kind] = _form(made)
                 return made
         return None
@@ -290,7 +299,15 @@ class Finder:
         for name in self._open():
             found = [s for _, members in classes.get(self._key(name), []) for s in members]
             if found:
-                self.findings.unordered[name] = tuple(found)
+                self.findings.unordered[name] = tuple(found[:MAX_OTHERS])
+
+    def _copies(self) -> None:
+        """What is left of the source and has the bits of what was used."""
+        for members in self._twins(self._there):
+            used = [name for name in members if name in self._used]
+            for name in members if used else ():
+                if name not in self._used:
+                    self.findings.copies[name] = used[0]
 
 
 def claim_of(made: Made, source: Store, target: Store) -> Claim | None:

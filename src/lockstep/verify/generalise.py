@@ -7,21 +7,23 @@ a condition leaves them out; what breaks the pattern of most gets a rule of its 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from keyword import iskeyword
 
-from lockstep.formats.leaf import ELEMENT_TYPES
+from lockstep.verify.name_slots import (
+    by_texts,
+    called_like,
+    capture_name,
+    escaped,
+    name_of,
+    pattern_of,
+    slots,
+)
+from lockstep.verify.number_rules import Follows, among, condition_for, way_of
 from lockstep.verify.rules import ClaimRule, From
 
-MAX_EXCLUDED = 8  # combinations of captures that a condition lists one by one
-# A number is a capture only where it stands alone: `w1` and `fc1` are names.
-_SLOT = re.compile(r"(?<![A-Za-z0-9])(?:0|[1-9][0-9]*)(?![A-Za-z0-9])")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])(?:0|[1-9][0-9]*)(?![A-Za-z0-9_.])")
-_WORD = re.compile(r"[A-Za-z]+")
-_NAMES = {"blk": "layer", "block": "layer", "blocks": "layer", "h": "layer", "l": "layer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def generalise(
 
     `taken` are names that no capture may have: those of facts.
     """
-    names = _Names(_by_texts(sources), _by_texts(targets), frozenset(taken))
+    names = _Names(by_texts(sources), by_texts(targets), frozenset(taken))
     groups: dict[object, list[_Row]] = {}
     for made in found:
         row = _row(made)
@@ -69,11 +71,6 @@ def generalise(
     ruled = [rule for rows in groups.values() for rule in _rules(rows, names)]
     place = {name: i for i, name in enumerate(targets)}
     return sorted(ruled, key=lambda each: place.get(each.members[0].target, len(place)))
-
-
-def slots(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The texts between the numbers of a name, and the numbers."""
-    return tuple(_SLOT.split(name)), tuple(int(text) for text in _SLOT.findall(name))
 
 
 # --- findings as rows of numbers
@@ -140,36 +137,7 @@ class _Names:
     taken: frozenset[str]
 
 
-def _by_texts(names: Iterable[str]) -> dict[tuple[str, ...], list[tuple[int, ...]]]:
-    """The numbers of all names that differ in numbers only."""
-    found: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-    for texts, numbers in map(slots, names):
-        found.setdefault(texts, []).append(numbers)
-    return found
-
-
 # --- what numbers follow from
-
-
-@dataclass(frozen=True, slots=True)
-class _Follows:
-    """A number as `factor * capture + plus`; without a capture it is `plus`."""
-
-    plus: int
-    capture: int = -1
-    factor: int = 1
-
-    def of(self, captures: Sequence[int]) -> int:
-        """The number for these captures."""
-        return self.plus + (self.factor * captures[self.capture] if self.capture >= 0 else 0)
-
-    def text(self, names: Sequence[str]) -> str:
-        """The expression."""
-        if self.capture < 0:
-            return str(self.plus)
-        times = f" * {self.factor}" if self.factor != 1 else ""
-        plus = f" {'+' if self.plus > 0 else '-'} {abs(self.plus)}" if self.plus else ""
-        return f"{names[self.capture]}{times}{plus}"
 
 
 def _captures(rows: Sequence[_Row]) -> tuple[list[int], list[list[int]]]:
@@ -187,36 +155,6 @@ def _captures(rows: Sequence[_Row]) -> tuple[list[int], list[list[int]]]:
     return which, [list(values) for values in zip(*kept, strict=True)] or [[] for _ in rows]
 
 
-def _follow(values: Sequence[int], captures: Sequence[Sequence[int]]) -> tuple[_Follows, int]:
-    """The simplest way in which a number follows from captures, and for how many it holds."""
-    if len(set(values)) == 1:
-        return _Follows(values[0]), len(values)
-    best = _Follows(values[0]), 0
-    for i in range(len(captures[0])):
-        offsets = Counter(v - c[i] for v, c in zip(values, captures, strict=True))
-        plus, n = max(offsets.items(), key=lambda item: (item[1], -abs(item[0])))
-        if n > best[1]:
-            best = _Follows(plus, i), n
-    if best[1] == len(values) or len(values) < 3:
-        return best
-    for i in range(len(captures[0])):
-        for factor in _slopes(values, [c[i] for c in captures]):
-            plus = values[0] - factor * captures[0][i]
-            follows = _Follows(plus, i, factor)
-            if all(follows.of(c) == v for v, c in zip(values, captures, strict=True)):
-                return follows, len(values)
-    return best
-
-
-def _slopes(values: Sequence[int], captures: Sequence[int]) -> Iterable[int]:
-    """The whole number by which values grow with a capture, if the first step shows one."""
-    for (v, c), (w, d) in pairwise(zip(values, captures, strict=True)):
-        if c != d:
-            if (w - v) % (d - c) == 0 and (w - v) // (d - c) > 1:
-                yield (w - v) // (d - c)
-            return
-
-
 # --- rules
 
 
@@ -225,10 +163,10 @@ def _rules(rows: Sequence[_Row], names: _Names) -> list[Ruled]:
     if len(rows) == 1:
         return [_alone(rows[0], names)]
     which, captures = _captures(rows)
-    follows: list[_Follows] = []
+    follows: list[Follows] = []
     fits = [True] * len(rows)
     for values in zip(*(row.values for row in rows), strict=True):
-        way, _ = _follow(values, captures)
+        way, _ = way_of(values, captures)
         follows.append(way)
         for i, value in enumerate(values):
             fits[i] = fits[i] and way.of(captures[i]) == value
@@ -247,19 +185,19 @@ def _template(
     rows: Sequence[_Row],
     which: Sequence[int],
     captures: Sequence[Sequence[int]],
-    follows: Sequence[_Follows],
+    follows: Sequence[Follows],
     names: _Names,
 ) -> Ruled | None:
     """One rule for all rows, or None if no condition leaves out what is not among them."""
     first = rows[0]
-    called = _called(first.texts, which, names.taken)
-    target = _joined(
+    called = called_like(first.texts, which, names.taken)
+    target = pattern_of(
         first.texts,
         [f"{{{called[k]}:int}}" if k >= 0 else str(n)
          for k, n in zip(which, first.numbers, strict=True)],
     )  # fmt: skip
     left_out = _left_out(rows, which, names)
-    conditions = [_condition(called, [c for _, c in left_out], captures)] if left_out else []
+    conditions = [condition_for(called, [c for _, c in left_out], captures)] if left_out else []
     sources = _froms(rows, follows, called, captures, names)
     if None in conditions or sources is None:
         return None
@@ -281,7 +219,7 @@ def _left_out(
     members = {row.made.target for row in rows}
     found = []
     for numbers in names.targets.get(first.texts, ()):
-        name = _joined_plain(first.texts, numbers)
+        name = name_of(first.texts, numbers)
         captured: dict[int, int] = {}
         fits = name not in members
         for k, n, mine in zip(which, numbers, first.numbers, strict=True):
@@ -291,40 +229,12 @@ def _left_out(
     return found
 
 
-def _condition(
-    called: Sequence[str], out: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
-) -> str | None:
-    """An expression that holds for the captures that are kept and not for the others."""
-    for i, name in enumerate(called):
-        mine, theirs = ({c[i] for c in captures} for captures in (kept, out))
-        if not mine & theirs:
-            return _among(name, mine, theirs)
-    if len(out) > MAX_EXCLUDED:
-        return None
-    texts = [
-        " and ".join(f"{name} == {n}" for name, n in zip(called, captures, strict=True))
-        for captures in out
-    ]
-    return " and ".join(f"not ({text})" for text in texts)
-
-
-def _among(name: str, mine: set[int], theirs: set[int]) -> str:
-    if len(theirs) == 1:
-        return f"{name} != {min(theirs)}"
-    low, high = min(mine), max(mine)
-    if high - low + 1 == len(mine) and len(mine) > 1:
-        return f"{name} in range({low}, {high + 1})"
-    if len(theirs) < len(mine):
-        return f"{name} not in {sorted(theirs)}"
-    return f"{name} in {sorted(mine)}"
-
-
 # --- sources of a rule
 
 
 def _froms(
     rows: Sequence[_Row],
-    follows: Sequence[_Follows],
+    follows: Sequence[Follows],
     called: Sequence[str],
     captures: Sequence[Sequence[int]],
     names: _Names,
@@ -348,14 +258,14 @@ def _froms(
                 text = follow.text(called)
                 holes.append(f"{{{text}}}" if follow.capture >= 0 else text)
                 continue
-            name = _capture_name(source.texts, i, {*used, *names.taken})
+            name = capture_name(source.texts, i, {*used, *names.taken})
             used.append(name)
             holes.append(f"{{{name}:int}}")
             condition = _gathers(rows, k, i, name, called, captures, names)
             if condition is None:
                 return None
             conditions.append(condition)
-        patterns.append(_joined(source.texts, holes))
+        patterns.append(pattern_of(source.texts, holes))
     return patterns, conditions
 
 
@@ -375,7 +285,7 @@ def _gathers(
         return ""
     if all(mine == taken[0] for mine in taken) and all(other == there[0] for other in there):
         rest = set(there[0]) - set(taken[0])
-        return _among(name, set(taken[0]), rest) if rest else None
+        return among(name, set(taken[0]), rest) if rest else None
     steps = {b - a for mine in taken for a, b in pairwise(mine)}
     if len(steps) != 1:
         return None
@@ -405,14 +315,14 @@ def _could_gather(row: _Row, k: int, slot: int, names: _Names) -> list[int]:
 
 def _alone(row: _Row, names: _Names) -> Ruled:
     """The rule of one finding, name by name where its sources make no pattern."""
-    constants = [_Follows(value) for value in row.values]
+    constants = [Follows(value) for value in row.values]
     sources = _froms([row], constants, (), [()], names)
-    target = _escaped(row.made.target)
+    target = escaped(row.made.target)
     if sources is not None:
         patterns, conditions = sources
         where = " and ".join(filter(None, conditions))
         return Ruled(_rule(row, target, patterns, constants, (), where), (row.made,))
-    froms = tuple(From(name=_escaped(name)) for part in row.made.parts for name in part.names)
+    froms = tuple(From(name=escaped(name)) for part in row.made.parts for name in part.names)
     steps = tuple(step for part in row.made.parts for step in part.steps)
     rule = ClaimRule(target=target, sources=froms, transform=(*steps, *row.made.steps),
                      group=row.made.group)  # fmt: skip
@@ -423,7 +333,7 @@ def _rule(
     row: _Row,
     target: str,
     patterns: Sequence[str],
-    follows: Sequence[_Follows],
+    follows: Sequence[Follows],
     called: Sequence[str],
     where: str,
 ) -> ClaimRule:
@@ -446,42 +356,6 @@ def _rule(
         froms = [From(name=froms[0].name)]
     return ClaimRule(target=target, sources=tuple(froms), transform=tuple(steps),
                      group=made.group, where=where)  # fmt: skip
-
-
-# --- names of captures
-
-
-def _called(texts: Sequence[str], which: Sequence[int], taken: frozenset[str]) -> tuple[str, ...]:
-    called: dict[int, str] = {}
-    for i, k in enumerate(which):
-        if k >= 0 and k not in called:
-            called[k] = _capture_name(texts, i, {*called.values(), *taken})
-    return tuple(called[k] for k in sorted(called))
-
-
-def _capture_name(texts: Sequence[str], i: int, taken: Collection[str]) -> str:
-    """What a number is called: like the word before it, in the singular."""
-    words = _WORD.findall(texts[i].lower())
-    word = words[-1] if words else "i"
-    name = _NAMES.get(word, word.removesuffix("s") or "i")
-    if iskeyword(name) or name.upper() in ELEMENT_TYPES:
-        name = "i"
-    found, n = name, 2
-    while found in taken:
-        found, n = f"{name}_{n}", n + 1
-    return found
-
-
-def _joined(texts: Sequence[str], holes: Sequence[str]) -> str:
-    return "".join(_escaped(a) + b for a, b in zip(texts, [*holes, ""], strict=True))
-
-
-def _joined_plain(texts: Sequence[str], numbers: Sequence[int]) -> str:
-    return "".join(a + str(b) for a, b in zip(texts, [*numbers, ""], strict=True))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def breaks(ruled: Sequence[Ruled]) -> Mapping[str, Ruled]:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.verify.contents import Chain, Content
-from lockstep.verify.generalise import slots
+from lockstep.verify.name_slots import slots
 from lockstep.verify.spellings import Shape
 
 Key = tuple[str, int, int]  # type, number of elements, fingerprint

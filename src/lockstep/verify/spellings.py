@@ -182,14 +182,14 @@ def _joins(shapes: Sequence[Shape], heads: Heads) -> Iterator[tuple[Steps, Shape
         if len(rest) == 1:
             n = sum(shape[axis] for shape in shapes)
             yield (f"concat({axis})",), (*first[:axis], n, *first[axis + 1 :])
-    if len(set(shapes)) == 1:
-        for axis in range(len(first) + 1):
-            yield (f"stack({axis})",), (*first[:axis], len(shapes), *first[axis:])
     if len(shapes) == 2 and shapes[0] == shapes[1]:
         for axis in range(len(first)):
             shape = (*first[:axis], 2 * first[axis], *first[axis + 1 :])
             option = f", axis={axis}" if axis else ""
             yield (f"gate_up(order=interleaved{option})",), shape
+    if len(set(shapes)) == 1:
+        for axis in range(len(first) + 1):
+            yield (f"stack({axis})",), (*first[:axis], len(shapes), *first[axis:])
     if len(shapes) == 3 and first and len({shape[1:] for shape in shapes}) == 1:
         rows = sum(shape[0] for shape in shapes)
         for n_heads, n_kv in heads.pairs([shape[0] for shape in shapes]):

@@ -35,9 +35,9 @@ _REUSED = "the target holds its elements more than once, as the two checkpoints 
 class Suggestion:
     """A claim file as TOML with comments, and what it leaves open.
 
-    `unshown` has, for a target, the other leaves that contents would have allowed as well; `breaks`
-    the targets that follow another rule than the rest of their pattern; `unexplained` the leaves of
-    each side of which some elements are not covered.
+    `unshown` has, for a target, some leaves that contents would have allowed as well; `breaks`
+    the targets that follow another rule than the rest of their pattern, or none; `unexplained` the
+    leaves of each side of which some elements are not covered.
     """
 
     toml: str
@@ -77,8 +77,7 @@ def suggest(
         budget = divide(roomy() if allowed is None else allowed, 1, n_leaves)
         found = _from_contents(source, target, budget, options.progress)
         check_unchanged(source, target)
-    ruled, file = _generalised(list(found.made.values()), source, target)
-    plan = resolve(file, source, target)
+    ruled, file, plan = _generalised(list(found.made.values()), source, target)
     unexplained = _unexplained(plan)
     toml = suggestion_text(ruled, file, plan, found, unexplained, shapes_only=shapes_only)
     parse_claims(tomllib.loads(toml), "the suggested claims")
@@ -141,6 +140,10 @@ class _Unread:
         """None is known."""
         return None
 
+    def is_late(self) -> bool:
+        """Never."""
+        return False
+
 
 def _from_shapes(source: Store, target: Store) -> Findings:
     types = plain_types(target)
@@ -163,17 +166,19 @@ def _shape(leaf: Leaf, types: Any) -> Content:
 # --- to a claim file
 
 
-def _generalised(made: list[Made], source: Store, target: Store) -> tuple[list[Ruled], ClaimFile]:
-    """The rules, which say of every target just what was found of it."""
+def _generalised(
+    made: list[Made], source: Store, target: Store
+) -> tuple[list[Ruled], ClaimFile, Plan]:
+    """The rules, which say of every target just what was found of it, and the plan of them."""
     ruled = generalise(made, source.leaves, target.leaves)
-    file = _file(ruled, source, target)
-    if not _says(file, made, source, target):
+    file, plan = _file(ruled, source, target)
+    if not _says(plan, made):
         ruled = [each for one in made for each in generalise([one], source.leaves, (one.target,))]
-        file = _file(ruled, source, target)
-    return ruled, file
+        file, plan = _file(ruled, source, target)
+    return ruled, file, plan
 
 
-def _file(ruled: list[Ruled], source: Store, target: Store) -> ClaimFile:
+def _file(ruled: list[Ruled], source: Store, target: Store) -> tuple[ClaimFile, Plan]:
     """The rules as a claim file that allows for sources that were found to be used again."""
     file = ClaimFile(
         claims=tuple(each.rule for each in ruled),
@@ -181,25 +186,29 @@ def _file(ruled: list[Ruled], source: Store, target: Store) -> ClaimFile:
         title="Suggested: read it before you use it",
         where="the suggested claims",
     )
+    plan = resolve(file, source, target)
     again = tuple(
         ExcuseRule(kind="duplicate", side="source", leaf=_plain(name), reason=_REUSED)
-        for problem in resolve(file, source, target).problems
+        for problem in plan.problems
         for side, _, name in [problem.where.partition(" ")]
         if problem.kind == "overlap" and side == "source"
     )
-    return replace(file, excuses=again)
+    if again:
+        file = replace(file, excuses=again)
+        plan = resolve(file, source, target)
+    return file, plan
 
 
 def _plain(name: str) -> str:
     return name.replace("{", "{{").replace("}", "}}")
 
 
-def _says(file: ClaimFile, made: list[Made], source: Store, target: Store) -> bool:
-    claims = {claim.target: claim for claim in resolve(file, source, target).claims}
+def _says(plan: Plan, made: list[Made]) -> bool:
+    claims = {claim.target: claim for claim in plan.claims}
     if claims.keys() != {one.target for one in made}:
         return False
     for one in made:
-        wanted = claim_of(one, source, target)
+        wanted = claim_of(one, plan.source, plan.target)
         got = claims[one.target]
         assert wanted is not None
         if (wanted.sources, wanted.layout) != (got.sources, got.layout):

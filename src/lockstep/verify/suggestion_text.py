@@ -10,7 +10,7 @@ from lockstep.verify.claim import Plan
 from lockstep.verify.findings import Findings
 from lockstep.verify.generalise import Made, Part, Ruled, breaks, generalise
 from lockstep.verify.hypotheses import Side
-from lockstep.verify.rules import ClaimFile
+from lockstep.verify.rules import ClaimFile, TieRule
 from lockstep.verify.templates import patterns
 
 _MOST_NAMED = 2
@@ -63,7 +63,9 @@ def _unshown(each: Ruled, found: Findings, shapes_only: bool) -> Iterator[str]:
         return
     others = found.unshown[mine[0]]
     what = "are of the same shape" if shapes_only else "hold the same"
-    which = printable(mine[0]) if len(mine) == 1 else f"{len(mine)} leaves, {printable(mine[0])} say"
+    which = (
+        printable(mine[0]) if len(mine) == 1 else f"{len(mine)} leaves, {printable(mine[0])} say"
+    )
     yield f"# not shown by contents: {which}, could be made of others that {what}, chosen by name;"
     yield f"#   the others are {_listed(others)}"
 
@@ -111,6 +113,14 @@ def _proposals(
             if side == "target" and one.target in found.unordered:
                 like = _listed(found.unordered[one.target])
                 lines.append(f"# {printable(one.target)} has the elements of {like} in some order")
+        tied = found.copies.get(first, "") if side == "source" and not rest else ""
+        if tied:
+            lines.append(
+                f"# {printable(first)} holds the bits of {printable(tied)}: if they are tied"
+            )
+            tie = ClaimFile(ties=(TieRule(side="source", leaves=(tied, first)),))
+            lines += [f"# {line}" for line in _tables(tie).splitlines()]
+            lines.append("# and if not:")
         file = ClaimFile(claims=(each.rule,))
         table = _tables(file).splitlines()
         kept = [line for line in table if line.startswith(("target =", "where ="))]
