@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from lockstep.formats.leaf import ELEMENT_TYPES, Held, Leaf, Name
 from lockstep.formats.open_store import open_store
-from lockstep.formats.overwrite import copy_checkpoint, overwrite, renew_checksums
+from lockstep.formats.overwrite import (
+    copy_checkpoint,
+    overwrite,
+    renew_checksums,
+    why_not_writable,
+)
 from lockstep.verify.markers import Code, Numbering, random_words, to_numbers, to_words
 from lockstep.verify.name_steps import ValueText, name_steps
 from lockstep.verify.recover import ids_of, layout_of
@@ -154,3 +159,73 @@ def test_elements_are_written_where_they_lie(kind: str, packed: bool, seed: int)
         assert all((again[n] == words[n]).all() for n in words)
         with np.load(path) as loaded:
             assert not any(loaded[n].any() for n in arrays)  # the template is as it was
+
+
+def _written_over(path: Path, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A copy with random elements, and these."""
+    folder.mkdir()
+    copy = copy_checkpoint(path, folder)
+    rng = np.random.default_rng(3)
+    leaves = open_store(copy).leaves
+    words = {name: random_words(leaf, rng) for name, leaf in leaves.items()
+             if not why_not_writable(leaf)}  # fmt: skip
+    for name in reversed(list(words)):
+        overwrite(leaves[name], words[name])
+    renew_checksums(copy)
+    return copy, words
+
+
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+def test_zarr_is_written_over_as_it_is_packed(driver: str, tmp_path: Path) -> None:
+    tensorstore = pytest.importorskip("tensorstore")
+    metadata = {
+        "zarr": {"shape": [5, 7], "chunks": [2, 3], "dtype": "<f4",
+                 "compressor": {"id": "zlib", "level": 1}},
+        "zarr3": {"shape": [5, 7], "data_type": "float32", "codecs": [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "gzip", "configuration": {"level": 5}}],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 3]}}},
+    }[driver]  # fmt: skip
+    place = {"driver": "file", "path": f"{tmp_path / 'z' / 'w'}/"}
+    spec = {"driver": driver, "kvstore": place, "metadata": metadata}
+    array = tensorstore.open(spec, create=True).result()
+    array.write(np.ones((5, 7), np.float32)).result()
+    copy, words = _written_over(tmp_path / "z", tmp_path / "copy")
+    spec["kvstore"] = {"driver": "file", "path": f"{copy / 'w'}/"}
+    found = tensorstore.open(spec, open=True).result().read().result()
+    (expected,) = words.values()
+    assert (found.ravel().view(np.uint32) == expected).all()
+    assert (array.read().result() == 1).all()  # the template is as it was
+
+
+def test_hdf5_is_written_over_as_it_is_packed(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        ones = np.ones((5, 7))
+        file.create_dataset("packed", data=ones, chunks=(2, 3), compression="gzip", shuffle=True)
+        file.create_dataset("turned", data=ones.astype(">f4"), chunks=(2, 3))
+        file.create_dataset("plain", data=ones.astype(">f4"))
+    copy, words = _written_over(tmp_path / "x.h5", tmp_path / "copy")
+    assert words.keys() == {"packed", "turned", "plain"}
+    with h5py.File(copy) as file:
+        for name, expected in words.items():
+            found = file[name][:].astype(file[name].dtype.newbyteorder("="))
+            assert (found.ravel().view(expected.dtype) == expected).all()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_loads_what_was_written_over(legacy: bool, tmp_path: Path) -> None:
+    """Views of one storage too: of two leaves on the same bytes the first one counts."""
+    import torch
+
+    base = torch.zeros(6, 4)
+    tree = {"a": base, "view": base.t()[1:], "half": torch.zeros(3, dtype=torch.bfloat16), "n": 3}
+    path = tmp_path / "x.pt"
+    torch.save(tree, path, _use_new_zipfile_serialization=not legacy)
+    copy, words = _written_over(path, tmp_path / "copy")
+    loaded = torch.load(copy, weights_only=True)
+    assert (loaded["a"].numpy().ravel().view(np.uint32) == words["a"]).all()
+    assert (loaded["half"].view(torch.int16).numpy().view(np.uint16) == words["half"]).all()
+    assert torch.equal(loaded["view"], loaded["a"].t()[1:])
+    assert loaded["n"] == 3

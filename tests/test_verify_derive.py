@@ -222,7 +222,7 @@ open(target, "wb").write(len(header).to_bytes(8, "little") + header.encode() + t
     record = bench.derive(body, head, template=template).record
     assert leaf_of(record, "w").transform == "transpose()"
     assert record.highest_digit == 14
-    assert record.n_runs == 4  # three digits and random values: nothing was cast
+    assert record.n_runs == 3  # two digits and random values: nothing was cast
     assert record.unused == ("i",)
 
 
@@ -497,3 +497,24 @@ def test_files_are_kept_and_refused_as_asked(bench: Bench, capfd: Said) -> None:
     assert "expected an empty directory" in capfd.readouterr().err
     assert main([*words[:-2], "--out", str(out)]) == 2
     assert "expected a new file" in capfd.readouterr().err
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_transformers_itself_is_a_converter(tmp_path: Path) -> None:
+    """from_pretrained and save_pretrained in bfloat16, with tied embeddings."""
+    from conversions.hf_models import saved, tiny
+
+    template = saved(tiny("qwen3", 2, hidden_size=40), tmp_path / "hf")
+    script = tmp_path / "convert.py"
+    script.write_text(
+        "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)\n"
+        "model.save_pretrained(sys.argv[2])\n"
+    )
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{source}} {{target}}"
+    found = derive(Request(template=template, converter=Converter(command)))
+    assert found.record.outcome == "derived"
+    assert {leaf.element for leaf in found.record.leaves} == {"BF16"}
+    assert all(leaf.transform.startswith("cast(BF16, rounding=RNE") for leaf in found.record.leaves)
+    assert all(leaf.sources == (leaf.target,) for leaf in found.record.leaves)

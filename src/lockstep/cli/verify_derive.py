@@ -17,6 +17,8 @@ from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_text import leaves, problem_lines, shortened
 from lockstep.verify.converter import Converter
 from lockstep.verify.derive import Request, derive
+from lockstep.verify.rounding import NEAREST
+from lockstep.verify.rules import ClaimFile, ClaimRule
 
 EXIT_CODES: dict[Outcome, int] = {
     "derived": 0,
@@ -25,7 +27,8 @@ EXIT_CODES: dict[Outcome, int] = {
     "claims do not add up": 2,
     "partly derived": 6,
 }
-_SHOWN_LEAVES = 60
+_SHOWN_RULES = 60
+_DEFAULTS = NEAREST.text.split(", ")
 
 
 @click.command("derive", cls=Verb)
@@ -76,12 +79,16 @@ def command(
         written.append(atomic_write_text(out, found.rules.to_toml()))
     if record is not None:
         written.append(found.record.save(record.parent, record.name))
-    lines = [*(f"wrote {path}" for path in written), *_lines(found.record)]
+    lines = [*(f"wrote {path}" for path in written), *_lines(found.record, found.rules)]
     return Said(found.record.document(), "\n".join(lines), EXIT_CODES[found.record.outcome])
 
 
-def _lines(found: Derivation) -> Iterator[str]:
-    yield from shortened(map(_leaf, found.leaves), _SHOWN_LEAVES)
+def _lines(found: Derivation, rules: ClaimFile) -> Iterator[str]:
+    yield from shortened(map(_rule, rules.claims), _SHOWN_RULES)
+    named = (leaf for leaf in found.leaves if leaf.status != "derived" or not leaf.transform)
+    yield from shortened(map(_leaf, named), _SHOWN_RULES)
+    unsure = dict.fromkeys(choice for leaf in found.leaves for choice in leaf.unsure)
+    yield from (f"not known: {printable(choice)}" for choice in unsure)
     for name, reason in found.unmarked.items():
         yield f"no markers in {printable(name)}: {printable(reason)}"
     if found.unused:
@@ -99,17 +106,31 @@ def _lines(found: Derivation) -> Iterator[str]:
     yield _verdict(found)
 
 
+def _rule(rule: ClaimRule) -> str:
+    """Leaves that are alike, as a claim file has them; choices that are as by default left out."""
+    own = (" | ".join(map(_brief, each.transform)) for each in rule.sources)
+    sources = ", ".join(
+        f"({printable(each.name)} | {steps})" if steps else printable(each.name)
+        for each, steps in zip(rule.sources, own, strict=True)
+    )
+    where = f"  where {printable(rule.where)}" if rule.where else ""
+    return (
+        " | ".join([f"{printable(rule.target)} <- {sources}", *map(_brief, rule.transform)]) + where
+    )
+
+
+def _brief(step: str) -> str:
+    for choice in _DEFAULTS:
+        step = step.replace(f", {choice}", "")
+    return printable(step)
+
+
 def _leaf(leaf: DerivedLeaf) -> str:
     name = printable(leaf.target)
     if leaf.status != "derived":
         return f"{name}: {leaf.status}: {printable(leaf.why)}"
-    text = f"{name} <- {', '.join(map(printable, leaf.sources))}"
-    if leaf.transform:
-        text += f" | {printable(leaf.transform)}" if leaf.transform != "identity" else ""
-    else:
-        n = "irregular" if leaf.n_pieces is None else f"{leaf.n_pieces} pieces"
-        text += f" | {n}: {printable(leaf.why)}"
-    return "\n".join([text, *(f"    not known: {printable(choice)}" for choice in leaf.unsure)])
+    n = "irregular" if leaf.n_pieces is None else f"{leaf.n_pieces} pieces"
+    return f"{name} <- {', '.join(map(printable, leaf.sources))} | {n}: {printable(leaf.why)}"
 
 
 def _claims(found: Derivation) -> Iterator[str]:

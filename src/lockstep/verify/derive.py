@@ -275,6 +275,10 @@ class _Derivation:
             if other is not None and other.dtype == words.dtype and np.array_equal(other, words):
                 why = f"the same in every run; it has the bits of {name}, which held no markers"
                 return Recovered(found.leaf, "not derived", why)
+        silent = [name for name in self._unmarked if name in random.source]
+        if silent:
+            why = f"{found.why}; {', '.join(silent[:3])} held no markers, and may be behind it"
+            return replace(found, why=why)
         return found
 
 

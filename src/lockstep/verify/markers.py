@@ -26,7 +26,7 @@ Numbers64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 LOWEST = 2  # padding with zeros or ones is no digit
-SPARSE = 8  # of so many codes one is an id, so that what is no marker seldom looks like one
+FILLED = 3 / 4  # of the codes are ids at most, so that what is no marker seldom spells one
 # Every integer up to here is exact, with one added too; BF16 may be on the way of any.
 _HIGHEST = {"F8_E4M3": 14, "F8_E4M3FNUZ": 14, "F8_E5M2": 7, "F8_E5M2FNUZ": 7, "I8": 126, "U8": 126}
 _HIGHEST_ELSE = 250
@@ -61,7 +61,7 @@ class Code:
     def of(cls, n_ids: int, highest: int, rng: np.random.Generator) -> Code:
         """The shortest code with room for so many ids."""
         base, n_digits = highest - LOWEST + 1, 2
-        while base**n_digits < SPARSE * n_ids + base:
+        while base**n_digits * FILLED < n_ids + base:
             n_digits += 1
         prime = _prime_below(min(base**n_digits, 1 << 31))  # products of two fit 64 bits
         return cls(n_ids, highest, n_digits, prime, int(rng.integers(prime // 3, 2 * prime // 3)))
