@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -96,9 +97,9 @@ def claim_outputs(
     """
     outputs = [path for path in paths if path is not None]
     journals = [] if journal is None else [journal]
-    taken = {path.resolve() for path in inputs}
+    taken = {Path(os.path.realpath(path)) for path in inputs}  # which does not mind rings of links
     for path in (*outputs, *journals):
-        place = path.resolve()
+        place = Path(os.path.realpath(path))
         if place in taken or any(place.is_relative_to(other) for other in taken if other.is_dir()):
             raise UsageError(
                 f"{path}: expected an output apart from the inputs and the other outputs, got "

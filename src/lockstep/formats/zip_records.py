@@ -16,6 +16,7 @@ END, END64, LOCATOR, ENTRY, LOCAL = (
 DEFLATED = 8  # a method
 NEWEST = 63  # version 6.3 of the format, tenfold: the newest that is needed to read an archive
 OTHER_FLAGS = 0x2061  # encrypted, a patch, strongly encrypted, a masked header
+FOLDER = 0x10  # an attribute
 MAX_DIRECTORY_BYTES = 64 << 20
 HINT = "write or download the file again; it is cut, padded or damaged"
 
@@ -166,7 +167,7 @@ class ZipRecords:
                 n_comment,
                 disk,
                 _,
-                _,
+                attributes,
                 local,
             ) = struct.unpack("<5H3L5H2L", directory[at + 6 : at + 46])
             name = _text(directory[at + 46 : at + 46 + n_name])
@@ -174,6 +175,8 @@ class ZipRecords:
             at += 46 + n_name + n_extra + n_comment
             size, packed, local = self._wide(extra, size, packed, local)
             deflated = self._deflated and method == DEFLATED
+            if attributes & FOLDER:
+                raise self.wrong(f"{name!r:.80} as a file", "a directory")
             if needs & 0xFF > NEWEST:
                 raise self.wrong(f"{name!r:.80} in a known version of the format", f"{needs}")
             if flags & OTHER_FLAGS or disk or not (deflated or (method == 0 and packed == size)):

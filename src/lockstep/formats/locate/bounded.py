@@ -47,6 +47,11 @@ def _handle(path: Path) -> int:
     )
 
 
+def real(path: Path) -> Path:
+    """Where a path leads to; a ring of links leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def inside(root: Path, name: str, where: str) -> Path:
     """The file of a directory that something in the directory names.
 
@@ -58,7 +63,7 @@ def inside(root: Path, name: str, where: str) -> Path:
             f"{where}: expected file names without folders, got {name!r:.80}",
             hint="choose a checkpoint from a source that you trust",
         )
-    found, home = Path(os.path.realpath(root / name)), Path(os.path.realpath(root))
+    found, home = real(root / name), real(root)
     homes = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
     if found.parent not in homes:
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lockstep.errors import EnvironmentLacks, InputError
+from lockstep.formats.locate.bounded import real
 
 BLOCK_BYTES = 1 << 20
 _NODE_BYTES = 8 << 20  # of nodes of a database, each of which describes thousands of keys
@@ -93,7 +94,7 @@ def list_files(root: Path) -> list[Path]:
     Raises: InputError if one is a link to somewhere else, or the folder cannot be read.
     """
     found: list[Path] = []
-    top = root.resolve()
+    top = real(root)
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}",
@@ -102,7 +103,7 @@ def list_files(root: Path) -> list[Path]:
     for folder, folders, names in os.walk(root, onerror=refuse):
         for name in [*folders, *names]:
             path = Path(folder, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(top):
+            if path.is_symlink() and not real(path).is_relative_to(top):
                 raise InputError(
                     f"{path}: expected a file below {root}, got a link to somewhere else",
                     hint="copy the file into the checkpoint",

@@ -22,6 +22,7 @@ from lockstep.formats.leaf import (
     collect,
     path_text,
 )
+from lockstep.formats.locate.bounded import real
 from lockstep.formats.locate.keyed_bytes import Folder, KeyedBytes, Ocdbt, list_files
 from lockstep.formats.locate.orbax_tree import TreeEntry, read_tree
 from lockstep.formats.locate.zarr import array_leaf, checksum_notes, keys_of, read_arrays
@@ -111,7 +112,7 @@ def _find_item(path: Path) -> Path:
                 if below
                 else "give the directory of one checkpoint of Orbax, with its _METADATA",
             )
-        if below[0].is_symlink() and not below[0].resolve().is_relative_to(path.resolve()):
+        if below[0].is_symlink() and not real(below[0]).is_relative_to(real(path)):
             raise InputError(f"{below[0]}: expected a directory, got a link to somewhere else",
                              hint="give the path that it leads to")  # fmt: skip
         item = below[0]

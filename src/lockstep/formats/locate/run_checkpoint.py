@@ -29,7 +29,7 @@ from lockstep.formats.leaf import (
     Store,
     collect,
 )
-from lockstep.formats.locate.bounded import inside, opened
+from lockstep.formats.locate.bounded import inside, opened, real
 from lockstep.formats.locate.safetensors import read_header
 
 _STATE, _WEIGHTS, _MOMENTS = "state.json", "weights.bump", "moments.safetensors"
@@ -94,8 +94,8 @@ def _find_checkpoint(path: Path) -> Path:
     steps = sorted(p for p in root.glob("step_*") if (p / _STATE).is_file())
     current = root / "current"
     if current.is_symlink():
-        found = current.resolve()
-        if found not in [p.resolve() for p in steps]:
+        found = real(current)
+        if found not in [real(p) for p in steps]:
             raise InputError(
                 f"{current}: expected a link to a checkpoint beside it, got one to {found}",
                 hint="name a checkpoint of this run",
