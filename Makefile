@@ -6,7 +6,7 @@ BENCH_ARGS ?=
 BIN = $(VENV)/bin
 C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c' ':!tests/golden')
 
-.PHONY: help demo test init doctor bench lint format docs environment clean
+.PHONY: help demo test init doctor bench lint format docs mutations environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo 'make lint     ruff, mypy and clang-format'
 	@echo 'make format   let ruff and clang-format rewrite the files'
 	@echo 'make docs     write the generated pages of docs/ again'
+	@echo 'make mutations'
+	@echo '              what verify and the usual checks say of each fault of a conversion'
 	@echo 'make clean    delete the local environment; runs are kept'
 	@echo
 	@echo 'Variables: make test PYTEST_ARGS="-k rmsnorm"'
@@ -58,6 +60,9 @@ format: environment
 
 docs: environment
 	@$(BIN)/python docs/generate.py
+
+mutations: environment
+	@$(BIN)/python docs/mutations.py
 
 clean:
 	@rm -rf $(VENV)

@@ -201,8 +201,8 @@ def test_a_verifier_that_compares_numbers_is_found_out(
     add = Tally.add
 
     def only_far_apart(self: Tally, expected: Any, found: Any, where: Any) -> None:
-        numbers = (np.ascontiguousarray(words).view("<f4") for words in (expected, found))
-        if expected.itemsize != 4 or not np.allclose(*numbers):
+        a, b = (np.ascontiguousarray(words).view("<f4") for words in (expected, found))
+        if expected.itemsize != 4 or not np.allclose(a, b):
             add(self, expected, found, where)
 
     monkeypatch.setattr(Tally, "add", only_far_apart)

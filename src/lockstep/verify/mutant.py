@@ -18,6 +18,7 @@ from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.reading import words_of
 
 MAX_ROOM = 128 << 20  # bytes of a leaf that is changed as an array
+MAX_MAPPED = 256 << 20  # bytes of a leaf of which every word is changed on its way
 PEEKED = 1 << 16  # elements that are searched for a zero, a NaN or a subnormal number
 
 
@@ -113,8 +114,8 @@ class Bench:
         return self._laid_over(claim, unchanged, patches)
 
     def mapped(self, claim: Claim, change: Change) -> Mapping[str, Leaf] | None:
-        """The leaf with every word changed."""
-        return self._laid_over(claim, change, {})
+        """The leaf with every word changed; None if that would take too long."""
+        return None if self.leaf(claim).n_bytes > MAX_MAPPED else self._laid_over(claim, change, {})
 
     def next_file(self) -> Path:
         """A new file among those that go when the mutation is done."""
