@@ -499,6 +499,62 @@ def test_files_are_kept_and_refused_as_asked(bench: Bench, capfd: Said) -> None:
     assert "expected a new file" in capfd.readouterr().err
 
 
+LLAMA_CPP = """
+import sys
+sys.path.insert(0, TESTS)
+from pathlib import Path
+from conversions.gguf_files import _converted, write_gguf
+from conversions.hf_models import config_of, tensors_of
+
+source, target = map(Path, sys.argv[1:3])
+config = config_of(source)
+tensors = {name: array for hf_name, w in tensors_of(source).items()
+           for name, array in _converted(hf_name, w, {**config, **CHANGES}, "F16")}
+write_gguf(tensors, target, config=config, outtype="F16")
+"""
+
+
+def test_ready_claims_hold_against_the_rules_of_llama_cpp(tmp_path: Path) -> None:
+    """And keys moved with a wrong number of heads (as in llama.cpp#2376) are named."""
+    config = {
+        "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": FF, "head_dim": 6,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": VOCAB, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    }  # fmt: skip
+    parts = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+             "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+             "norm": "input_layernorm"}  # fmt: skip
+    tensors = {}
+    for name, array in tiny().items():
+        layer, _, part = name.removesuffix(".weight").rpartition(".")
+        if layer.startswith("layers."):
+            tensors[f"model.{layer}.{parts[part]}.weight"] = array
+    for i in range(2):
+        block = f"model.layers.{i}."
+        tensors[f"{block}post_attention_layernorm.weight"] = np.ones(WIDTH, np.float32)
+        tensors[f"{block}mlp.down_proj.weight"] = np.ones((WIDTH, FF), np.float32)
+    tensors["model.norm.weight"] = np.ones(WIDTH, np.float32)
+    tensors["model.embed_tokens.weight"] = tiny()["embed.weight"]
+    tensors["lm_head.weight"] = tiny()["embed.weight"]
+    template = tmp_path / "hf"
+    template.mkdir()
+    save_file(tensors, template / "model.safetensors")
+    (template / "config.json").write_text(json.dumps(config))
+    for changes, expected in (({}, set()), ({"num_key_value_heads": 1}, {"k"})):
+        script = tmp_path / "convert.py"
+        text = LLAMA_CPP.replace("TESTS", repr(str(Path(__file__).parent)))
+        script.write_text(text.replace("CHANGES", repr(changes)))
+        command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{source}} {{target}}"
+        found = derive(Request(template=template, converter=Converter(command),
+                               claims="ready:hf-llama-to-gguf"))  # fmt: skip
+        differ = {row.target for row in found.record.claims if row.agrees is False}
+        assert found.record.problems == ()
+        assert len(found.record.claims) == len(found.record.leaves) == 21
+        assert differ == {f"blk.{i}.attn_{x}.weight" for i in range(2) for x in expected}
+        assert found.record.outcome == ("differs" if expected else "derived")
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_transformers_itself_is_a_converter(tmp_path: Path) -> None:
