@@ -71,6 +71,9 @@ def _lines(record: Verification) -> Iterator[str]:
         found = Counter(row.verdict for row in record.claims if row.group == group.name)
         label = f"[{_LABELS[group.verdict]}]"
         yield f"  {label:11} {printable(group.name):{width}}  {_how_exact(group.n_claims, found)}"
+    if record.summary:
+        yield "in short:"
+        yield from shortened(f"  {printable(text)}" for text in record.summary)
     yield from _failures(record)
     if record.problems:
         yield "the claims do not add up:"
@@ -195,6 +198,8 @@ def _verdict(record: Verification) -> str:
     label = f"VERDICT: {_LABELS[record.verdict]}"
     if n_failed:
         return f"{label}: {n_failed} of {leaves(n)} differ; the conversion is not value-exact"
+    if any(row.kind == "tie" for row in record.problems):
+        return f"{label}: leaves that are tied differ; the conversion is not value-exact"
     if record.problems:
         n_problems = len(record.problems)
         return (

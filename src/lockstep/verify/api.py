@@ -139,7 +139,10 @@ def digest_checkpoint(
 
 
 def exit_code(report: Verification) -> int:
-    """The exit code of a verdict: a difference goes before a problem, a problem before the rest."""
+    """The exit code of a verdict: a difference goes before a problem, a problem before the rest.
+
+    Leaves that are tied and hold other bits are a difference.
+    """
     error = refusal(report)
     return 0 if error is None else error.exit_code
 
@@ -148,12 +151,18 @@ def refusal(report: Verification) -> ValuesDiffer | ClaimsDoNotAddUp | NotProved
     """The error that a verdict is, or None for one that is value-exact."""
     where = f"{printable(report.source.where)} -> {printable(report.target.where)}"
     differ = [printable(row.target) for row in report.claims if row.verdict == "FAIL"]
+    ties = [printable(row.message) for row in report.problems if row.kind == "tie"]
     error: ValuesDiffer | ClaimsDoNotAddUp | NotProved
     if differ:
         error = ValuesDiffer(
             f"{where}: expected the values of the source, got {len(differ)} of "
             f"{len(report.claims)} leaves that differ: {_some(differ)}",
             hint="read `report.claims` for what differs, where, and why",
+        )
+    elif ties:
+        error = ValuesDiffer(
+            f"{where}: expected the same bits in leaves that are tied, got: {_some(ties)}",
+            hint="remove the tie and claim both leaves, or write the checkpoint again",
         )
     elif report.problems or not report.claims:
         messages = [printable(row.message) for row in report.problems] or ["nothing was claimed"]

@@ -25,7 +25,7 @@ from lockstep.verify.leaf_hypotheses import (
     turned_leaf_hypotheses,
 )
 from lockstep.verify.pair_hypotheses import pair_hypotheses
-from lockstep.verify.regions import diagnose_region
+from lockstep.verify.regions import explain_region, name_region, region_of
 from lockstep.verify.step_hypotheses import step_hypotheses
 from lockstep.verify.value_hypotheses import constant_hypotheses, value_hypotheses
 
@@ -33,7 +33,6 @@ SAMPLED = 512  # elements at which a hypothesis must hold before all are compare
 MAX_WHOLE = 24  # comparisons of a whole leaf; most end at the first element that differs
 MAX_TRIED = 3000  # hypotheses, for a leaf and again for each part of it
 FEWEST = 2  # elements that a rule of values has to explain; one is explained by any
-FEWEST_IN_PART = 4  # and those that a part is looked for around
 
 
 def diagnose(
@@ -48,7 +47,13 @@ def diagnose(
     if claim.layout is None or target is None or not claim.layout.n_elements:
         return None
     case = Case(claim, plan, probe, claim.layout, target, difference)
-    found = _search(case, _hypotheses(case))
+    found = _search(case, _simple(case))
+    box = region_of(case) if found is None else None
+    if box is not None:
+        region = explain_region(case, box, _search)
+        if region is not None:
+            return region
+    found = found or _search(case, _composed(case))
     if found is not None:
         return Diagnosis(
             hypothesis=found.name,
@@ -58,9 +63,8 @@ def diagnose(
         )
     if difference is None:
         return None
-    n = difference.n_differ
-    region = diagnose_region(case, _search) if n >= FEWEST_IN_PART else None
-    return region or damage(difference, prod(target.grid_shape))
+    where = name_region(case, box, difference.n_differ) if box else None
+    return where or damage(difference, prod(target.grid_shape))
 
 
 def _search(case: Case, hypotheses: Iterator[Hypothesis]) -> Hypothesis | None:
@@ -79,15 +83,14 @@ def _search(case: Case, hypotheses: Iterator[Hypothesis]) -> Hypothesis | None:
     return None
 
 
-def _hypotheses(case: Case) -> Iterator[Hypothesis]:
-    """All hypotheses, the simple and cheap ones first.
+def _simple(case: Case) -> Iterator[Hypothesis]:
+    """One thing done otherwise to the whole leaf, the cheap ones first.
 
     A single number is explained by any change of value, so only other leaves are asked after it.
     """
     if case.layout.n_elements == 1:
         return leaf_hypotheses(case)
-    n_differ = case.difference.n_differ if case.difference else case.layout.n_elements
-    by_value = n_differ >= FEWEST
+    by_value = not case.differs_in_less_than(FEWEST)
     return chain(
         constant_hypotheses(case) if by_value else (),
         leaf_hypotheses(case),
@@ -96,9 +99,17 @@ def _hypotheses(case: Case) -> Iterator[Hypothesis]:
         layout_hypotheses(case),
         value_hypotheses(case) if by_value else (),
         fused_hypotheses(case),
+    )
+
+
+def _composed(case: Case) -> Iterator[Hypothesis]:
+    """What is put together of parts, or of two faults."""
+    if case.layout.n_elements == 1:
+        return iter(())
+    return chain(
         block_hypotheses(case),
         turned_leaf_hypotheses(case),
-        pair_hypotheses(case) if by_value else (),
+        () if case.differs_in_less_than(FEWEST) else pair_hypotheses(case),
     )
 
 

@@ -19,11 +19,14 @@ MAX_DECODED = 8 << 30  # bytes of chunks that are decoded for that
 _NUMBER = re.compile(r"\d+")
 
 
-def leaf_hypotheses(case: Case) -> Iterator[Hypothesis]:
-    """One source leaf replaced by another of its shape, the most alike by name first."""
+def leaf_hypotheses(case: Case, *, to_the_bit: bool = True) -> Iterator[Hypothesis]:
+    """One source leaf replaced by another of its shape, the most alike by name first.
+
+    Those whose digest tells that they are not `to_the_bit` what is there are left out, if asked.
+    """
     for name in _suspects(case):
         leaf = case.plan.source.leaves[name]
-        for other in _others(case, leaf):
+        for other in _others(case, leaf, to_the_bit):
             pieces = tuple(
                 replace(piece, leaf=other.name) if piece.leaf == name else piece
                 for piece in case.layout.pieces
@@ -91,10 +94,10 @@ def _leaves_of(case: Case, like: Leaf, shape: tuple[int, ...]) -> list[Leaf]:
     return [leaf for leaf in found if leaf.grid_shape == shape and leaf.element == like.element]
 
 
-def _others(case: Case, leaf: Leaf) -> list[Leaf]:
+def _others(case: Case, leaf: Leaf, to_the_bit: bool) -> list[Leaf]:
     """Leaves of the same shape and type that may be equal, alike names first."""
     others = [o for o in _leaves_of(case, leaf, leaf.grid_shape) if o.name != leaf.name]
-    same = case.claim.is_identity and case.target.shape == leaf.shape
+    same = to_the_bit and case.claim.is_identity and case.target.shape == leaf.shape
     wanted = case.probe.digest("target", case.target.name) if same else None
     if wanted is not None:  # then what has another digest need not be read
         others = [o for o in others if case.probe.digest("source", o.name) in (wanted, None)]

@@ -37,7 +37,7 @@ def pair_hypotheses(case: Case) -> Iterator[Hypothesis]:
     if few or not case.is_simple or case.target.element.name not in FLOATS:
         return
     firsts = chain(
-        leaf_hypotheses(case),
+        leaf_hypotheses(case, to_the_bit=False),
         other_target_hypotheses(case),
         step_hypotheses(case),
         layout_hypotheses(case),

@@ -30,6 +30,7 @@ from lockstep.verify.parts import (
 )
 from lockstep.verify.value_hypotheses import constant_hypotheses, value_hypotheses
 
+FEWEST = 4  # elements that a part is looked for around
 MAX_ROWS = 2048  # rows of the claim that one row is held against
 DENSE = 4  # a row in another's place differs in more than one in so many elements
 MAX_EQUAL = 1 << 20  # elements of rows that are held against each other
@@ -37,34 +38,42 @@ MAX_EQUAL = 1 << 20  # elements of rows that are held against each other
 Search = Callable[[Case, Iterator[Hypothesis]], Hypothesis | None]
 
 
-def diagnose_region(case: Case, search: Search) -> Diagnosis | None:
-    """What stands in the part of the leaf that differs; None if that is no part, or nothing."""
+def region_of(case: Case) -> Box | None:
+    """The box that the differences lie in, if it is a part of the leaf and is known in time."""
     difference = case.difference
-    if difference is None or not case.is_simple or not case.layout.shape:
+    few = difference is None or difference.n_differ < FEWEST
+    if difference is None or few or not case.is_simple or not case.layout.shape:
         return None
     try:
         box = _bounds(case, difference)
-        if box is None or box == whole_box(case.layout.shape):
-            return None
-        for name, where, part in _parts(case, box):
-            found = search(part_of(case, part), _hypotheses(part_of(case, part)))
+    except UsageError:
+        return None  # pieces that are too many to be cut
+    return None if box == whole_box(case.layout.shape) else box
+
+
+def explain_region(case: Case, box: Box, search: Search) -> Diagnosis | None:
+    """What stands in the part of the leaf that differs; None if nothing explains it."""
+    try:
+        for name, where, mine in _parts(case, box):
+            part = part_of(case, mine)
+            found = search(part, _hypotheses(part, in_order=name == "rows"))
             if found is not None:
-                text = _said(where, found, n_in(part))
                 return Diagnosis(
                     hypothesis=f"{name}_{found.name}",
-                    text=text,
+                    text=_said(where, found, n_in(mine)),
                     confirmed=True,
                     suspects=found.suspects,
                 )
-        return _other_rows(case, box, search) or _unexplained(case, box, difference)
+        return _other_rows(case, box, search)
     except UsageError:
-        return None  # pieces that are too many to be cut
+        return None
 
 
-def _hypotheses(part: Case) -> Iterator[Hypothesis]:
+def _hypotheses(part: Case, *, in_order: bool) -> Iterator[Hypothesis]:
     """As about a whole leaf, but for what takes all sources together.
 
-    Where few of a part differ, it is not read for what would change most of it.
+    Where few of a part differ, it is not read for what would change most of it; and what is no part
+    but because it differs has its blocks `in_order`: those that lie elsewhere are the leaf's.
     """
     few = part.differs_in_less_than(part.layout.n_elements // DENSE)
     return chain(
@@ -72,7 +81,7 @@ def _hypotheses(part: Case) -> Iterator[Hypothesis]:
         leaf_hypotheses(part),
         layout_hypotheses(part),
         value_hypotheses(part),
-        () if few else block_hypotheses(part),
+        () if few or in_order else block_hypotheses(part),
     )
 
 
@@ -213,9 +222,9 @@ def _rows_of_claim(case: Case, part: Case, row: int) -> Iterator[Hypothesis]:
             yield Hypothesis("other_row", f"holds what is claimed of row {i}", claim)
 
 
-def _unexplained(case: Case, box: Box, difference: Difference) -> Diagnosis | None:
+def name_region(case: Case, box: Box, n_differ: int) -> Diagnosis | None:
     """Where the differences lie, if that is at most half of the leaf and more than a few."""
-    n, n_differ = n_in(box), difference.n_differ
+    n = n_in(box)
     if n_differ <= FEW or 2 * n > case.layout.n_elements:
         return None
     where = _place(case, box)

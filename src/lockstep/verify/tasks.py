@@ -88,17 +88,32 @@ class TaskList:
             found = self.found[key]
             if found.why or found.tally or found.values or found.n_compared != found.n_elements:
                 names = " and ".join(tie.leaves)
-                differ = f"{found.tally.n_differ} that differ" if found.tally else found.why
+                got = self._broken(tie, found) or found.why or "other values"
                 wrong.append(
                     Problem(
                         "tie",
                         f"{tie.side} {tie.leaves[-1]}",
                         f"{tie.side} {names}: expected the same bits in leaves that are tied, got "
-                        f"{differ or 'other values'} of {found.n_elements} elements",
+                        f"{got}",
                         "remove the tie and claim both leaves, or write the checkpoint again",
                     )
                 )
         return wrong
+
+    def _broken(self, tie: Tie, found: Found) -> str:
+        """How many elements of a tie differ, and the first of them."""
+        store = self._plan.source if tie.side == "source" else self._plan.target
+        if found.tally is None or tie.leaves[-1] not in store.leaves:
+            return ""
+        claim = Claim("", tie.rule, "", tie.leaves[-1], (tie.leaves[0],), None)
+        difference = found.tally.difference(Plan(store, store, ()), claim)
+        if difference is None:
+            return ""
+        first = difference.first
+        return (
+            f"{difference.n_differ} of {found.n_elements} elements that differ, the first at "
+            f"{list(first.target_index)}: {first.expected} and {first.found}"
+        )
 
     @property
     def predicted_peak(self) -> int:
