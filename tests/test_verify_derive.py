@@ -457,6 +457,25 @@ def test_commands_that_cannot_be_run_are_refused(bench: Bench) -> None:
                        converter=Converter("no-such-program {source} {target}")))  # fmt: skip
 
 
+def test_templates_that_are_none_are_refused(bench: Bench, capfd: Said) -> None:
+    large, text = bench.folder / "large.safetensors", bench.folder / "text.safetensors"
+    header = b'{"w":{"dtype":"F32","shape":[16777217],"data_offsets":[0,67108868]}}'
+    with large.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 67108868)
+    text.write_text("no checkpoint")
+    save_file({"b": np.ones(3, np.bool_)}, bench.folder / "bool.safetensors")
+    for name, code, expected in (
+        (large.name, 2, "expected a template of at most 16,777,216 elements, got 16,777,217"),
+        (text.name, 4, f"{text}: expected a checkpoint"),
+        ("bool.safetensors", 2, "got none; elements of BOOL hold no digits"),
+        ("missing", 4, "cannot be read"),
+    ):
+        path = str(bench.folder / name)
+        assert main(["verify", "derive", path, "--run", "cp {source} {target}"]) == code
+        assert expected in capfd.readouterr().err
+
+
 def test_no_shell_unless_asked(bench: Bench) -> None:
     command = "cp {source} {target}; true"
     with pytest.raises(InputError, match="exit status"):

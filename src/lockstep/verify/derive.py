@@ -31,7 +31,6 @@ from lockstep.verify.derived_rows import derived_row
 from lockstep.verify.integers import INTEGERS
 from lockstep.verify.markers import (
     MARKED,
-    MOST_ELEMENTS,
     Code,
     Ids,
     Numbering,
@@ -117,16 +116,6 @@ class _Derivation:
             for name, leaf in bench.source.leaves.items()
             if (reason := why_not_marked(leaf))
         }
-        self._check_size()
-
-    def _check_size(self) -> None:
-        n = sum(leaf.n_elements for leaf in self._bench.source.leaves.values())
-        if n > MOST_ELEMENTS:
-            raise UsageError(
-                f"{self._request.template}: expected a template of at most {MOST_ELEMENTS:,} "
-                f"elements, got {n:,}",
-                hint="make a checkpoint of the same family with tiny sizes, all of them different",
-            )
 
     @property
     def _marked(self) -> dict[str, Leaf]:

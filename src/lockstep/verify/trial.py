@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.errors import InputError
+from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.formats.open_store import open_store
 from lockstep.formats.overwrite import copy_checkpoint, overwrite, renew_checksums
 from lockstep.verify.budget import divide, memory_now
 from lockstep.verify.claim import Plan, Words
 from lockstep.verify.converter import Converter
+from lockstep.verify.markers import MOST_ELEMENTS
 from lockstep.verify.probe import ReadingProbe
 
 ROOM = 1 << 30  # for one leaf of a template or of what is made of it, and what reading it takes
@@ -34,6 +35,7 @@ class Bench:
     def __init__(
         self, template: Path, format: str | None, converter: Converter, root: Path, *, keep: bool
     ) -> None:
+        check_size(open_store(template, format))  # before anything is copied
         folder = root / "template"
         folder.mkdir()
         self.template = copy_checkpoint(template, folder)
@@ -62,6 +64,19 @@ class Bench:
         finally:
             if not self._keep:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_size(store: Store) -> None:
+    """Insists on a template that is small.
+
+    Raises: UsageError
+    """
+    n = sum(leaf.n_elements for leaf in store.leaves.values())
+    if n > MOST_ELEMENTS:
+        raise UsageError(
+            f"{store.where}: expected a template of at most {MOST_ELEMENTS:,} elements, got {n:,}",
+            hint="make a checkpoint of the same family with tiny sizes, all of them different",
+        )
 
 
 def _opened(path: Path, format: str | None) -> Store:
