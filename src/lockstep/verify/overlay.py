@@ -39,7 +39,7 @@ class Overlay:
     """
 
     def __init__(self, base: Leaf, change: Change, patches: Mapping[int, bytes], n: int) -> None:
-        self.base, self.change, self.patches = base, change, patches
+        self.base, self.change = base, change
         n_bytes = base.element.n_bytes
         below = 0
         if isinstance(base.storage, Extent | Held):
@@ -50,6 +50,10 @@ class Overlay:
             chunks = self._chunks
             self.shape, self.flat, self.sequential = chunks.shape, chunks.flat, chunks.sequential
             below = chunks.peak_bytes
+        self._patches: dict[tuple[int, ...], list[tuple[int, bytes]]] = {}
+        for element, data in patches.items():
+            index, at = self._place(element)
+            self._patches.setdefault(index, []).append((at, data))
         # the changed copy of a part, and the scratch of the moves of values
         self.peak_bytes = below + 24 * max(8, n_bytes) * min(prod(self.shape), _PART)
 
@@ -66,15 +70,12 @@ class Overlay:
             out[:] = np.frombuffer(storage.data, np.uint8)[start : start + len(out)]
         else:
             self._chunks.read(index, out)
-        word, _ = words_of(self.base.element)
-        words = out.view(word)
-        for start in range(0, len(words), _PART):
+        words = out.view(words_of(self.base.element)[0])
+        for start in range(0, 0 if self.change is unchanged else len(words), _PART):
             part = words[start : start + _PART]
             part[:] = self.change(part)
-        for element, data in self.patches.items():
-            at = self._place(element, index)
-            if at is not None:
-                out[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        for at, data in self._patches.get(index, ()):
+            out[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
     @property
     def _chunks(self) -> Chunks:
@@ -82,16 +83,15 @@ class Overlay:
         chunks: Chunks = storage
         return chunks
 
-    def _place(self, element: int, index: tuple[int, ...]) -> int | None:
-        """Where in a chunk the bytes of an element begin, or None if they are in another."""
+    def _place(self, element: int) -> tuple[tuple[int, ...], int]:
+        """The chunk of an element, and where in it its bytes begin."""
         grid = (self.base.n_elements,) if self.flat else self.base.grid_shape
-        where = tuple(element // s % n for s, n in zip(strides_of(grid), grid, strict=True))
-        inside = [w - i * c for w, i, c in zip(where, index, self.shape, strict=True)]
+        where = [element // s % n for s, n in zip(strides_of(grid), grid, strict=True)]
+        index = tuple(w // c for w, c in zip(where, self.shape, strict=True))
         counts = [min(c, n - i * c) for i, c, n in zip(index, self.shape, grid, strict=True)]
-        if any(not 0 <= at < n for at, n in zip(inside, counts, strict=True)):
-            return None
+        inside = [w - i * c for w, i, c in zip(where, index, self.shape, strict=True)]
         flat = sum(at * s for at, s in zip(inside, strides_of(counts), strict=True))
-        return flat * self.base.element.n_bytes
+        return index, flat * self.base.element.n_bytes
 
 
 def can_lie_under(leaf: Leaf) -> bool:
