@@ -574,6 +574,43 @@ def test_ready_claims_hold_against_the_rules_of_llama_cpp(tmp_path: Path) -> Non
         assert found.record.outcome == ("differs" if expected else "derived")
 
 
+READING = """
+import sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from lockstep.formats.open_store import open_store
+from lockstep.verify.trial import read_words
+store = open_store(Path(sys.argv[1]))
+save_file({name: words.view(np.float32).reshape(store.leaves[name].shape)
+           for name, words in read_words(store).items()}, sys.argv[2])
+"""
+
+
+@pytest.mark.torch
+def test_leaves_on_the_same_bytes_are_tied_not_dropped(bench: Bench) -> None:
+    import torch
+
+    def write(path: Path, head: torch.Tensor) -> Path:
+        torch.save({"embed": weight, "head": head, "view": weight[2:5]}, path)
+        return path
+
+    weight = torch.arange(35.0).reshape(7, 5)
+    template = write(bench.folder / "tied.pt", weight)
+    claims = bench.folder / "claims.toml"
+    claims.write_text('schema = "lockstep.claims/1"\n[[claim]]\ntarget = "{x:any}"\nsource = "{x}"')
+    found = bench.derive(READING, head="", template=template, claims=claims)
+    assert [row.agrees for row in found.record.claims] == [True] * 3  # the same bytes by two names
+    (tie,) = found.rules.ties
+    assert tie.leaves == ("embed", "head")
+    assert {rule.leaf for rule in found.rules.excuses if rule.kind == "drop"} == {"view"}
+    save_file({"embed": weight.numpy(), "head": weight.numpy(), "view": weight[2:5].numpy()},
+              bench.folder / "made.safetensors")  # fmt: skip
+    assert check(template, bench.folder / "made.safetensors", found.rules).value_exact
+    untied = write(bench.folder / "untied.pt", weight + 1)
+    assert not check(untied, bench.folder / "made.safetensors", found.rules).value_exact
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_transformers_itself_is_a_converter(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from lockstep.verify.name_steps import Spelled
 from lockstep.verify.numbers_text import bits_text
 from lockstep.verify.recover import CONSTANT, Recovered, Sources, ids_of
 from lockstep.verify.resolve import resolve
-from lockstep.verify.rules import ClaimFile, ExcuseKind, ExcuseRule
+from lockstep.verify.rules import ClaimFile, ExcuseKind, ExcuseRule, TieRule
 
 _UNKNOWN = -2  # an element of a leaf that held no markers
 
@@ -211,10 +211,12 @@ def rules_of(found: Derived, title: str) -> ClaimFile:
         for leaf, spelled in zip(found.leaves, found.spelled, strict=True)
         if spelled is not None
     ]
+    tied = _tied(found)
     ruled = generalise(made, found.source.leaves, found.target.leaves)
     return ClaimFile(
         claims=tuple(each.rule for each in ruled),
-        excuses=(*_new(found), *_source_excuses(found)),
+        excuses=(*_new(found), *_source_excuses(found, tied)),
+        ties=tuple(TieRule(side="source", leaves=(first, name)) for name, first in tied.items()),
         mapping="shared with the converter",
         title=title,
     )
@@ -232,6 +234,22 @@ def _made(leaf: Leaf, spelled: Spelled) -> Made:
     return Made(leaf.name, parts, spelled.steps)
 
 
+def _tied(found: Derived) -> dict[str, str]:
+    """Leaves of the source that are all of another leaf's bytes, and that leaf."""
+    numbering = found.sources.numbering
+    tied = {}
+    for name, leaf in numbering.leaves.items():
+        own = numbering.of(name)
+        if not len(own) or found.aliases[own[0]] in (own[0], -1):
+            continue
+        owner, _ = numbering.owners(found.aliases[own[:1]])
+        first = numbering.leaves[numbering.names[int(owner[0])]]
+        whole = np.array_equal(found.aliases[own], numbering.of(first.name))
+        if whole and (first.shape, first.element) == (leaf.shape, leaf.element):
+            tied[name] = first.name
+    return tied
+
+
 def _new(found: Derived) -> Iterator[ExcuseRule]:
     for leaf in found.leaves:
         name = _escaped(leaf.leaf.name)
@@ -244,7 +262,7 @@ def _new(found: Derived) -> Iterator[ExcuseRule]:
             yield ExcuseRule(kind="new", side="target", leaf=name, reason=reason)
 
 
-def _source_excuses(found: Derived) -> Iterator[ExcuseRule]:
+def _source_excuses(found: Derived, tied: Collection[str]) -> Iterator[ExcuseRule]:
     """What is used more than once, and what is not used, if all of the target is explained."""
     numbering = found.sources.numbering
     counts = np.zeros(numbering.n_ids, np.int64)
@@ -257,6 +275,8 @@ def _source_excuses(found: Derived) -> Iterator[ExcuseRule]:
     )
     reasons: dict[tuple[ExcuseKind, str], list[str]] = {}
     for name in numbering.names:
+        if name in tied:
+            continue  # proved to be equal, not dropped: elsewhere it may not be
         mine = counts[numbering.of(name)]
         shared = counts[found.aliases[numbering.of(name)]]
         if (mine > 1).any():
