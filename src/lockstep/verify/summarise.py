@@ -10,6 +10,7 @@ from lockstep.artifacts.verification import Diagnosis
 from lockstep.verify.claim import Claim, Plan
 
 _NUMBER = re.compile(r"\d+")
+_SHOWN = 12  # numbers, or stretches of them, in a sentence
 Move = tuple[str, int, int]  # a name without one number, the number claimed, the number found
 
 
@@ -50,8 +51,8 @@ def _exchanged(
     for i, other in found.items():
         j = by_source.get(other)
         if j is not None and i < j and found[j] == claims[i].sources[0]:
-            pairs.append((_exchange_text(claims[i], claims[j]), {i, j}))
-    return pairs
+            pairs.append((i, j))
+    return _said_together(claims, pairs)
 
 
 def _exchanged_targets(
@@ -67,12 +68,44 @@ def _exchanged_targets(
     for target, (i, other) in by_target.items():
         j, back = by_target.get(other, ("", ""))
         if back == target and i < j:
-            pairs.append((_exchange_text(claims[i], claims[j]), {i, j}))
-    return pairs
+            pairs.append((i, j))
+    return _said_together(claims, pairs)
 
 
-def _exchange_text(a: Claim, b: Claim) -> str:
-    return f"{a.target} and {b.target} are exchanged: each holds the other's values"
+def _said_together(
+    claims: Mapping[str, Claim], pairs: list[tuple[str, str]]
+) -> list[tuple[str, set[str]]]:
+    """One sentence for the pairs whose names differ in the same one number, as in all layers."""
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for i, j in pairs:
+        a, b = claims[i].target, claims[j].target
+        numbers = [set(_NUMBER.findall(name)) for name in (a, b)]
+        same = len(numbers[0]) == 1 and numbers[0] == numbers[1]
+        key = (_NUMBER.sub("{}", a), _NUMBER.sub("{}", b)) if same else (a, b)
+        alike[key].append((i, j))
+    said = []
+    for (a, b), found in alike.items():
+        ids = {i for pair in found for i in pair}
+        if len(found) == 1:
+            a, b = (claims[i].target for i in found[0])
+            text = f"{a} and {b} are exchanged: each holds the other's values"
+        else:
+            where = _runs_of(sorted(int(_NUMBER.findall(claims[i].target)[0]) for i, _ in found))
+            text = f"{a} and {b} are exchanged for {where} ({len(ids)} leaves)"
+        said.append((text, ids))
+    return said
+
+
+def _runs_of(numbers: list[int]) -> str:
+    """`0 to 7, 9`."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    shown = [str(a) if a == b else f"{a} to {b}" for a, b in runs[:_SHOWN]]
+    return ", ".join(shown) + (", ..." if len(runs) > _SHOWN else "")
 
 
 def _layers(
@@ -109,9 +142,10 @@ def _order_text(order: tuple[tuple[int, int], ...], templates: list[str], plan: 
     n = 1 + max(int(m) for leaf in plan.source.leaves for m in _numbers_of(leaf, templates[0]))
     as_text = sorted(range(n), key=str)
     if all(as_text[claimed] == there for claimed, there in order):
-        return f"{name}: in the order of the numbers as text, 10 before 2"
-    pairs = ", ".join(f"{claimed} holds {there}" for claimed, there in order[:16])
-    return f"{name}: in another order: {pairs}{', ...' if len(order) > 16 else ''}"
+        shown = ", ".join(map(str, as_text[:_SHOWN]))
+        return f"{name}: in the order of the numbers as text, 10 before 2: {shown}, ..."
+    pairs = ", ".join(f"{claimed} holds {there}" for claimed, there in order[:_SHOWN])
+    return f"{name}: in another order: {pairs}{', ...' if len(order) > _SHOWN else ''}"
 
 
 def _numbers_of(leaf: str, template: str) -> list[str]:
