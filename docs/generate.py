@@ -1,4 +1,4 @@
-"""Writes the pages of this folder that are made from the code: cli.md and artifacts.md."""
+"""Writes what is made from the code: cli.md, artifacts.md, and the tables in claims.md."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from lockstep import artifacts
 from lockstep.artifacts import Artifact
 from lockstep.cli.main import VERBS, lockstep
+from lockstep.verify.claim_file import READY, load_claims
+from lockstep.verify.steps import STEPS, Step
 
 DOCS = Path(__file__).parent
 NOTICE = "<!-- Made by docs/generate.py (`make docs`); edit the code that it describes. -->\n"
@@ -136,7 +138,51 @@ def _fields_table(record: type) -> str:
     return "\n".join(rows) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "artifacts.md": artifacts_page}
+ARITIES = {
+    "one": "Steps that move elements",
+    "many": "Steps that join the sources of a claim",
+    "value": "Steps that change values",
+}
+
+
+def claims_page() -> str:
+    """The page as it is, with the tables that follow from the code made again."""
+    page = (DOCS / "claims.md").read_text(encoding="utf-8")
+    for name, table in (("steps", _steps()), ("ready", _ready_claims())):
+        section = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
+        made = f"\n{table}\n\n"
+        page, n = section.subn(lambda found, made=made: found[1] + made + found[2], page)  # type: ignore[misc]
+        assert n == 1, f"claims.md: expected one section {name}, got {n}"
+    return page
+
+
+def _steps() -> str:
+    lines = []
+    for arity, title in ARITIES.items():
+        lines += [f"| {title} | |", "|---|---|"]
+        lines += [_step_row(step) for step in STEPS.values() if step.arity == arity]
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def _step_row(step: Step) -> str:
+    """A step with its parameters, and the words that one of them may be."""
+    words = [
+        f"`{p.name}` is {', '.join(f'`{word}`' for word in get_args(p.annotation))}."
+        for p in step.parameters
+        if get_origin(p.annotation) is Literal
+    ]
+    return f"| `{step.signature}` | {' '.join([step.doc, *words])} |"
+
+
+def _ready_claims() -> str:
+    rows = [
+        f"| `{path.stem}` | {load_claims(path).title} |" for path in sorted(READY.glob("*.toml"))
+    ]
+    return "\n".join(["| name | from, to |", "|---|---|", *rows])
+
+
+PAGES = {"cli.md": cli_page, "artifacts.md": artifacts_page, "claims.md": claims_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -22,8 +22,9 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
 
-def load_generator() -> ModuleType:
-    spec = spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -31,9 +32,9 @@ def load_generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "artifacts.md"])
+@pytest.mark.parametrize("name", ["cli.md", "artifacts.md", "claims.md"])
 def test_a_generated_page_is_current(name: str) -> None:
-    page = load_generator().PAGES[name]()
+    page = script("generate").PAGES[name]()
     assert (ROOT / "docs" / name).read_text() == page, "run `make docs` and commit what it writes"
 
 
@@ -54,13 +55,21 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(text, tmp_path) == ["gone.md"]
 
 
-COMMAND = re.compile(r"^ {4}(?:\$ )?lockstep ([a-z].*)$|`lockstep ([a-z][^`]*)`", re.MULTILINE)
+COMMAND = re.compile(
+    r"^(?: {4}(?:\$ )?|\$ )lockstep ([a-z].*)$|`lockstep ([a-z][^`]*)`", re.MULTILINE
+)
+QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+AFTERWARDS = re.compile(r"[#|;&>\\]")  # what is no argument any more
 
 
 def wrong_commands(text: str) -> list[str]:
     """The commands on a page that have a verb or an option which does not exist."""
     found = [indented or inline for indented, inline in COMMAND.findall(text)]
-    return [command for command in found if not _exists(command.split("#")[0].split())]
+    return [each for each in found if not _exists(_words(each))]
+
+
+def _words(command: str) -> list[str]:
+    return AFTERWARDS.split(QUOTED.sub("TEXT", command))[0].split()
 
 
 def _exists(words: list[str]) -> bool:
@@ -86,7 +95,8 @@ def test_commands_on_a_page_exist(page: Path) -> None:
 
 def test_a_command_that_does_not_exist_is_found() -> None:
     text = "`lockstep doctor --json` `lockstep cure`\n\n    lockstep doctor --fast  # now\n"
-    assert wrong_commands(text) == ["cure", "doctor --fast  # now"]
+    text += "$ lockstep doctor --json | head -3\n$ lockstep doctor --json --slow | head\n"
+    assert wrong_commands(text) == ["cure", "doctor --fast  # now", "doctor --json --slow | head"]
 
 
 def test_the_op_of_the_page_keeps_the_laws(tmp_path: Path) -> None:
@@ -112,6 +122,34 @@ def test_the_op_of_the_page_keeps_the_laws(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert re.search(r"^\d{2,} passed", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_walk_of_verify_prints_what_it_says(tmp_path: Path, slow: bool) -> None:
+    walk = script("verify_walk")
+    page = walk.PAGE.read_text()
+    found = walk.follow(page, tmp_path, slow=slow)
+    assert walk.scrubbed(found) == walk.scrubbed(page), "run `python docs/verify_walk.py`"
+    recipe = re.search(
+        r"^\$ python root.py .*\n(\w{64})\n\$ .*\n(\w{64})  root", found, re.MULTILINE
+    )
+    assert recipe is not None
+    assert recipe[1] == recipe[2]
+    shown = re.findall(r"^VERDICT: (PASS|FAIL)", found, re.MULTILINE)
+    assert shown.count("FAIL") == page.count("\nVERDICT: FAIL") > 0
+
+
+def test_a_walk_that_goes_another_way_is_found(tmp_path: Path) -> None:
+    walk = script("verify_walk")
+    page = (
+        "```text said.txt\nFAIL in 0.1 s\n```\n\n"
+        "```console\n$ cat said.txt; \\\n> exit 3\nPASS in 7.2 s\n```\n"
+    )
+    found = walk.follow(page, tmp_path)
+    assert found.endswith("> exit 3\nFAIL in 0.1 s\n(exit code 3)\n```\n")
+    assert walk.scrubbed(found) != walk.scrubbed(page)
+    assert walk.scrubbed(found.replace("0.1 s", "7.2 s")) == walk.scrubbed(found)
 
 
 def test_the_readme_leads_to_every_page() -> None:
