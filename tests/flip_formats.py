@@ -295,7 +295,7 @@ def write_orbax3(folder: Path) -> None:
 
 
 def _orbax(folder: Path, **options: Any) -> None:
-    _silent_jax()
+    silent_jax()
     import orbax.checkpoint as ocp
 
     kept = {name: ARRAYS[name] for name in ("gate", "up", "norm")}
@@ -306,7 +306,7 @@ def _orbax(folder: Path, **options: Any) -> None:
 
 
 def read_orbax(root: Path) -> Reading:
-    _silent_jax()
+    silent_jax()
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as saver:
@@ -322,7 +322,8 @@ def read_orbax(root: Path) -> Reading:
     return reading_of({**flat, **found})
 
 
-def _silent_jax() -> None:
+def silent_jax() -> None:
+    """Before orbax is imported: one CPU, and no log."""
     import logging
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
