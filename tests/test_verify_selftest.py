@@ -19,13 +19,14 @@ from lockstep.cli.main import main
 from lockstep.errors import GateError, InputError, UsageError
 from lockstep.formats.leaf import FileIdentity, Leaf
 from lockstep.formats.open_store import open_store
-from lockstep.verify import check
+from lockstep.verify import check, mutant
 from lockstep.verify import selftest as module
 from lockstep.verify.api import Pair
 from lockstep.verify.differences import Tally
 from lockstep.verify.mutant import Mutation
 from lockstep.verify.overlay import overlaid
-from lockstep.verify.selftest import MUTATIONS, Trial, selftest
+from lockstep.verify.selftest import MUTATIONS, selftest
+from lockstep.verify.trial import Trial
 
 N_LAYERS = 11  # so that 10 comes before 2 in the order of texts
 CLAIMS = """
@@ -327,3 +328,34 @@ def test_a_clean_copy_of_this_conversion_passes_as_it_is(tmp_path: Path) -> None
     pair, claims = made(tmp_path, tensors())
     assert check(pair.source, pair.target, claims).value_exact
     assert len(open_store(pair.target).leaves) > 40
+
+
+def test_what_is_larger_than_the_room_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutant, "MAX_ROOM", 500)  # bytes: of a rule with a larger leaf none
+    pair, claims = made(tmp_path, tensors())
+    record = selftest(pair, claims, Trial(per_rule=1, sections=("attention", "axes")))
+    assert record.passed
+    caught = {row.mutation for row in record.rows if row.outcome == "caught"}
+    assert {"square leaf transposed", "rope permutation omitted", "heads permuted"} <= caught
+    whys = {row.why for row in record.rows if row.mutation == "shifted by one element"}
+    assert any("room" in why for why in whys)
+    assert not [row.mutation for row in record.rows if row.named == "no"]
+
+
+def test_a_rule_whose_largest_leaf_is_too_large_shows_it_on_a_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = tmp_path / "claims.toml"
+    claims.write_text('schema = "lockstep.claims/1"\n[[claim]]\ntarget = "n.{x:str}"\n'
+                      'source = "{x}"\n')  # fmt: skip
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.standard_normal((20, 30)), "b": rng.standard_normal((4, 5))}
+    save_file(arrays, tmp_path / "old.safetensors")
+    save_file({f"n.{x}": a for x, a in arrays.items()}, tmp_path / "new.safetensors")
+    monkeypatch.setattr(mutant, "MAX_ROOM", 1000)
+    pair = Pair(source=tmp_path / "old.safetensors", target=tmp_path / "new.safetensors")
+    record = selftest(pair, claims, Trial(per_rule=1))
+    rows = [row for row in record.rows if row.mutation == "shifted by one element"]
+    assert [(row.place, row.outcome) for row in rows] == [("n.b", "caught")]

@@ -21,7 +21,8 @@ from lockstep.errors import LockstepError
 from lockstep.verify import Options, check
 from lockstep.verify.api import Pair, check_pair
 from lockstep.verify.claim_file import parse_claims
-from lockstep.verify.selftest import Trial, selftest
+from lockstep.verify.selftest import selftest
+from lockstep.verify.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from lockstep.formats.leaf import Leaf
+from lockstep.formats.leaf import Extent, Leaf, Part, Parts
 from lockstep.verify.budget import Budget
 from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.overlay import Change, can_lie_under, overlaid, unchanged, written
+from lockstep.verify.piece import strides_of
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.reading import words_of
 
@@ -39,9 +41,10 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """Why a mutation cannot be planted here."""
+    """Why a mutation cannot be planted here; a leaf that is too large may have a smaller like."""
 
     why: str
+    is_too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,11 @@ class Bench:
             found.setdefault(claim.rule, []).append(claim)
         return {rule: sorted(claims, key=natural) for rule, claims in found.items()}
 
+    def smaller(self, claim: Claim) -> Claim | None:
+        """The largest of the claim's rule that there is room for."""
+        fit = [c for c in self.by_rule[claim.rule] if 0 < self.leaf(c).n_bytes <= self.room]
+        return max(fit, key=lambda c: self.leaf(c).n_bytes, default=None)
+
     def leaf(self, claim: Claim) -> Leaf:
         """The target's leaf of a claim."""
         return self.plan.target.leaves[claim.target]
@@ -108,6 +116,31 @@ class Bench:
         shape = (*leaf.grid_shape, n_words) if n_words > 1 else leaf.grid_shape
         words = np.ascontiguousarray(change(self.words(leaf).reshape(shape)))
         return {leaf.name: self._stored(leaf, words)}
+
+    def transposed(self, claim: Claim, axes: Sequence[int]) -> Mapping[str, Leaf] | None:
+        """The leaf with the values of its own axes in another order, through strides if it can."""
+        leaf = self.leaf(claim)
+        if not isinstance(leaf.storage, Extent) or not can_lie_under(leaf):
+            n = len(axes)  # behind which an element may have words of its own
+            return self.arranged(claim, lambda w: w.transpose((*axes, *range(n, w.ndim))))
+        plain = strides_of(leaf.grid_shape)
+        storage = replace(leaf.storage, strides=tuple(plain[axis] for axis in axes))
+        return {leaf.name: replace(leaf, storage=storage, checksum="", shares="")}
+
+    def with_rows(self, claim: Claim, order: Words) -> Mapping[str, Leaf] | None:
+        """The leaf with its rows in another order, as parts of its own bytes if that can be."""
+        leaf = self.leaf(claim)
+        if not isinstance(leaf.storage, Extent) or not can_lie_under(leaf):
+            return self.arranged(claim, lambda words: words[order])
+        starts = [0, *(np.flatnonzero(np.diff(order.astype(np.int64)) != 1) + 1), len(order)]
+        rest, row = leaf.grid_shape[1:], leaf.n_bytes // len(order)
+        extent = leaf.storage
+        parts = tuple(
+            Part((int(a), *(0 for _ in rest)), (int(b - a), *rest),
+                 replace(extent, offset=extent.offset + int(order[a]) * row, strides=None))
+            for a, b in pairwise(starts)
+        )  # fmt: skip
+        return {leaf.name: replace(leaf, storage=Parts(parts), checksum="", shares="")}
 
     def patched(self, claim: Claim, patches: Mapping[int, bytes]) -> Mapping[str, Leaf] | None:
         """The leaf with other bytes for some elements."""

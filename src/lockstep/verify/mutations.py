@@ -16,7 +16,7 @@ from lockstep.formats.leaf import Leaf
 from lockstep.verify.claim import Claim, Words
 from lockstep.verify.mutant import Bench, Mutant, Mutation, Unfit
 
-NO_ROOM = Unfit("the leaf is larger than the room for a changed copy; see --max-memory")
+NO_ROOM = Unfit("the leaf is larger than the room for a changed copy; see --max-memory", True)
 Rearrange = Callable[[Words], Words]
 
 
@@ -141,8 +141,20 @@ def _rearranged(says: str, why: str, fits: Callable[[tuple[int, ...]], bool],
     return plant
 
 
-def _is_square(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-1] == shape[-2] > 1
+def _transposed(bench: Bench, claim: Claim) -> Mutant | Unfit:
+    shape = bench.leaf(claim).grid_shape
+    if len(shape) < 2 or not shape[-1] == shape[-2] > 1:
+        return Unfit("its last two axes are not equal")
+    axes = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    return _planted(bench.transposed(claim, axes), "transposed")
+
+
+def _axes_exchanged(bench: Bench, claim: Claim) -> Mutant | Unfit:
+    shape = bench.leaf(claim).grid_shape
+    if len(shape) < 3 or not shape[0] == shape[1] > 1:
+        return Unfit("it has no three axes of which the first two are equal")
+    axes = (1, 0, *range(2, len(shape)))
+    return _planted(bench.transposed(claim, axes), "axes|axis|transposed|stack|permute")
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
@@ -164,18 +176,17 @@ def _n_heads(bench: Bench, claim: Claim) -> list[int]:
 
 def _heads_permuted(bench: Bench, claim: Claim) -> Mutant | Unfit:
     counts = _n_heads(bench, claim)
-    if not counts or not _plain_matrix(bench.leaf(claim)):
+    if not counts or not _has_rows(bench.leaf(claim)):
         return Unfit("no number of heads among the facts divides its rows")
 
-    def change(words: Words) -> Words:
-        heads = words.reshape(counts[0], -1, *words.shape[1:])
-        return heads[np.roll(np.arange(counts[0]), 1)].reshape(words.shape)
+    rows = np.arange(bench.leaf(claim).shape[0], dtype=np.uint64)
+    order = np.roll(rows.reshape(counts[0], -1), 1, 0).reshape(-1)
+    says = "head|block|rolled|permut|halves|exchanged"
+    return _planted(bench.with_rows(claim, order), says)
 
-    return _planted(bench.arranged(claim, change), "head|block|rolled|permut|halves|exchanged")
 
-
-def _plain_matrix(leaf: Leaf) -> bool:
-    return leaf.element.n_numbers == 1 and len(leaf.shape) == 2
+def _has_rows(leaf: Leaf) -> bool:
+    return len(leaf.shape) == 2
 
 
 def _turned(words: Words, n_heads: int, *, to_half: bool) -> Words:
@@ -188,12 +199,13 @@ def _turned(words: Words, n_heads: int, *, to_half: bool) -> Words:
 def _rope(change: Callable[[Words, int, bool], Words]) -> Callable[[Bench, Claim], Mutant | Unfit]:
     def plant(bench: Bench, claim: Claim) -> Mutant | Unfit:
         found = re.search(r"rope_(half|interleaved)_to_\w+\((\d+)\)", claim.text)
-        if not found or not _plain_matrix(bench.leaf(claim)):
+        if not found or not _has_rows(bench.leaf(claim)):
             return Unfit("its claim moves no rotary pairs")
         n_heads, to_half = int(found[2]), found[1] == "interleaved"
         if change is _wrong_heads and _other_count(bench.leaf(claim).shape[0], n_heads) is None:
             return Unfit("its rows fit no other number of heads")
-        changed = bench.arranged(claim, lambda w: change(w, n_heads, to_half))
+        rows = np.arange(bench.leaf(claim).shape[0], dtype=np.uint64)
+        changed = bench.with_rows(claim, change(rows, n_heads, to_half))
         return _planted(changed, "rotary|rope|interleav|not transformed|head")
 
     return plant
@@ -221,13 +233,13 @@ def _wrong_heads(words: Words, n_heads: int, to_half: bool) -> Words:
 def _rope_on_another(bench: Bench, claim: Claim) -> Mutant | Unfit:
     counts = _n_heads(bench, claim)
     turned = any("rope_" in other.text for other in alike(bench, claim))
-    if "rope_" in claim.text or not turned or not counts or not _plain_matrix(bench.leaf(claim)):
+    if "rope_" in claim.text or not turned or not counts or not _has_rows(bench.leaf(claim)):
         return Unfit("it is not shaped like a leaf whose rotary pairs are moved")
     n_heads = next((n for n in counts if bench.leaf(claim).shape[0] % (2 * n) == 0), None)
     if n_heads is None:
         return Unfit("its rows make no pairs")
-    change = bench.arranged(claim, lambda w: _turned(w, n_heads, to_half=False))
-    return _planted(change, "rotary|rope|interleav")
+    order = _turned(np.arange(bench.leaf(claim).shape[0], dtype=np.uint64), n_heads, to_half=False)
+    return _planted(bench.with_rows(claim, order), "rotary|rope|interleav")
 
 
 def _halves(bench: Bench, claim: Claim) -> Mutant | Unfit:
@@ -294,16 +306,11 @@ MAPPING = (
     Mutation("state", "exchanged with its like in another group", _exchange_group),
 )
 AXES = (
-    Mutation("axes", "square leaf transposed", _rearranged(
-        "transposed", "its last two axes are not equal", _is_square,
-        lambda w: np.ascontiguousarray(np.swapaxes(w, -1, -2)))),
+    Mutation("axes", "square leaf transposed", _transposed),
     Mutation("axes", "read in the other order of axes", _rearranged(
         "transposed|axes|reshape|not transformed", "it has no two axes", _is_matrix,
         _other_order)),
-    Mutation("axes", "first two axes exchanged", _rearranged(
-        "axes|axis|transposed", "it has no three axes of which the first two are equal",
-        lambda shape: len(shape) > 2 and shape[0] == shape[1] > 1,
-        lambda w: np.ascontiguousarray(np.swapaxes(w, 0, 1)))),
+    Mutation("axes", "first two axes exchanged", _axes_exchanged),
     Mutation("axes", "shifted by one element", _rearranged(
         "shifted|rolled", "it has one element",
         lambda shape: prod(shape) > 1,

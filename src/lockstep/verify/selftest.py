@@ -11,8 +11,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,31 +32,17 @@ from lockstep.verify.examine import Options, examine
 from lockstep.verify.file_mutations import Filed, Skeleton, file_mutations, refusal_of
 from lockstep.verify.layout import whole
 from lockstep.verify.listing_mutations import Listed, listing_mutations
-from lockstep.verify.mutant import Bench, Mutant, Mutation
+from lockstep.verify.mutant import Bench, Mutant, Mutation, Unfit
 from lockstep.verify.mutations import ATTENTION, AXES, EMBEDDINGS, MAPPING, MLP
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.resolve import resolve
 from lockstep.verify.rules import ClaimFile
+from lockstep.verify.trial import Trial, narrowed, pick
 from lockstep.verify.value_mutations import HARMLESS, TIE_BROKEN, VALUES
 
 MUTATIONS: tuple[Mutation, ...] = (
     *MAPPING, *AXES, *ATTENTION, *MLP, *EMBEDDINGS, *VALUES, *HARMLESS,
 )  # fmt: skip
-Say = Callable[[int, int], None]  # mutations that are done, and of how many
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """How a self-test is made: leaves for each rule, and the seed of what is drawn.
-
-    `sections` are those of the mutations that are made, () for all.
-    """
-
-    max_memory_bytes: int = 1 << 30
-    per_rule: int = 2
-    seed: int = 0
-    sections: tuple[str, ...] = ()
-    progress: Say | None = None
 
 
 def selftest(pair: Pair, claims: PathLike | ClaimFile, trial: Trial) -> Selftest:
@@ -91,34 +77,6 @@ def selftest(pair: Pair, claims: PathLike | ClaimFile, trial: Trial) -> Selftest
         seconds=round(time.perf_counter() - began, 6),
         passed="caught" in outcomes and not n_missed,
     )
-
-
-def pick(plan: Plan, per_rule: int, rng: np.random.Generator) -> tuple[Claim, ...]:
-    """Of each rule that claims equal bits its largest leaf, and others that are drawn."""
-    by_rule: dict[str, list[Claim]] = {}
-    for claim in plan.claims:
-        leaf = plan.target.leaves[claim.target]
-        if claim.equality.kind == "bits" and (leaf.n_elements or leaf.value):
-            by_rule.setdefault(claim.rule, []).append(claim)
-    picked: list[Claim] = []
-    for claims in by_rule.values():
-        largest = max(claims, key=lambda claim: plan.target.leaves[claim.target].n_bytes)
-        rest = [claim for claim in claims if claim is not largest]
-        drawn = rng.permutation(len(rest))[: per_rule - 1]
-        picked += [largest, *(rest[i] for i in drawn)]
-    return tuple(picked)
-
-
-def narrowed(plan: Plan, changed: Set[str], more: Set[str] = frozenset()) -> Plan:
-    """The plan of these target leaves alone; coverage is that of the whole plan, not of this."""
-    claims = tuple(claim for claim in plan.claims if claim.target in changed)
-    names = changed | more
-    leaves = {name: leaf for name, leaf in plan.target.leaves.items() if name in names}
-    ties = tuple(t for t in plan.ties if t.side == "target" and changed & set(t.leaves))
-    return replace(
-        plan, target=replace(plan.target, leaves=leaves, records=()), claims=claims, excuses=(),
-        ties=ties, problems=(), ambiguities=(), source=replace(plan.source, records=()),
-    )  # fmt: skip
 
 
 class _Runner:
@@ -217,7 +175,14 @@ class _Runner:
         if not is_array and mutation.name != "every whole number one more":
             return replace(row, why="it is no array")
         mutant = mutation.plant(self._bench, claim)
-        if not isinstance(mutant, Mutant):
+        if isinstance(mutant, Unfit) and mutant.is_too_large:
+            smaller = self._bench.smaller(claim)
+            if smaller is not None:
+                mutant, row = (
+                    mutation.plant(self._bench, smaller),
+                    replace(row, place=smaller.target),
+                )
+        if isinstance(mutant, Unfit):
             return replace(row, why=mutant.why)
         try:
             return self._judged(row, mutation, mutant)

@@ -19,7 +19,7 @@ from lockstep.verify.values import value_move
 
 Plant = Callable[[Bench, Claim], Mutant | Unfit]
 _NO_FLOAT = Unfit("its elements are no floating-point numbers")
-_NOT_HERE = Unfit("the leaf is too large to be copied or changed throughout")
+_NOT_HERE = Unfit("the leaf is too large to be copied or changed throughout", True)
 
 
 def _element(bench: Bench, leaf: Leaf, at: int) -> NDArray[np.uint8]:
