@@ -43,6 +43,7 @@ from lockstep.artifacts import (
 )
 from lockstep.artifacts.checkpoint_state import CheckpointState
 from lockstep.artifacts.codec import keys_of, unexplained
+from lockstep.artifacts.derivation import Derivation
 from lockstep.artifacts.faults import FaultRow, Faults
 from lockstep.artifacts.go import Go
 from lockstep.artifacts.grad_norms import GradNorms
@@ -50,6 +51,7 @@ from lockstep.artifacts.loss_curve import LossCurve, LossRow
 from lockstep.artifacts.metrics import MetricRow, read_metrics
 from lockstep.artifacts.run_ledger import LedgerRow, current
 from lockstep.artifacts.samples import Sample
+from lockstep.artifacts.selftest import Selftest
 from lockstep.artifacts.train_report import TrainReport
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import EnvironmentLacks, GateError, InputError, UsageError
@@ -100,6 +102,10 @@ def _truth(kind: type[Artifact]) -> dict[str, Any]:
         return {"rows": (row,), "share": 1.0}
     if kind is Verification:
         return {"verdict": "UNCHECKED", "value_exact": False}  # as nothing is claimed
+    if kind is Derivation:
+        return {"outcome": "partly derived"}  # as nothing is
+    if kind is Selftest:
+        return {"n_caught": 0, "n_missed": 0, "passed": False}  # as no row says so
     if kind is Digests:
         return {"algorithm": ALGORITHM, "root": merkle_root({})}
     return {}

@@ -206,7 +206,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from lockstep.formats.open_store import open_store
-from lockstep.verify.trial import read_words
+from lockstep.verify.template_runs import read_words
 store = open_store(Path(sys.argv[1]))
 save_file({name: words.view(np.float32).reshape(store.leaves[name].shape)
            for name, words in read_words(store).items()}, sys.argv[2])

@@ -25,7 +25,7 @@ from lockstep.verify.markers import Code, Numbering, random_words, to_numbers, t
 from lockstep.verify.name_steps import ValueText, name_steps
 from lockstep.verify.recover import ids_of, layout_of
 from lockstep.verify.symmetry import symmetries
-from lockstep.verify.trial import read_words
+from lockstep.verify.template_runs import read_words
 
 
 def test_a_template_that_hides_something_is_said_so() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from derive_bench import FF, VOCAB, WIDTH, Bench, leaf_of, tiny
 from safetensors.numpy import save_file
@@ -195,6 +196,25 @@ def test_changes_of_values_are_found_or_said_not_to_be(bench: Bench) -> None:
     assert record.outcome == "partly derived"
     # what they are made of may be used: nothing is said to be dropped
     assert {rule.kind for rule in found.rules.excuses} <= {"duplicate"}
+
+
+def test_a_map_without_any_order_is_derived_and_said_to_be_so(bench: Bench) -> None:
+    template = bench.folder / "large.safetensors"
+    save_file({"w": np.zeros((100, 90), np.float32), "o": np.zeros(7, np.float32)}, template)
+    body = """
+order = np.random.default_rng(0).permutation(9000)
+save_file({"w": a["w"].ravel()[order], "few": a["o"][[3, 1, 1, 0]].reshape(2, 2)}, target)
+"""
+    found = bench.derive(body, template=template)
+    leaf = leaf_of(found.record, "w")
+    assert (leaf.status, leaf.transform, leaf.n_pieces) == ("derived", "", None)
+    assert leaf.n_mapped == 9000
+    assert "no regular way" in leaf.why
+    few = leaf_of(found.record, "few")
+    assert few.transform == ""
+    assert few.pieces[0].startswith("o 3 -> 0: ")
+    assert found.rules.claims == ()
+    assert [rule.kind for rule in found.rules.excuses] == []  # so that coverage fails
 
 
 # --- claims against it

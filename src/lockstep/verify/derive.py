@@ -45,8 +45,9 @@ from lockstep.verify.name_steps import Spelled, ValueText, name_steps
 from lockstep.verify.recover import Recovered, Runs, Sources, recover
 from lockstep.verify.rules import ClaimFile
 from lockstep.verify.symmetry import symmetries
-from lockstep.verify.trial import Bench, Trial
+from lockstep.verify.template_runs import Bench, Trial
 
+_IRREGULAR = "a map without any order is not cut into pieces"
 Say = Callable[[str], None]
 
 
@@ -321,7 +322,7 @@ def _written(
         derived_row(leaf, spelled, found)
         for leaf, spelled in zip(found.leaves, found.spelled, strict=True)
     )
-    used = found.used
+    used, pieces = found.used, {row.n_pieces for row in leaves}
     record = Derivation(
         generated_at=utc_now(),
         tool=f"lockstep {__version__}",
@@ -343,6 +344,7 @@ def _written(
         claims_digest=rules.digest if rules else "",
         claims=compared,
         problems=problems,
+        not_measured={"leaves.n_pieces": _IRREGULAR} if None in pieces else {},
     )
     title = f"derived from {request.converter.command}"
     return Derivations(record, rules_of(found, title))
