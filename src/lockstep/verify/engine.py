@@ -117,6 +117,8 @@ class _Crew:
             self._spent.bytes_read = before + self._n_read()
             for worker in self._workers:
                 worker.close()
+        if isinstance(self._failure, SystemExit):  # it might end the program with exit code 0
+            raise RuntimeError("something that reads wanted to end the program") from self._failure
         if self._failure is not None:
             raise self._failure
 
