@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -217,6 +219,14 @@ PAIRS: dict[str, tuple[Tensors, Tensors, str]] = {
         "index(0, m)",
     ),
     "a head that is the embedding": ({"e": E}, {"e": E, "head": E}, "[[duplicate]]"),
+    "heads in another order": (
+        {"a": W},
+        {"b": W.reshape(4, 2, 12)[[2, 0, 3, 1]].reshape(8, 12)},
+        "heads(0, 4, [2, 0, 3, 1])",
+    ),
+    "columns in another order": ({"a": W}, {"b": W[:, ::-1][:, [3, *range(3), *range(4, 12)]]},
+                                 "heads(1, 12, ["),
+    "line breaks in names": ({"a\nb": W}, {'"\t': W.T}, "transpose()"),
     "names with braces": ({"{x}": W}, {"}{": W.T}, "transpose()"),
     "no elements": ({"a": W[:0]}, {"b": W[:0]}, 'source = "a"'),
 }  # fmt: skip
@@ -294,10 +304,54 @@ def test_elements_in_no_known_order_are_named(pair: Write) -> None:
     assert "# b has the elements of a in some order" in found.toml
 
 
+def test_checkpoints_that_have_nothing_to_do_with_each_other(pair: Write) -> None:
+    source = {f"l.{i}.m{j}.w": drawn(4, 6, seed=100 * i + j) for i in range(20) for j in range(10)}
+    target = {f"l.{i}.m{j}.w": drawn(4, 7, seed=100 * i + j) for i in range(20) for j in range(10)}
+    found = suggested(*pair(source, target))
+    assert found.n_claims == 0
+    assert set(found.unexplained["source"]) == set(source)
+    assert set(found.unexplained["target"]) == set(target)
+    assert rules(found).claims == ()
+    assert found.toml.count("# [[new]]") == 10  # layers share a proposal
+
+
 def test_a_budget_that_is_too_small_is_refused(pair: Write) -> None:
     paths = pair({"a": W}, {"b": W})
     with pytest.raises(BudgetError):
         suggest(*Pair(source=paths[0], target=paths[1]).open(), Options(max_memory_bytes=1 << 20))
+
+
+def test_large_leaves_stay_within_the_budget(tmp_path: Path) -> None:
+    n, budget = 1 << 24, 96 << 20  # 64 MiB for each of two leaves on each side
+    for path, names in ((tmp_path / "a.safetensors", "xy"), (tmp_path / "b.safetensors", "pq")):
+        header = {
+            name: {
+                "dtype": "F32",
+                "shape": [n // 64, 64],
+                "data_offsets": [4 * n * i, 4 * n * i + 4 * n],
+            }
+            for i, name in enumerate(names)
+        }
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:  # sparse: all zero but for one element
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.seek(4 * n - 40, 1)
+            file.write(b"\x00\x00\x80\x3f")
+            file.truncate(8 + len(text) + 8 * n)
+    code = (
+        "import sys; from lockstep.cli.main import main; from lockstep.verify.budget import "
+        "memory_now; code = main(sys.argv[1:]); print(memory_now().peak); sys.exit(code)"
+    )
+    words = ["verify", "suggest", "a.safetensors", "b.safetensors", "--out", "c.toml"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words, "--max-memory", str(budget)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert int(run.stdout.split()[-1]) <= budget
+    pairs = {
+        (rule.target, rule.sources[0].name) for rule in load_claims(tmp_path / "c.toml").claims
+    }
+    assert pairs == {("p", "x"), ("q", "y")}
 
 
 def test_the_verb_writes_refuses_and_counts(

@@ -18,12 +18,15 @@ from lockstep.verify.hypotheses import Probe
 from lockstep.verify.layout import whole
 from lockstep.verify.moves import Array
 from lockstep.verify.name_slots import slots
+from lockstep.verify.orders import block_orders
 from lockstep.verify.partners import Group, Key, groups_of, key_of, units_of
 from lockstep.verify.spellings import Heads, joined, moved, parted
 from lockstep.verify.steps import STEPS, apply
 
 SAMPLE = 2048  # elements that a spelling is tried on before all are compared
 MAX_TRIED = 600  # spellings for one pair
+MAX_PADDED = 128  # targets that are looked at for padding; it is of vocabularies, not of layers
+MAX_NEAR, MAX_BEST = 512, 4  # leaves that are looked at and tried for one of them
 MAX_OTHERS = 8  # leaves that are named where contents show no difference
 
 
@@ -70,6 +73,7 @@ class Finder:
         self._parts()
         self._padded()
         self._singles(again=True)
+        self._reordered()
         self._unordered()
         self._copies()
         return self.findings
@@ -238,11 +242,16 @@ class Finder:
 
     def _padded(self) -> None:
         """Rows of a constant at the end, and rows that were cut off."""
-        free = self._free()
-        for name in self._open():
+        near: dict[object, list[str]] = defaultdict(list)
+        for source in self._free():
+            for rest in _without_an_axis(self._source.leaves[source].grid_shape):
+                near[rest].append(source)
+        for name in self._open()[:MAX_PADDED]:
             target = self._target.leaves[name]
-            likely = sorted(free, key=lambda s: -self._alike.score(s, name))
-            for source in likely:
+            some = [s for rest in _without_an_axis(target.grid_shape) for s in near.get(rest, ())]
+            likely = islice((s for s in some if s not in self._used), MAX_NEAR)
+            best = sorted(set(likely), key=lambda s: (-self._alike.score(s, name), s))
+            for source in best[:MAX_BEST]:
                 leaf = self._source.leaves[source]
                 if _differs_on_one_axis(leaf.grid_shape, target.grid_shape):
                     made = self._confirmed(name, self._padding(leaf, target))
@@ -292,6 +301,19 @@ class Finder:
                 self._learnt[kind] = _form(made)
                 return made
         return None
+
+    def _reordered(self) -> None:
+        """Leaves whose heads or other blocks are in another order."""
+        classes = self._classes(self._free())
+        for name in self._open():
+            for chain, members in classes.get(self._key(name), []):
+                leaf = self._source.leaves[members[0]]
+                if chain or name in self.findings.made or leaf.name in self._used:
+                    continue
+                orders = block_orders(leaf, self._target.leaves[name], self._heads, self._probe)
+                made = self._confirmed(name, (([Part((leaf.name,))], steps) for steps in orders))
+                if made:
+                    self._accept(made, members)
 
     def _unordered(self) -> None:
         """What is left that has the elements of a source, though in no order that is known."""
@@ -359,6 +381,11 @@ def _form(made: Made) -> object:
         step.rpartition(",")[0] if step.startswith("index(") else step for step in made.steps
     )
     return steps, tuple(part.steps for part in made.parts)
+
+
+def _without_an_axis(shape: tuple[int, ...]) -> list[object]:
+    """The shape without each of its axes in turn, and which that was."""
+    return [(k, shape[:k], shape[k + 1 :]) for k in range(len(shape))]
 
 
 def _differs_on_one_axis(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
