@@ -26,7 +26,7 @@ from lockstep.verify.differences import Tally
 from lockstep.verify.mutant import Mutation
 from lockstep.verify.overlay import overlaid
 from lockstep.verify.selftest import MUTATIONS, selftest
-from lockstep.verify.trial import Trial
+from lockstep.verify.selftest_picks import Trial
 
 N_LAYERS = 11  # so that 10 comes before 2 in the order of texts
 CLAIMS = """

@@ -22,7 +22,7 @@ from lockstep.verify import Options, check
 from lockstep.verify.api import Pair, check_pair
 from lockstep.verify.claim_file import parse_claims
 from lockstep.verify.selftest import selftest
-from lockstep.verify.trial import Trial
+from lockstep.verify.selftest_picks import Trial
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_text import shortened, size
 from lockstep.verify.api import Pair
 from lockstep.verify.selftest import selftest
-from lockstep.verify.trial import Trial
+from lockstep.verify.selftest_picks import Trial
 
 _SECONDS = 5.0  # between two words about how far it is
 

@@ -37,7 +37,7 @@ from lockstep.verify.mutations import ATTENTION, AXES, EMBEDDINGS, MAPPING, MLP
 from lockstep.verify.probe import ReadingProbe
 from lockstep.verify.resolve import resolve
 from lockstep.verify.rules import ClaimFile
-from lockstep.verify.trial import Trial, narrowed, pick
+from lockstep.verify.selftest_picks import Trial, narrowed, pick
 from lockstep.verify.value_mutations import HARMLESS, TIE_BROKEN, VALUES
 
 MUTATIONS: tuple[Mutation, ...] = (

@@ -1,54 +1,117 @@
-"""What a self-test picks of a plan, and the plan of a few leaves alone."""
+"""One run of a converter on a copy of the template that holds other values, read back as words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+from lockstep.errors import InputError, UsageError
+from lockstep.formats.leaf import Leaf, Store
+from lockstep.formats.open_store import open_store
+from lockstep.formats.overwrite import copy_checkpoint, overwrite, renew_checksums
+from lockstep.verify.budget import divide, memory_now
+from lockstep.verify.claim import Plan, Words
+from lockstep.verify.converter import Converter
+from lockstep.verify.markers import MOST_ELEMENTS
+from lockstep.verify.probe import ReadingProbe
 
-from lockstep.verify.claim import Claim, Plan
-
-Say = Callable[[int, int], None]  # mutations that are done, and of how many
+ROOM = 1 << 30  # for one leaf of a template or of what is made of it, and what reading it takes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class Trial:
-    """How a self-test is made: leaves for each rule, and the seed of what is drawn.
+    """What the converter was given and what it made, as words of each array."""
 
-    `sections` are those of the mutations that are made, () for all.
+    source: Mapping[str, Words]
+    store: Store
+    target: Mapping[str, Words]
+
+
+class Bench:
+    """Runs the converter again and again, each time in a folder of its own."""
+
+    def __init__(
+        self, template: Path, format: str | None, converter: Converter, root: Path, *, keep: bool
+    ) -> None:
+        check_size(open_store(template, format))  # before anything is copied
+        folder = root / "template"
+        folder.mkdir()
+        self.template = copy_checkpoint(template, folder)
+        self.source = open_store(self.template, format)
+        self._format, self._converter, self._root, self._keep = format, converter, root, keep
+        self.n_runs = 0
+
+    def run(self, words: Mapping[str, Words], target_format: str | None) -> Trial:
+        """Converts the template with these words in the place of its own.
+
+        Raises: InputError if the converter fails or what it wrote cannot be read.
+        """
+        self.n_runs += 1
+        folder = self._root / f"run_{self.n_runs}"
+        inside = folder / "in"
+        inside.mkdir(parents=True)
+        try:
+            copy = copy_checkpoint(self.template, inside)
+            leaves = open_store(copy, self._format).leaves
+            for name in reversed(list(words)):  # of leaves on the same bytes the first one counts
+                overwrite(leaves[name], words[name])
+            renew_checksums(copy)
+            before = read_words(open_store(copy, self._format))
+            store = _opened(self._converter.convert(copy, folder), target_format)
+            return Trial(before, store, read_words(store))
+        finally:
+            if not self._keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_size(store: Store) -> None:
+    """Insists on a template that is small.
+
+    Raises: UsageError
     """
-
-    max_memory_bytes: int = 1 << 30
-    per_rule: int = 2
-    seed: int = 0
-    sections: tuple[str, ...] = ()
-    progress: Say | None = None
-
-
-def pick(plan: Plan, per_rule: int, rng: np.random.Generator) -> tuple[Claim, ...]:
-    """Of each rule that claims equal bits its largest leaf, and others that are drawn."""
-    by_rule: dict[str, list[Claim]] = {}
-    for claim in plan.claims:
-        leaf = plan.target.leaves[claim.target]
-        if claim.equality.kind == "bits" and (leaf.n_elements or leaf.value):
-            by_rule.setdefault(claim.rule, []).append(claim)
-    picked: list[Claim] = []
-    for claims in by_rule.values():
-        largest = max(claims, key=lambda claim: plan.target.leaves[claim.target].n_bytes)
-        rest = [claim for claim in claims if claim is not largest]
-        drawn = rng.permutation(len(rest))[: per_rule - 1]
-        picked += [largest, *(rest[i] for i in drawn)]
-    return tuple(picked)
+    n = sum(leaf.n_elements for leaf in store.leaves.values())
+    if n > MOST_ELEMENTS:
+        raise UsageError(
+            f"{store.where}: expected a template of at most {MOST_ELEMENTS:,} elements, got {n:,}",
+            hint="make a checkpoint of the same family with tiny sizes, all of them different",
+        )
 
 
-def narrowed(plan: Plan, changed: Set[str], more: Set[str] = frozenset()) -> Plan:
-    """The plan of these target leaves alone; coverage is that of the whole plan, not of this."""
-    claims = tuple(claim for claim in plan.claims if claim.target in changed)
-    names = changed | more
-    leaves = {name: leaf for name, leaf in plan.target.leaves.items() if name in names}
-    ties = tuple(t for t in plan.ties if t.side == "target" and changed & set(t.leaves))
-    return replace(
-        plan, target=replace(plan.target, leaves=leaves, records=()), claims=claims, excuses=(),
-        ties=ties, problems=(), ambiguities=(), source=replace(plan.source, records=()),
-    )  # fmt: skip
+def _opened(path: Path, format: str | None) -> Store:
+    try:
+        store = open_store(path, format)
+    except InputError as error:
+        raise InputError(
+            f"converter: expected a checkpoint at {{target}}, got: {error.message}",
+            hint="check what the command writes; --keep keeps it, --target-format names its format",
+        ) from error
+    if not store.leaves:
+        raise InputError(
+            "converter: expected a checkpoint with leaves at {target}, got one without any",
+            hint="run the command by hand on the template",
+        )
+    return store
+
+
+def read_words(store: Store) -> dict[str, Words]:
+    """The words of every array, flat in C order.
+
+    Raises: InputError if one cannot be read.
+    """
+    arrays = {name: leaf for name, leaf in store.leaves.items() if is_read(leaf)}
+    budget = divide((memory_now().peak or 0) + ROOM, 1, len(store.leaves))
+    probe = ReadingProbe(Plan(store, store, ()), budget, {"source": {}, "target": {}})
+    try:
+        return {
+            name: probe.elements("source", name, 0, leaf.n_elements)
+            for name, leaf in arrays.items()
+        }
+    finally:
+        probe.close()
+
+
+def is_read(leaf: Leaf) -> bool:
+    """Whether its elements are single words."""
+    return not leaf.value and leaf.element.n_numbers == 1 and leaf.element.n_bytes in (1, 2, 4, 8)
