@@ -146,7 +146,7 @@ def _transposed(bench: Bench, claim: Claim) -> Mutant | Unfit:
     if len(shape) < 2 or not shape[-1] == shape[-2] > 1:
         return Unfit("its last two axes are not equal")
     axes = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
-    return _planted(bench.transposed(claim, axes), "transposed")
+    return _planted(bench.transposed(claim, axes), "transpose|not applied")
 
 
 def _axes_exchanged(bench: Bench, claim: Claim) -> Mutant | Unfit:
@@ -181,7 +181,7 @@ def _heads_permuted(bench: Bench, claim: Claim) -> Mutant | Unfit:
 
     rows = np.arange(bench.leaf(claim).shape[0], dtype=np.uint64)
     order = np.roll(rows.reshape(counts[0], -1), 1, 0).reshape(-1)
-    says = "head|block|rolled|permut|halves|exchanged"
+    says = "head|block|rolled|permut|halves|exchanged|side by side"
     return _planted(bench.with_rows(claim, order), says)
 
 
@@ -308,7 +308,7 @@ MAPPING = (
 AXES = (
     Mutation("axes", "square leaf transposed", _transposed),
     Mutation("axes", "read in the other order of axes", _rearranged(
-        "transposed|axes|reshape|not transformed", "it has no two axes", _is_matrix,
+        "transpose|axes|reshape|not transformed|not applied", "it has no two axes", _is_matrix,
         _other_order)),
     Mutation("axes", "first two axes exchanged", _axes_exchanged),
     Mutation("axes", "shifted by one element", _rearranged(
