@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flip_formats import FORMATS, Format, Reading, write_in_silence
+from flip_formats import FORMATS, Format, Reading, read, write_in_silence
 
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import EnvironmentLacks, InputError
 from lockstep.verify.api import Pair, check_pair, exit_code
 from lockstep.verify.budget import memory_now
 from lockstep.verify.examine import Options
+
+# What a library leaves behind when it fails is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 N_QUICK, N_SLOW = 12, 200
 EDGE = 400  # bytes at either end of a file, where headers and directories are
@@ -66,18 +68,6 @@ def flip(root: Path, rng: random.Random) -> tuple[Path, int, int]:
         file.seek(at)
         file.write(bytes([byte ^ 1 << bit]))
     return path, at, bit
-
-
-def read(format: Format, root: Path) -> Reading | BaseException:
-    """What the format's own library reads, or how it fails."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return format.read(root)
-        except (KeyboardInterrupt, TimeoutError):
-            raise
-        except BaseException as error:  # that of torch's DCP is no Exception
-            return error
 
 
 def different(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[tuple[int, ...]]:
