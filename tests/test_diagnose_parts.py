@@ -95,6 +95,14 @@ def test_a_step_of_one_of_several_sources_says_which() -> None:
     check(found, "step_left_out", "was not applied to k")
 
 
+def test_a_text_that_is_not_what_the_claim_does_is_not_believed() -> None:
+    w = weights(64, 5)
+    text = "rope_half_to_interleaved(4)"
+    found = explained({"w": w}, {"out": interleave(w, 8)}, identity((64, 5)), text=text)
+    assert found is not None
+    assert not found.hypothesis.startswith("step_")
+
+
 # --- rows and parts
 
 
@@ -148,6 +156,14 @@ def test_a_row_of_an_embedding_that_is_another_row() -> None:
     out[41] = w[7]
     found = explained({"w": w}, {"out": out}, identity((100, 16)))
     check(found, "other_row", "row 41 (of 100) holds what is claimed of row 7")
+
+
+def test_a_row_that_is_like_no_other_is_named_though_it_is_short() -> None:
+    w = weights(100, 16)
+    out = w.copy()
+    out[41] = weights(16, seed=7)
+    found = explained({"w": w}, {"out": out}, identity((100, 16)))
+    check(found, "region", "row 41 (of 100) holds other values; all others are as claimed")
 
 
 def test_one_head_that_was_not_permuted_is_named() -> None:
@@ -251,6 +267,22 @@ def test_few_elements_of_a_coarse_type_are_no_factor() -> None:
     out[2, 3:6] -= np.uint16(1)
     found = explained({"w": w}, {"out": out}, identity((6, 8)), elements=(element, element))
     check(found, "few_elements", "3 elements")
+
+
+def test_a_factor_that_rounding_hides_in_all_others_is_not_inferred() -> None:
+    """0.997 leaves 1.25 what it is in bfloat16, and moves numbers near to 2 by one unit."""
+    element = ELEMENT_TYPES["BF16"]
+    w = np.full((6, 8), 0x3FA0, np.uint16)
+    near = (np.arange(8) * 0x80 + 0x3FFF).astype(np.uint16)  # 1.99, 3.98, ...
+    w[0], w[3, :2] = near, near[:2]
+    out = np.where(w == 0x3FA0, w, w - np.uint16(1))
+    found = explained({"w": w}, {"out": out}, identity((6, 8)), elements=(element, element))
+    assert found is not None
+    assert "scaled" not in found.hypothesis
+    short = {"w": np.full(6, 0x3FFF, np.uint16)}
+    short["w"][:2] = 0x3FF8
+    moved = {"out": short["w"] - np.uint16(1)}
+    assert explained(short, moved, identity((6,)), elements=(element, element)) is None
 
 
 @pytest.mark.parametrize(

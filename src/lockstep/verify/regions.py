@@ -223,9 +223,13 @@ def _rows_of_claim(case: Case, part: Case, row: int) -> Iterator[Hypothesis]:
 
 
 def name_region(case: Case, box: Box, n_differ: int) -> Diagnosis | None:
-    """Where the differences lie, if that is at most half of the leaf and more than a few."""
+    """Where the differences lie, if that is at most half of the leaf.
+
+    A few elements are named one by one, unless they are whole rows.
+    """
     n = n_in(box)
-    if n_differ <= FEW or 2 * n > case.layout.n_elements:
+    rows = len(box) > 1 and box[1:] == whole_box(case.layout.shape)[1:]
+    if (n_differ <= FEW and not (rows and n_differ == n)) or 2 * n > case.layout.n_elements:
         return None
     where = _place(case, box)
     sources = {piece.leaf for piece in taken(case.layout, box).pieces}

@@ -266,8 +266,9 @@ def _factor(case: Case, form: FloatFormat) -> float | None:
     normal = [(m >> form.n_mantissa > 0) & (m <= form.largest) for m in magnitude]
     kept = normal[0] & normal[1]
     # a factor moves nearly all numbers; one that is fitted to a few explains only these
-    n_kept, n_moved = np.count_nonzero(kept), np.count_nonzero(kept & (a != b))
-    if n_kept < 4 or 2 * n_moved < n_kept or n_moved * (form.n_mantissa + 1) < FITTED_BITS:
+    n_kept, moved = np.count_nonzero(kept), kept & (a != b)
+    n_bits = len(np.unique(a[moved])) * (form.n_mantissa + 1)
+    if n_kept < 4 or 2 * np.count_nonzero(moved) < n_kept or n_bits < FITTED_BITS:
         return None
     x, y = as_float64(a[kept], form), as_float64(b[kept], form)
     half = 2.0 ** -(form.n_mantissa + 1) * np.abs(y)
