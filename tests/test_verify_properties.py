@@ -28,6 +28,11 @@ from lockstep.verify.api import check, exit_code
 Arrays = dict[str, NDArray[Any]]
 Places = NDArray[np.int64]  # of each element: its place in the source, _SECOND more in `b`, or _PAD
 _SECOND, _PAD = 1 << 32, -1
+_END = "]  # of the steps\n"
+CASTS = {
+    "<f4": [("", ""), ("cast(F16)", "<f2"), ("widen(F64)", "<f8")],
+    "<f2": [("", ""), ("widen(F32)", "<f4")],
+}
 HEAD = 'schema = "lockstep.claims/1"\n'
 
 
@@ -160,6 +165,7 @@ class Case:
     sources: Arrays
     claims: str
     targets: dict[str, Places]
+    cast: str = ""  # the type of all targets, where it is another
 
     def made(self) -> Arrays:
         """The targets, by NumPy."""
@@ -173,17 +179,19 @@ class Case:
                 flat = self.sources[name].reshape(-1)
                 here = (places >= begin) & (places < begin + flat.size)
                 out[here] = flat[places[here] - begin]
-        return out
+        return out.astype(self.cast) if self.cast else out
 
 
 def rule(target: str, sources: str, steps: tuple[str, ...]) -> str:
     texts = ", ".join(f'"{step}"' for step in steps)
-    return f'[[claim]]\ngroup = "g"\ntarget = "{target}"\n{sources}\ntransform = [{texts}]\n'
+    return f'[[claim]]\ngroup = "g"\ntarget = "{target}"\n{sources}\ntransform = [{texts}{_END}'
 
 
-def drawn_array(draw: st.DrawFn, word: str) -> NDArray[Any]:
+def drawn_array(draw: st.DrawFn, word: str, finite: bool) -> NDArray[Any]:
     shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 8]), min_size=1, max_size=3)))
     seed = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    if finite:  # what a NaN becomes in a cast is NumPy's own affair
+        return seed.standard_normal(shape).astype(word)
     n = int(np.prod(shape)) * np.dtype(word).itemsize
     return np.frombuffer(seed.bytes(n), word).reshape(shape)
 
@@ -223,10 +231,14 @@ def of_two(draw: st.DrawFn, sources: Arrays) -> tuple[str, dict[str, Places]]:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     word = draw(st.sampled_from(["<f4", "<f2", "<i1", "<i8", "<f8"]))
-    sources = {name: drawn_array(draw, word) for name in "ab"[: draw(st.integers(1, 2))]}
+    step, cast = draw(st.sampled_from(CASTS.get(word, [("", "")])))
+    names = "ab"[: draw(st.integers(1, 2))]
+    sources = {name: drawn_array(draw, word, bool(cast)) for name in names}
     make = of_two if len(sources) == 2 and draw(st.booleans()) else of_one
     claims, targets = make(draw, sources)
-    return Case(sources, claims, targets)
+    if step:
+        claims = claims.replace(_END, f', "{step}"{_END}').replace("[, ", "[")
+    return Case(sources, claims, targets, cast)
 
 
 # --- the properties
@@ -261,16 +273,16 @@ def held(case: Case, data: st.DataObject, folder: Path) -> None:
     target = draw(st.sampled_from(sorted(case.targets)))
     places = case.targets[target]
     place = draw(st.integers(0, places.size - 1))
-    bit = draw(st.integers(0, case.sources["a"].itemsize * 8 - 1))
+    made = case.made()
+    bit = draw(st.integers(0, made[target].itemsize * 8 - 1))
     index = tuple(map(int, np.unravel_index(place, places.shape)))
     code = int(places.reshape(-1)[place])
     name = "" if code == _PAD else "ab"[code // _SECOND]
-    on_source = bool(name) and draw(st.booleans())
+    on_source = bool(name) and not case.cast and draw(st.booleans())
     if on_source:
         changed = flipped(case.sources[name], code % _SECOND, bit)
         written(draw, {**case.sources, name: changed}, old)
     else:
-        made = case.made()
         written(draw, {**made, target: flipped(made[target], place, bit)}, new)
     row = only_difference(check(old, new, claims, max_memory_bytes=8 << 30), target)
     assert row.difference is not None
