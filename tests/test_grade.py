@@ -201,3 +201,18 @@ def test_one_cause_of_a_whole_group_is_one_sentence() -> None:
     some = dict(list(every.items())[:2])
     assert summarise(some, plan) == ("2 of 3 leaves of params: rounded to BF16",)
     assert summarise({}, plan) == ()
+
+
+def test_one_cause_in_all_layers_is_one_sentence_though_each_names_its_leaf() -> None:
+    plan, _ = moved_plan({}, 3, "w", "v")
+    every = {
+        claim.id: Diagnosis(
+            hypothesis="step_left_out",
+            text=f"the step transpose() was not applied to {claim.sources[0]}",
+            confirmed=True,
+        )
+        for claim in plan.claims
+        if claim.target.endswith("w")
+    }
+    (said,) = summarise(every, plan)
+    assert said == "3 of 6 leaves of params: the step transpose() was not applied to l.{}.w"

@@ -105,12 +105,9 @@ class _Grader:
             return ""
         words = _common_words(leaf)
         if self._probe is not None and not self._probe.is_late() and self._is_cheap(leaf):
-            n, probe = leaf.n_elements, self._probe
-            places = {probe.elements("source", leaf.name, i, i + 1).tobytes()
-                      for i in (0, n // 2, n - 1)}  # fmt: skip
-            if len(places) > 1:
+            first = self._word("source", leaf, 0)
+            if self._word("source", leaf, leaf.n_elements - 1) != first:
                 return ""
-            (first,) = places
             words = {first: words.get(first) or _value_of(first, leaf)}
         for word, text in words.items():
             key = (*_class(leaf), word)
@@ -124,13 +121,18 @@ class _Grader:
         """What no digest tells: whether a leaf with two equal axes is its own transpose."""
         layout = claim.layout
         shape = layout.shape if layout else ()
-        if layout is None or len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        square = len(shape) > 1 and shape[-1] == shape[-2] > 1
+        blocks = shape != self._plan.target.leaves[claim.target].grid_shape  # to be dequantised
+        if layout is None or not square or blocks:
             return grade, why
         leaves = [self._plan.source.leaves[name] for name in claim.sources]
         leaves.append(self._plan.target.leaves[claim.target])
         if self._probe is None or self._probe.is_late() or not all(map(self._is_cheap, leaves)):
             return grade, f"{why}; whether it is its own transpose was not looked at"
-        n = len(shape)
+        target, n = leaves[-1], len(shape)
+        # of an exact claim; one that is not has a diagnosis and needs no grade
+        if self._word("target", target, 1) != self._word("target", target, shape[-1]):
+            return grade, f"{why}, and it is not its own transpose"
         turned = permute(layout, (*range(n - 2), n - 1, n - 2))
         other = replace(claim, layout=turned, equality=Equality())
         if self._probe.agrees(other, SAMPLED) and self._probe.agrees(other):
@@ -138,6 +140,10 @@ class _Grader:
         if self._probe.is_late():
             return grade, f"{why}; whether it is its own transpose was not looked at"
         return grade, f"{why}, and it is not its own transpose"
+
+    def _word(self, side: Literal["source", "target"], leaf: Leaf, i: int) -> bytes:
+        assert self._probe is not None
+        return self._probe.elements(side, leaf.name, i, i + 1).tobytes()
 
     def _is_cheap(self, leaf: Leaf) -> bool:
         """Whether it may be looked into; chunks have to be decoded again for that."""

@@ -172,6 +172,14 @@ def _one_number(name: str, other: str) -> Move | None:
     return f"{name[: mine.start()]}{{}}{name[mine.end() :]}", int(mine[0]), int(theirs[0])
 
 
+def _without_numbers(claim: Claim, text: str) -> str:
+    """A sentence in which the leaves of a claim are called as those of other layers."""
+    for name in sorted((claim.target, *claim.sources), key=len, reverse=True):
+        if _NUMBER.search(name):
+            text = text.replace(name, _NUMBER.sub("{}", name))
+    return text
+
+
 def _same_cause(
     claims: Mapping[str, Claim], diagnoses: Mapping[str, Diagnosis], plan: Plan
 ) -> list[str]:
@@ -179,7 +187,7 @@ def _same_cause(
     causes: dict[tuple[str, str], int] = defaultdict(int)
     for i, diagnosis in diagnoses.items():
         if i in claims and not diagnosis.suspects:
-            causes[claims[i].group, diagnosis.text] += 1
+            causes[claims[i].group, _without_numbers(claims[i], diagnosis.text)] += 1
     said = []
     for (group, text), n in causes.items():
         n_all = sum(claim.group == group for claim in plan.claims)
