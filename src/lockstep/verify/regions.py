@@ -34,6 +34,7 @@ FEWEST = 4  # elements that a part is looked for around
 MAX_ROWS = 2048  # rows of the claim that one row is held against
 DENSE = 4  # a row in another's place differs in more than one in so many elements
 MAX_EQUAL = 1 << 20  # elements of rows that are held against each other
+MAX_ROW = 1 << 16  # of one of them: two are in memory at a time, beside the arena
 
 Search = Callable[[Case, Iterator[Hypothesis]], Hypothesis | None]
 
@@ -197,7 +198,9 @@ def _other_rows(case: Case, box: Box, search: Search) -> Diagnosis | None:
     if found is not None:
         text = f"{where} {found.text}; all others are as claimed"
         return Diagnosis(hypothesis=found.name, text=text, confirmed=True)
-    size = n_in(rows) // (stop - start)
+    size = n // (stop - start)
+    if size > MAX_ROW:
+        return None
     first = part.found(0, size).tobytes()
     if stop - start > 1 and all(
         part.found(i * size, (i + 1) * size).tobytes() == first for i in range(1, stop - start)
