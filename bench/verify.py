@@ -82,13 +82,18 @@ def python(name: str, *words: str) -> Contender:
     return Contender(name, [sys.executable, *words], peak_mib=peak)
 
 
+def threads(n: int) -> str:
+    """A number of threads in words."""
+    return f"{n} thread{'s' * (n != 1)}"
+
+
 def cases(kind: str, folder: Path) -> dict[str, list[Contender]]:
     """The contenders of each case, the peer first."""
     old, new, bad, claims = (str(folder / n) for n in ("old", "new", "bad", "claims.toml"))
     if kind == "safetensors":
         pair = (old + ".safetensors", new + ".safetensors")
         ours = [
-            lockstep(f"lockstep, digests {digest}, {jobs} threads",
+            lockstep(f"lockstep, digests {digest}, {threads(jobs)}",
                      "diff", *pair, "--digest", digest, "--jobs", str(jobs))
             for digest in ("none", "sha256") for jobs in (1, 2)
         ]  # fmt: skip
@@ -96,7 +101,7 @@ def cases(kind: str, folder: Path) -> dict[str, list[Contender]]:
     if kind == "transposed":
         pair = (old + ".safetensors", new + ".safetensors")
         ours = [
-            lockstep(f"lockstep, digests {digest}, {jobs} threads",
+            lockstep(f"lockstep, digests {digest}, {threads(jobs)}",
                      *pair, "--claims", claims, "--digest", digest, "--jobs", str(jobs))
             for digest in ("none", "sha256") for jobs in (1, 2)
         ]  # fmt: skip
@@ -104,7 +109,7 @@ def cases(kind: str, folder: Path) -> dict[str, list[Contender]]:
     found = {}
     for name, target, code in (("equal", new, 0), ("one bit off", bad, 1)):
         ours = [
-            lockstep(f"lockstep, {jobs} threads",
+            lockstep(f"lockstep, {threads(jobs)}",
                      old, target, "--claims", claims, "--jobs", str(jobs), code=code)
             for jobs in (1, 2)
         ]  # fmt: skip
