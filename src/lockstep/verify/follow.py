@@ -47,8 +47,8 @@ def _follower(
 ) -> Instance | Problem | None:
     target = _renamed(parameter.target, like.target)
     sources = [[_renamed(leaf.name, like.source) for leaf in part] for part in parameter.sources]
-    wanted = [name for part in sources for name in part]
-    if target is None or None in wanted:
+    wanted = [name for part in sources for name in part if name is not None]
+    if target is None or len(wanted) < sum(map(len, sources)):
         return None
     missing = [name for name in wanted if name not in names.source]
     has_target = target in names.target
