@@ -83,17 +83,13 @@ def onnx(a: Array, path: Path) -> None:
     from onnx import helper, numpy_helper
 
     graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(a, "w")])
-    package.save_model(
-        helper.make_model(graph), path, save_as_external_data=True, location="w.bin"
-    )
+    package.save_model(helper.make_model(graph), path, save_as_external_data=True, location="w.bin")
 
 
 def orbax(a: Array, path: Path, chunk_bytes: int | None = None) -> None:
     import orbax.checkpoint as ocp
 
-    args = ocp.args.PyTreeSave(
-        {"w": a}, save_args={"w": ocp.SaveArgs(chunk_byte_size=chunk_bytes)}
-    )
+    args = ocp.args.PyTreeSave({"w": a}, save_args={"w": ocp.SaveArgs(chunk_byte_size=chunk_bytes)})
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.resolve(), args)
 
