@@ -28,9 +28,9 @@ READ = """
 import json, sys, time
 from pathlib import Path
 from lockstep.formats.open_store import open_store
-from lockstep.verify.budget import memory_now
-from lockstep.verify.examine import Options, digest_store
-from lockstep.verify.rows import side_of
+from lockstep.verify.engine.budget import memory_now
+from lockstep.verify.engine.examine import Options, digest_store
+from lockstep.verify.engine.rows import side_of
 store = open_store(Path(sys.argv[1]))
 listed = memory_now().peak
 began = time.perf_counter()

@@ -16,8 +16,8 @@ import click
 from lockstep import artifacts
 from lockstep.artifacts import Artifact
 from lockstep.cli.main import VERBS, lockstep
-from lockstep.verify.claim_file import READY, load_claims
-from lockstep.verify.steps import STEPS, Step
+from lockstep.verify.claims.claim_file import READY, load_claims
+from lockstep.verify.claims.steps import STEPS, Step
 
 DOCS = Path(__file__).parent
 NOTICE = "<!-- Made by docs/generate.py (`make docs`); edit the code that it describes. -->\n"

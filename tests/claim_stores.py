@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claim import Claim, Plan
-from lockstep.verify.claim_file import (
+from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claims.claim_file import (
     ClaimFile,
     parse_claims,
 )
-from lockstep.verify.resolve import resolve
+from lockstep.verify.claims.resolve import resolve
 
 Spec = tuple[tuple[int, ...], str]
 HEAD = 'schema = "lockstep.claims/1"\n'

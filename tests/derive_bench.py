@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lockstep.artifacts.derivation import Derivation, DerivedLeaf
-from lockstep.verify.converter import Converter
-from lockstep.verify.derive import Derivations, Request, derive
+from lockstep.verify.derivation.converter import Converter
+from lockstep.verify.derivation.derive import Derivations, Request, derive
 
 HEAD = """
 import sys

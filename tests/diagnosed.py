@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from lockstep.artifacts.verification import Diagnosis
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claim import Claim, Plan, Words
-from lockstep.verify.claim_file import parse_claims
-from lockstep.verify.diagnose import diagnose
-from lockstep.verify.differences import Tally
-from lockstep.verify.hypotheses import Side, source_of
-from lockstep.verify.layout import Layout, whole
-from lockstep.verify.piece import Piece
-from lockstep.verify.resolve import resolve
+from lockstep.verify.claims.claim import Claim, Plan, Words
+from lockstep.verify.claims.claim_file import parse_claims
+from lockstep.verify.claims.resolve import resolve
+from lockstep.verify.diagnosis.diagnose import diagnose
+from lockstep.verify.diagnosis.hypotheses import Side, source_of
+from lockstep.verify.layouts.layout import Layout, whole
+from lockstep.verify.layouts.piece import Piece
+from lockstep.verify.numbers.differences import Tally
 
 F32 = ELEMENT_TYPES["F32"]
 Arrays = dict[str, NDArray[Any]]

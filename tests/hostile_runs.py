@@ -10,7 +10,7 @@ import pytest
 from verify_pair import Pair, make_pair
 
 from lockstep.cli.main import main
-from lockstep.verify.budget import memory_now
+from lockstep.verify.engine.budget import memory_now
 
 Said = pytest.CaptureFixture[str]
 SECONDS = 30

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, Held, Key, Leaf, LeafPath
-from lockstep.verify.claim import Equality
-from lockstep.verify.claim_file import (
+from lockstep.verify.claims.claim import Equality
+from lockstep.verify.claims.claim_file import (
     ClaimFile,
     ClaimRule,
     ExcuseRule,
@@ -24,9 +24,9 @@ from lockstep.verify.claim_file import (
     load_claims,
     parse_claims,
 )
-from lockstep.verify.expressions import evaluate, holds, parse_call, parse_expression
-from lockstep.verify.resolve import resolve
-from lockstep.verify.templates import NameIndex, patterns
+from lockstep.verify.claims.expressions import evaluate, holds, parse_call, parse_expression
+from lockstep.verify.claims.resolve import resolve
+from lockstep.verify.claims.templates import NameIndex, patterns
 
 # --- expressions
 

@@ -18,8 +18,8 @@ from lockstep.artifacts.derivation import Derivation
 from lockstep.cli.main import main
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.verify import check
-from lockstep.verify.converter import Converter
-from lockstep.verify.derive import Request, derive
+from lockstep.verify.derivation.converter import Converter
+from lockstep.verify.derivation.derive import Request, derive
 
 Said = pytest.CaptureFixture[str]
 
@@ -206,7 +206,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from lockstep.formats.open_store import open_store
-from lockstep.verify.template_runs import read_words
+from lockstep.verify.derivation.template_runs import read_words
 store = open_store(Path(sys.argv[1]))
 save_file({name: words.view(np.float32).reshape(store.leaves[name].shape)
            for name, words in read_words(store).items()}, sys.argv[2])

@@ -21,11 +21,11 @@ from lockstep.formats.overwrite import (
     renew_checksums,
     why_not_writable,
 )
-from lockstep.verify.markers import Code, Numbering, random_words, to_numbers, to_words
-from lockstep.verify.name_steps import ValueText, name_steps
-from lockstep.verify.recover import ids_of, layout_of
-from lockstep.verify.symmetry import symmetries
-from lockstep.verify.template_runs import read_words
+from lockstep.verify.derivation.markers import Code, Numbering, random_words, to_numbers, to_words
+from lockstep.verify.derivation.name_steps import ValueText, name_steps
+from lockstep.verify.derivation.recover import ids_of, layout_of
+from lockstep.verify.derivation.symmetry import symmetries
+from lockstep.verify.derivation.template_runs import read_words
 
 
 def test_a_template_that_hides_something_is_said_so() -> None:

@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 
 from lockstep.formats.leaf import ELEMENT_TYPES
 from lockstep.formats.open_store import open_store
-from lockstep.verify.claim import Claim, Plan
-from lockstep.verify.diagnose import diagnose
-from lockstep.verify.examine import Options, examine
-from lockstep.verify.layout import Layout, cut, filled, join, permute, reshape, whole
-from lockstep.verify.summarise import summarise
-from lockstep.verify.values import value_move
+from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.diagnosis.diagnose import diagnose
+from lockstep.verify.diagnosis.summarise import summarise
+from lockstep.verify.engine.examine import Options, examine
+from lockstep.verify.layouts.layout import Layout, cut, filled, join, permute, reshape, whole
+from lockstep.verify.numbers.values import value_move
 
 # --- other leaves
 
@@ -428,7 +428,7 @@ def test_the_engine_s_probe_leads_to_the_same_diagnoses(tmp_path: Path) -> None:
         stores.append(open_store(tmp_path / f"{name}.safetensors"))
     claims = tuple(Claim(n, "rule", "params", n, (n,), identity((120, 90), n)) for n in source)
     plan = Plan(stores[0], stores[1], claims)
-    report = examine(plan, Options(max_memory_bytes=512 << 20))
+    report = examine(plan, Options())
     found = {row.id: row.diagnosis for row in report.claims}
     named = {name: diagnosis and diagnosis.hypothesis for name, diagnosis in found.items()}
     assert named == {

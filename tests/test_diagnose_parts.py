@@ -10,8 +10,8 @@ from diagnosed import Arrays, check, explained, identity, resolved, weights
 from numpy.typing import NDArray
 
 from lockstep.formats.leaf import ELEMENT_TYPES
-from lockstep.verify.layout import filled, join, whole
-from lockstep.verify.values import value_move
+from lockstep.verify.layouts.layout import filled, join, whole
+from lockstep.verify.numbers.values import value_move
 
 ROPE = {"source": "w", "transform": ["rope_half_to_interleaved(n_heads)"]}
 

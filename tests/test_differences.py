@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claim import Claim, Equality, Plan
-from lockstep.verify.differences import BLOCK, FLOAT_KINDS, Tally
-from lockstep.verify.float_formats import FLOATS
-from lockstep.verify.layout import permute, whole
-from lockstep.verify.values import value_move
+from lockstep.verify.claims.claim import Claim, Equality, Plan
+from lockstep.verify.layouts.layout import permute, whole
+from lockstep.verify.numbers.differences import BLOCK, FLOAT_KINDS, Tally
+from lockstep.verify.numbers.float_formats import FLOATS
+from lockstep.verify.numbers.values import value_move
 
 TYPES: dict[str, Any] = {
     "F64": np.float64,

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
-from lockstep.verify import layout as moves
-from lockstep.verify.coverage import in_source
-from lockstep.verify.layout import Layout
-from lockstep.verify.piece import Loop, Piece, align, is_nested, restrict, strides_of, turned
-from lockstep.verify.uses import count_uses
+from lockstep.verify.layouts import layout as moves
+from lockstep.verify.layouts.coverage import in_source
+from lockstep.verify.layouts.layout import Layout
+from lockstep.verify.layouts.piece import (
+    Loop,
+    Piece,
+    align,
+    is_nested,
+    restrict,
+    strides_of,
+    turned,
+)
+from lockstep.verify.layouts.uses import count_uses
 
 Numbers = NDArray[np.int64]
 Pair = tuple[Layout, Numbers]

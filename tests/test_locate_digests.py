@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from lockstep.formats.locate import numpy_files
 from lockstep.formats.open_store import open_store
-from lockstep.verify.examine import Options, digest_store
+from lockstep.verify.engine.examine import Options, digest_store
 
 RNG = np.random.default_rng(11)
 ARRAYS: dict[str, NDArray[Any]] = {

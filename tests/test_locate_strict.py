@@ -12,7 +12,7 @@ from flip_formats import FORMATS, read, write_in_silence
 from lockstep.errors import InputError
 from lockstep.formats.open_store import open_store
 from lockstep.verify.api import Pair, check_pair
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.examine import Options
 
 ENTRY, END64, LOCATOR = b"PK\x01\x02", b"PK\x06\x06", b"PK\x06\x07"
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
-from lockstep.verify.constants import constant
-from lockstep.verify.expressions import parse_call
-from lockstep.verify.layout import Layout, whole
-from lockstep.verify.moves import Array
-from lockstep.verify.steps import STEPS, apply, check_call, names_of
+from lockstep.verify.claims.constants import constant
+from lockstep.verify.claims.expressions import parse_call
+from lockstep.verify.claims.moves import Array
+from lockstep.verify.claims.steps import STEPS, apply, check_call, names_of
+from lockstep.verify.layouts.layout import Layout, whole
 
 Numbers = NDArray[np.int64]
 Draw = st.DrawFn

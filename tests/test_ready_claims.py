@@ -18,7 +18,7 @@ from conversions.seed_procedure import Pair, compare, keystr
 
 from lockstep.artifacts.verification import VALUE_EXACT, ClaimRow, Verification
 from lockstep.verify import check
-from lockstep.verify.claim_file import READY
+from lockstep.verify.claims.claim_file import READY
 
 PLANTED = [(case, fault) for case, made in CASES.items() for fault in made.faults]
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
-from lockstep.verify.dequantise import BLOCKS
-from lockstep.verify.float_formats import FLOATS, FloatFormat, decode
-from lockstep.verify.rounding import CHOICES, Rules, encode
-from lockstep.verify.values import value_move
+from lockstep.verify.numbers.dequantise import BLOCKS
+from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, decode
+from lockstep.verify.numbers.rounding import CHOICES, Rules, encode
+from lockstep.verify.numbers.values import value_move
 
 TYPES: dict[str, Any] = {
     "F64": np.float64,

@@ -23,9 +23,9 @@ from flip_formats import silent_jax
 from safetensors.numpy import save_file
 
 from lockstep.errors import BudgetError
-from lockstep.verify import reading
 from lockstep.verify.api import check
-from lockstep.verify.budget import MIB
+from lockstep.verify.engine import reading
+from lockstep.verify.engine.budget import MIB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from lockstep.artifacts.derivation import Derivation
 from lockstep.cli.main import main
 from lockstep.verify import check
-from lockstep.verify.converter import Converter
-from lockstep.verify.derive import Derivations
+from lockstep.verify.derivation.converter import Converter
+from lockstep.verify.derivation.derive import Derivations
 
 Said = pytest.CaptureFixture[str]
 

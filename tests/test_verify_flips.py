@@ -21,8 +21,8 @@ from flip_formats import FORMATS, Format, Reading, read, write_in_silence
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import EnvironmentLacks, InputError
 from lockstep.verify.api import Pair, check_pair, exit_code
-from lockstep.verify.budget import memory_now
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.budget import memory_now
+from lockstep.verify.engine.examine import Options
 
 # What a library leaves behind when it fails is not what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.verify.budget import MIB
+from lockstep.verify.engine.budget import MIB
 
 TESTS = Path(__file__).parent
 N_MARKS = 300
@@ -60,10 +60,10 @@ from dataclasses import asdict
 from pathlib import Path
 from lockstep.errors import LockstepError
 from lockstep.formats.open_store import open_store
-from lockstep.verify.budget import memory_now
-from lockstep.verify.claim import Claim, Plan
-from lockstep.verify.examine import Options, examine
-from lockstep.verify.layout import permute, whole
+from lockstep.verify.engine.budget import memory_now
+from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.engine.examine import Options, examine
+from lockstep.verify.layouts.layout import permute, whole
 folder = Path(sys.argv[1])
 source, target = (open_store(next(folder.glob(f"{name}.*"))) for name in "ab")
 shape = source.leaves["same"].shape

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from verify_pair import CLAIMS, Pair, converted, make_pair, source_arrays
 
 from lockstep.cli.main import main
-from lockstep.verify import worker
+from lockstep.verify.engine import worker
 
 Said = pytest.CaptureFixture[str]
 SCHEMA = 'schema = "lockstep.claims/1"\n'

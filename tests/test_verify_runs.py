@@ -17,15 +17,15 @@ from verify_stores import ZlibChunks, store_of
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import BudgetError, InputError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Record, Store
-from lockstep.verify import layout as moves
-from lockstep.verify import worker
-from lockstep.verify.budget import MIB, Budget
-from lockstep.verify.claim import Claim, Equality, Plan, Tie
-from lockstep.verify.digest import merkle_root
-from lockstep.verify.examine import Options, digest_store, examine
-from lockstep.verify.layout import Layout
-from lockstep.verify.tiles import digest_scheme, fitting
-from lockstep.verify.values import value_move
+from lockstep.verify.claims.claim import Claim, Equality, Plan, Tie
+from lockstep.verify.engine import worker
+from lockstep.verify.engine.budget import MIB, Budget
+from lockstep.verify.engine.digest import merkle_root
+from lockstep.verify.engine.examine import Options, digest_store, examine
+from lockstep.verify.engine.tiles import digest_scheme, fitting
+from lockstep.verify.layouts import layout as moves
+from lockstep.verify.layouts.layout import Layout
+from lockstep.verify.numbers.values import value_move
 
 LARGE = 4 << 30
 
@@ -304,7 +304,7 @@ def test_a_claim_that_needs_all_of_the_budget_is_worked_on_alone(
     scheme = fitting(rows[0], [source.leaves["x"]], target.leaves["x"], budget)
     assert scheme.need > budget.arena
     assert scheme.need <= budget.alone
-    monkeypatch.setattr("lockstep.verify.examine._budget", lambda *_: budget)
+    monkeypatch.setattr("lockstep.verify.engine.examine._budget", lambda *_: budget)
     assert check(Plan(source, target, rows), jobs=2).value_exact
 
 
@@ -325,8 +325,8 @@ def essence(report: Verification) -> dict[str, Any]:
 def test_any_number_of_workers_reports_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lockstep.verify.job.ITEM_BYTES", 512)
-    monkeypatch.setattr("lockstep.verify.engine._SMALL_RUN", 1)
+    monkeypatch.setattr("lockstep.verify.engine.job.ITEM_BYTES", 512)
+    monkeypatch.setattr("lockstep.verify.engine.threads._SMALL_RUN", 1)
     plan = pair(tmp_path, n=8)
     for flat in (1, 700, 1199):
         flip(plan.target, "w3", flat)

@@ -19,14 +19,15 @@ from lockstep.cli.main import main
 from lockstep.errors import GateError, InputError, UsageError
 from lockstep.formats.leaf import FileIdentity, Leaf
 from lockstep.formats.open_store import open_store
-from lockstep.verify import check, mutant
-from lockstep.verify import selftest as module
+from lockstep.verify import check
 from lockstep.verify.api import Pair
-from lockstep.verify.differences import Tally
-from lockstep.verify.mutant import Mutation
-from lockstep.verify.overlay import overlaid
-from lockstep.verify.selftest import MUTATIONS, selftest
-from lockstep.verify.selftest_picks import Trial
+from lockstep.verify.mutation import mutant
+from lockstep.verify.mutation import selftest as module
+from lockstep.verify.mutation.mutant import Mutation
+from lockstep.verify.mutation.overlay import overlaid
+from lockstep.verify.mutation.selftest import MUTATIONS, selftest
+from lockstep.verify.mutation.selftest_picks import Trial
+from lockstep.verify.numbers.differences import Tally
 
 N_LAYERS = 11  # so that 10 comes before 2 in the order of texts
 CLAIMS = """

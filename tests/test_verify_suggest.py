@@ -24,12 +24,12 @@ from lockstep.cli.main import main
 from lockstep.errors import BudgetError
 from lockstep.verify import check
 from lockstep.verify.api import Pair
-from lockstep.verify.claim_file import load_claims, parse_claims
-from lockstep.verify.examine import Options
-from lockstep.verify.generalise import Made, Part, breaks, generalise
-from lockstep.verify.resolve import resolve
-from lockstep.verify.rules import ClaimFile
-from lockstep.verify.suggest import Suggestion, suggest
+from lockstep.verify.claims.claim_file import load_claims, parse_claims
+from lockstep.verify.claims.resolve import resolve
+from lockstep.verify.claims.rules import ClaimFile
+from lockstep.verify.engine.examine import Options
+from lockstep.verify.suggestion.generalise import Made, Part, breaks, generalise
+from lockstep.verify.suggestion.suggest import Suggestion, suggest
 
 CONVERSIONS: dict[str, Callable[[Path], Conversion]] = {
     "llama to GGUF": partial(
@@ -339,7 +339,7 @@ def test_large_leaves_stay_within_the_budget(tmp_path: Path) -> None:
             file.write(b"\x00\x00\x80\x3f")
             file.truncate(8 + len(text) + 8 * n)
     code = (
-        "import sys; from lockstep.cli.main import main; from lockstep.verify.budget import "
+        "import sys; from lockstep.cli.main import main; from lockstep.verify.engine.budget import "
         "memory_now; code = main(sys.argv[1:]); print(memory_now().peak); sys.exit(code)"
     )
     words = ["verify", "suggest", "a.safetensors", "b.safetensors", "--out", "c.toml"]

@@ -21,9 +21,9 @@ from lockstep.artifacts.verification import VALUE_EXACT
 from lockstep.errors import LockstepError
 from lockstep.verify import Options, check
 from lockstep.verify.api import Pair, check_pair
-from lockstep.verify.claim_file import parse_claims
-from lockstep.verify.selftest import selftest
-from lockstep.verify.selftest_picks import Trial
+from lockstep.verify.claims.claim_file import parse_claims
+from lockstep.verify.mutation.selftest import selftest
+from lockstep.verify.mutation.selftest_picks import Trial
 
 
 @dataclass(frozen=True)

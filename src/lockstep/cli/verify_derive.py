@@ -15,10 +15,10 @@ from lockstep.cli.verb import Verb
 from lockstep.cli.verify_options import FILE, FORCE, format_option
 from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_text import leaves, problem_lines, shortened
-from lockstep.verify.converter import Converter
-from lockstep.verify.derive import Request, derive
-from lockstep.verify.rounding import NEAREST
-from lockstep.verify.rules import ClaimFile, ClaimRule
+from lockstep.verify.claims.rules import ClaimFile, ClaimRule
+from lockstep.verify.derivation.converter import Converter
+from lockstep.verify.derivation.derive import Request, derive
+from lockstep.verify.numbers.rounding import NEAREST
 
 EXIT_CODES: dict[Outcome, int] = {
     "derived": 0,

@@ -11,7 +11,7 @@ from lockstep.cli.verify_options import FILE, JOBS, MAX_MEMORY, format_option
 from lockstep.cli.verify_outputs import Outputs, claim_outputs, output_options
 from lockstep.cli.verify_progress import Progress
 from lockstep.verify.api import Pair, check_pair, exit_code
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.examine import Options
 
 
 @click.command("diff", cls=Verb)

@@ -15,7 +15,7 @@ from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_progress import Progress
 from lockstep.cli.verify_text import leaves, shortened
 from lockstep.verify.api import digest_checkpoint
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.examine import Options
 from lockstep.verify.listing import DigestChanges, Digests, compare_digests
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lockstep.formats.open_store import LOCATORS
-from lockstep.verify.budget import n_processors
+from lockstep.verify.engine.budget import n_processors, roomy
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -51,9 +51,9 @@ def format_option(flag: str, what: str) -> Callable[[F], F]:
                         help=f"The format of {what}.  [default: by its content]")  # fmt: skip
 
 
-MAX_MEMORY = click.option("--max-memory", "max_memory_bytes", type=Size(), default="1GiB",
-                          show_default=True,
-                          help="Most memory of the whole process; more is refused.")  # fmt: skip
+MAX_MEMORY = click.option("--max-memory", "max_memory_bytes", type=Size(), default=roomy,
+                          help="Most memory of the whole process; more is refused.  "
+                          "[default: 1 GiB beside the program]")  # fmt: skip
 JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=n_processors,
                     help="Threads that read and compare; they share the memory.  "
                     "[default: one for each processor]")  # fmt: skip

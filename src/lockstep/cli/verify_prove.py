@@ -17,7 +17,7 @@ from lockstep.cli.verify_text import leaves, shortened
 from lockstep.errors import UsageError
 from lockstep.verify.against import Against, hold_against
 from lockstep.verify.api import Pair, check_pair, exit_code
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.examine import Options
 
 _HINT = "see `lockstep verify prove --help`"
 

@@ -17,8 +17,8 @@ from lockstep.cli.verify_options import CLAIMS, FILE, FORCE, MAX_MEMORY, format_
 from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_text import shortened, size
 from lockstep.verify.api import Pair
-from lockstep.verify.selftest import selftest
-from lockstep.verify.selftest_picks import Trial
+from lockstep.verify.mutation.selftest import selftest
+from lockstep.verify.mutation.selftest_picks import Trial
 
 _SECONDS = 5.0  # between two words about how far it is
 

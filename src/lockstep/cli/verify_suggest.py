@@ -15,8 +15,8 @@ from lockstep.cli.verify_outputs import claim_outputs
 from lockstep.cli.verify_progress import Progress
 from lockstep.cli.verify_text import leaves, shortened
 from lockstep.verify.api import Pair
-from lockstep.verify.examine import Options
-from lockstep.verify.suggest import Suggestion, suggest
+from lockstep.verify.engine.examine import Options
+from lockstep.verify.suggestion.suggest import Suggestion, suggest
 
 
 @click.command("suggest", cls=Verb)

@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from lockstep.verify.api import digest_checkpoint as digest_checkpoint
     from lockstep.verify.api import exit_code as exit_code
     from lockstep.verify.api import prove as prove
-    from lockstep.verify.claim_file import load_claims as load_claims
-    from lockstep.verify.examine import Options as Options
-    from lockstep.verify.rules import ClaimFile as ClaimFile
+    from lockstep.verify.claims.claim_file import load_claims as load_claims
+    from lockstep.verify.claims.rules import ClaimFile as ClaimFile
+    from lockstep.verify.engine.examine import Options as Options
 
 # Name -> the module that has it, imported when the name is asked for: parts of this package are
 # used alone, and the whole of it takes memory that a small budget would rather spend on reading.
 _EXPORTS = {
-    "ClaimFile": "rules",
+    "ClaimFile": "claims.rules",
     "ClaimsDoNotAddUp": "api",
     "NotProved": "api",
-    "Options": "examine",
+    "Options": "engine.examine",
     "ValuesDiffer": "api",
     "check": "api",
     "digest_checkpoint": "api",
     "exit_code": "api",
-    "load_claims": "claim_file",
+    "load_claims": "claims.claim_file",
     "prove": "api",
 }
 

@@ -25,8 +25,8 @@ from lockstep.artifacts.verification import (
 )
 from lockstep.errors import GateError, InputError
 from lockstep.verify.api import digest_checkpoint, exit_code
-from lockstep.verify.digest import ALGORITHM
-from lockstep.verify.examine import Options
+from lockstep.verify.engine.digest import ALGORITHM
+from lockstep.verify.engine.examine import Options
 from lockstep.verify.listing import DigestChanges, DigestLine, Digests, compare_digests, root_of
 
 _EDITED = "ask for the report again, with `lockstep verify --out`; this one was edited or damaged"

@@ -17,13 +17,13 @@ from lockstep.artifacts.verification import VALUE_EXACT, Verification
 from lockstep.errors import GateError, InexactError, UsageError
 from lockstep.formats.leaf import FileIdentity, Store
 from lockstep.formats.open_store import open_store
-from lockstep.verify.claim import Plan, Problem
-from lockstep.verify.claim_file import load_claims
-from lockstep.verify.examine import Options, digest_store, examine
+from lockstep.verify.claims.claim import Plan, Problem
+from lockstep.verify.claims.claim_file import load_claims
+from lockstep.verify.claims.resolve import resolve
+from lockstep.verify.claims.rules import ClaimFile
+from lockstep.verify.claims.same_names import same_names
+from lockstep.verify.engine.examine import Options, digest_store, examine
 from lockstep.verify.listing import Digests, digests_of
-from lockstep.verify.resolve import resolve
-from lockstep.verify.rules import ClaimFile
-from lockstep.verify.same_names import same_names
 
 PathLike = str | Path
 

@@ -1,0 +1,1 @@
+"""The map of a converter, recovered by running it on markers."""

@@ -1,0 +1,1 @@
+"""Claims compared within a budget of memory, and the record of it."""

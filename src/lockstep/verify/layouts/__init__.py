@@ -1,0 +1,1 @@
+"""Moves of elements as pieces, and the coverage that they come to."""

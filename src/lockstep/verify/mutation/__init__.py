@@ -1,0 +1,1 @@
+"""Faults planted into a user's own target, to see each of them caught."""

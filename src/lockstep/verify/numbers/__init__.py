@@ -1,0 +1,1 @@
+"""Numbers by their bits: exact casts, and what differs between two blocks."""

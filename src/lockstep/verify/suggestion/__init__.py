@@ -1,0 +1,1 @@
+"""Claim files proposed from the contents of two checkpoints."""
