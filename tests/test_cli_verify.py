@@ -72,7 +72,7 @@ def test_the_document_is_the_record(pair: Pair, capfd: Said) -> None:
     assert record.target.root
     assert record.source.root != record.target.root
     assert all(leaf.digest for leaf in (*record.source.leaves, *record.target.leaves))
-    assert record.cost.budget_bytes == 1 << 30
+    assert record.cost.budget_bytes >= 1 << 30
     assert record.cost.peak_bytes is None or record.cost.peak_bytes > 0
     assert record.environment["python"]
 

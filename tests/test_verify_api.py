@@ -23,12 +23,12 @@ from lockstep.verify import (
     ValuesDiffer,
     check,
     digest_checkpoint,
-    examine,
     exit_code,
     load_claims,
     prove,
 )
 from lockstep.verify.against import load_report
+from lockstep.verify.engine import examine
 
 Said = pytest.CaptureFixture[str]
 

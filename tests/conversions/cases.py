@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
     "gemma3 from GGUF": Case(gguf_files.gguf_to_hf, "gemma3 to GGUF"),
     "gpt-neox to GGUF": Case(
         _gguf("gpt_neox", "F32", "F16"),
-        faults={"qkv left per head": Fault(gguf_files.qkv_per_head, ("not transformed",))},
+        faults={"qkv left per head": Fault(gguf_files.qkv_per_head, ("was not applied",))},
     ),
     "meta to HF": Case(meta_llama.meta_to_hf, faults=LLAMA_BF16),
     "HF to meta": Case(meta_llama.hf_to_meta, "meta to HF", ROPE_FAULTS),
@@ -83,13 +83,13 @@ CASES: dict[str, Case] = {
     "phi3 fused": Case(
         fused.split_to_phi3,
         "phi3 apart",
-        {"halves reversed": Fault(fused.halves_reversed, ("halves",))},
+        {"halves reversed": Fault(fused.halves_reversed, ("halves|order=up_gate",))},
     ),
     "HF to megatron": Case(
         fused.hf_to_megatron,
         faults={
-            "qkv one after the other": Fault(fused.qkv_one_after_the_other, ("side by side",)),
-            "halves reversed": Fault(fused.halves_reversed, ("halves",)),
+            "qkv one after the other": Fault(fused.qkv_one_after_the_other, ("side by side|layout=concat",)),
+            "halves reversed": Fault(fused.halves_reversed, ("halves|order=up_gate",)),
         },
     ),
     "megatron to HF": Case(fused.megatron_to_hf, "HF to megatron", BEYOND_SHAPE),
