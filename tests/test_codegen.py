@@ -174,6 +174,7 @@ def test_program_survives_fork_and_more_threads_than_cores() -> None:
     expected = run_step(built, inputs, threads=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forks beside threads
+        warnings.simplefilter("ignore", RuntimeWarning)  # JAX, where another test imported it
         child = os.fork()
     if child == 0:  # no assertion may leave a forked pytest
         same = not bits_differ(expected, run_step(built, inputs, threads=8))
