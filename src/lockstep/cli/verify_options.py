@@ -53,7 +53,7 @@ def format_option(flag: str, what: str) -> Callable[[F], F]:
 
 MAX_MEMORY = click.option("--max-memory", "max_memory_bytes", type=Size(), default=roomy,
                           help="Most memory of the whole process; more is refused.  "
-                          "[default: 1 GiB beside the program]")  # fmt: skip
+                          "[default: 1GiB]")  # fmt: skip
 JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=n_processors,
                     help="Threads that read and compare; they share the memory.  "
                     "[default: one for each processor]")  # fmt: skip

@@ -98,9 +98,10 @@ def divide(total: int, jobs: int, n_leaves: int) -> Budget:
 
 
 def roomy() -> int:
-    """The budget of a process that others fill too: what it has held at most, and 1 GiB."""
+    """1 GiB, or, in a process that has held much already, as much beside that."""
     held = memory_now()
-    return max(held.peak or 0, held.now or 0) + 1024 * MIB
+    most = max(held.peak or 0, held.now or 0)
+    return 1024 * MIB + (most if most > 256 * MIB else 0)
 
 
 def n_processors() -> int:

@@ -43,9 +43,9 @@ _DECODERS = ("tensorstore", "zstandard", "h5py")  # said where one of them was u
 class Options:
     """How a conversion is examined.
 
-    `max_memory_bytes` bounds the peak of the whole process, by default to 1 GiB beside what it has
-    held so far; there is one thread for each processor. `progress` is called with the bytes that
-    are done and of how many.
+    `max_memory_bytes` bounds the peak of the whole process, by default to 1 GiB, beside what
+    a large process has held so far; there is one thread for each processor. `progress` is called
+    with the bytes that are done and of how many.
     """
 
     max_memory_bytes: int = field(default_factory=roomy)
