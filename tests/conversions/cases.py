@@ -88,7 +88,7 @@ CASES: dict[str, Case] = {
     "HF to megatron": Case(
         fused.hf_to_megatron,
         faults={
-            "qkv one after the other": Fault(fused.qkv_one_after_the_other, ("side by side|layout=concat",)),
+            "qkv one after the other": Fault(fused.qkv_one_after_the_other, ("by side|=concat",)),
             "halves reversed": Fault(fused.halves_reversed, ("halves|order=up_gate",)),
         },
     ),

@@ -92,17 +92,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """Elements of a leaf that no claim covers, with the reason: dropped, tied, derived or new.
-
-    `ranges` are half-open stretches of flat elements; None is all of the leaf.
-    """
+    """Elements of a leaf that no claim covers, with the reason: dropped, tied, derived or new."""
 
     side: Literal["source", "target"]
     leaf: str
     kind: Literal["drop", "duplicate", "tied", "derived", "new"]
     reason: str
     rule: str
-    ranges: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
