@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.claims.claim_file import (
     ClaimFile,
     parse_claims,

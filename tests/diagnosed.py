@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lockstep.artifacts.verification import Diagnosis
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claims.claim import Claim, Plan, Words
+from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.claims.claim_file import parse_claims
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.diagnosis.diagnose import diagnose

@@ -55,7 +55,7 @@ from lockstep.artifacts.selftest import Selftest
 from lockstep.artifacts.train_report import TrainReport
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import EnvironmentLacks, GateError, InputError, UsageError
-from lockstep.verify.engine.digest import ALGORITHM, merkle_root
+from lockstep.verify.digest import ALGORITHM, merkle_root
 from lockstep.verify.listing import Digests
 
 CHECKLIST = Path(__file__).parent / "golden" / "checklist"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, Held, Key, Leaf, LeafPath
-from lockstep.verify.claims.claim import Equality
+from lockstep.verify.claim import Equality
 from lockstep.verify.claims.claim_file import (
     ClaimFile,
     ClaimRule,

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from lockstep.formats.leaf import ELEMENT_TYPES
 from lockstep.formats.open_store import open_store
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.diagnose import diagnose
 from lockstep.verify.diagnosis.summarise import summarise
 from lockstep.verify.engine.examine import Options, examine

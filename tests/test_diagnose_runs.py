@@ -16,7 +16,7 @@ from lockstep.artifacts.verification import Verification
 from lockstep.cli.verify_text import verification_text
 from lockstep.report.verification import render
 from lockstep.verify.api import exit_code
-from lockstep.verify.claims.claim import Claim, Plan, Tie
+from lockstep.verify.claim import Claim, Plan, Tie
 from lockstep.verify.diagnosis.grade import grades
 from lockstep.verify.engine import rows
 from lockstep.verify.engine.budget import MIB, divide

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claims.claim import Claim, Equality, Plan
+from lockstep.verify.claim import Claim, Equality, Plan
 from lockstep.verify.layouts.layout import permute, whole
 from lockstep.verify.numbers.differences import BLOCK, FLOAT_KINDS, Tally
 from lockstep.verify.numbers.float_formats import FLOATS

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from lockstep.artifacts.verification import Diagnosis
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Store
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.grade import grades
 from lockstep.verify.diagnosis.summarise import summarise
-from lockstep.verify.engine.digest import block_digests, leaf_digest
+from lockstep.verify.digest import block_digests, leaf_digest
 from lockstep.verify.layouts.layout import Layout, whole
 from lockstep.verify.numbers.health import BLOCK, Health
 

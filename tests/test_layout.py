@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
+from lockstep.verify.claims.coverage import in_source
 from lockstep.verify.layouts import layout as moves
-from lockstep.verify.layouts.coverage import in_source
 from lockstep.verify.layouts.layout import Layout
 from lockstep.verify.layouts.piece import (
     Loop,

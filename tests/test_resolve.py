@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claim_stores import MATRIX, Spec, claim, claims, messages, plan
 
-from lockstep.verify.claims.claim import Plan
+from lockstep.verify.claim import Plan
 from lockstep.verify.claims.facts import agree, lookup
 
 # --- facts

@@ -275,7 +275,7 @@ def test_an_edited_report_does_not_follow_from_itself(
 
 def test_an_identity_with_two_digests_is_an_edited_report(pair: Pair, report: Path) -> None:
     """A forger who also mends the root still has two digests for one array."""
-    from lockstep.verify.engine.digest import merkle_root
+    from lockstep.verify.digest import merkle_root
 
     record = load_report(report)
     leaves = tuple(

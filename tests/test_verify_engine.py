@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from verify_stores import KINDS, store_of
 
-from lockstep.verify.claims.claim import Claim, Plan
-from lockstep.verify.engine import digest, job, tiles, worker
+from lockstep.verify import digest
+from lockstep.verify.claim import Claim, Plan
+from lockstep.verify.engine import job, tiles, worker
 from lockstep.verify.engine.examine import Options, examine
 from lockstep.verify.layouts import layout as moves
 from lockstep.verify.layouts.layout import Layout

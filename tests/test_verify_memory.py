@@ -61,7 +61,7 @@ from pathlib import Path
 from lockstep.errors import LockstepError
 from lockstep.formats.open_store import open_store
 from lockstep.verify.engine.budget import memory_now
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.engine.examine import Options, examine
 from lockstep.verify.layouts.layout import permute, whole
 folder = Path(sys.argv[1])

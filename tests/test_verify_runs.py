@@ -17,10 +17,10 @@ from verify_stores import ZlibChunks, store_of
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import BudgetError, InputError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Record, Store
-from lockstep.verify.claims.claim import Claim, Equality, Plan, Tie
+from lockstep.verify.claim import Claim, Equality, Plan, Tie
+from lockstep.verify.digest import merkle_root
 from lockstep.verify.engine import worker
 from lockstep.verify.engine.budget import MIB, Budget
-from lockstep.verify.engine.digest import merkle_root
 from lockstep.verify.engine.examine import Options, digest_store, examine
 from lockstep.verify.engine.tiles import digest_scheme, fitting
 from lockstep.verify.layouts import layout as moves

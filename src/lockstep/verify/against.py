@@ -25,7 +25,7 @@ from lockstep.artifacts.verification import (
 )
 from lockstep.errors import GateError, InputError
 from lockstep.verify.api import digest_checkpoint, exit_code
-from lockstep.verify.engine.digest import ALGORITHM
+from lockstep.verify.digest import ALGORITHM
 from lockstep.verify.engine.examine import Options
 from lockstep.verify.listing import DigestChanges, DigestLine, Digests, compare_digests, root_of
 

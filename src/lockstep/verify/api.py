@@ -17,7 +17,7 @@ from lockstep.artifacts.verification import VALUE_EXACT, Verification
 from lockstep.errors import GateError, InexactError, UsageError
 from lockstep.formats.leaf import FileIdentity, Store
 from lockstep.formats.open_store import open_store
-from lockstep.verify.claims.claim import Plan, Problem
+from lockstep.verify.claim import Plan, Problem
 from lockstep.verify.claims.claim_file import load_claims
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.claims.rules import ClaimFile

@@ -11,7 +11,7 @@ from lockstep.artifacts import Artifact
 from lockstep.artifacts.verification import FileRow
 from lockstep.errors import InputError
 from lockstep.formats.leaf import Extent, Held, Leaf, Parts, Store
-from lockstep.verify.engine.digest import ALGORITHM, merkle_root
+from lockstep.verify.digest import ALGORITHM, merkle_root
 
 _MOST_SIGNS = 200  # of a fact: the vocabulary in a GGUF file has megabytes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lockstep.artifacts import Artifact
 from lockstep.artifacts.verification import ProblemRow
 from lockstep.errors import BudgetError
-from lockstep.verify.claims.claim import Claim, Plan, Problem
+from lockstep.verify.claim import Claim, Plan, Problem
 from lockstep.verify.engine.budget import Budget, divide
 from lockstep.verify.engine.tiles import predict
 from lockstep.verify.listing import short_text

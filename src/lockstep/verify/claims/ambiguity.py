@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Ambiguity, Claim
+from lockstep.verify.claim import Ambiguity, Claim
 from lockstep.verify.claims.moves import text
 
 Side = Literal["source", "target"]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Claim, Problem
+from lockstep.verify.claim import Claim, Problem
 from lockstep.verify.claims.expand import Instance
 from lockstep.verify.claims.expressions import Call
 from lockstep.verify.claims.moves import Array, text

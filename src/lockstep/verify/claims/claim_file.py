@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args
 from lockstep.artifacts.verification import Mapped
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.locate.bounded import opened
-from lockstep.verify.claims.claim import Equality
+from lockstep.verify.claim import Equality
 from lockstep.verify.claims.expand import compile_rules
 from lockstep.verify.claims.rules import (
     FACT_PLACES,

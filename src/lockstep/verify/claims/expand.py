@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lockstep.errors import UsageError
-from lockstep.verify.claims.claim import Problem
+from lockstep.verify.claim import Problem
 from lockstep.verify.claims.expressions import (
     Call,
     Expression,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Store
-from lockstep.verify.claims.claim import Problem
+from lockstep.verify.claim import Problem
 from lockstep.verify.claims.expressions import evaluate, parse_expression
 from lockstep.verify.claims.rules import ClaimFile, Fact
 from lockstep.verify.claims.templates import NameIndex, patterns

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lockstep.verify.claim import Problem
 from lockstep.verify.claims.build import Wanted
-from lockstep.verify.claims.claim import Problem
 from lockstep.verify.claims.expand import Instance, Names, SourceLeaf
 from lockstep.verify.claims.expressions import Call
 from lockstep.verify.claims.rules import LikeRule

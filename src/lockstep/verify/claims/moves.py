@@ -15,7 +15,7 @@ import numpy as np
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ElementType
-from lockstep.verify.claims.claim import ValueMove
+from lockstep.verify.claim import ValueMove
 from lockstep.verify.claims.constants import constant
 from lockstep.verify.layouts import layout as algebra
 from lockstep.verify.layouts.layout import Layout

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
+from lockstep.verify.claim import Claim, Excuse, Plan, Problem, Tie
 from lockstep.verify.claims.ambiguity import ambiguities
 from lockstep.verify.claims.build import Memo, Wanted, claim_of
-from lockstep.verify.claims.claim import Claim, Excuse, Plan, Problem, Tie
 from lockstep.verify.claims.constants import constant
+from lockstep.verify.claims.coverage import account
 from lockstep.verify.claims.expand import (
     CompiledClaim,
     CompiledExcuse,
@@ -27,7 +28,6 @@ from lockstep.verify.claims.follow import following
 from lockstep.verify.claims.moves import text
 from lockstep.verify.claims.rules import ClaimFile, TieRule
 from lockstep.verify.claims.templates import NameIndex
-from lockstep.verify.layouts.coverage import account
 from lockstep.verify.layouts.layout import filled
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lockstep.artifacts.verification import Mapped
-from lockstep.verify.claims.claim import Equality
+from lockstep.verify.claim import Equality
 
 SCHEMA = "lockstep.claims/1"
 Side = Literal["source", "target"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from lockstep.artifacts.printable import printable
 from lockstep.formats.leaf import Leaf, Store, path_text
-from lockstep.verify.claims.claim import Claim, Excuse, Plan, Problem
-from lockstep.verify.layouts.coverage import account
+from lockstep.verify.claim import Claim, Excuse, Plan, Problem
+from lockstep.verify.claims.coverage import account
 from lockstep.verify.layouts.layout import whole
 
 RULE = "same name"

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
+from lockstep.verify.claim import ValueMove
 from lockstep.verify.claims import model_moves, moves
-from lockstep.verify.claims.claim import ValueMove
 from lockstep.verify.claims.expressions import Call, evaluate, names_in, spelled
 from lockstep.verify.claims.moves import Array
 from lockstep.verify.numbers.values import MOVES, value_move

@@ -23,7 +23,7 @@ from lockstep.artifacts.files import make_directory
 from lockstep.artifacts.verification import ProblemRow
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import ElementType, Leaf
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.claims.claim_file import load_claims
 from lockstep.verify.claims.rules import ClaimFile
 from lockstep.verify.derivation.converter import Converter, TooSlow

@@ -10,7 +10,7 @@ import numpy as np
 from lockstep.artifacts.derivation import ComparedClaim, Place
 from lockstep.artifacts.verification import ProblemRow
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Claim, Excuse, Words
+from lockstep.verify.claim import Claim, Excuse, Words
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.claims.rules import ClaimFile, ExcuseKind, ExcuseRule, TieRule
 from lockstep.verify.derivation.markers import Ids

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lockstep.formats.leaf import ElementType, Leaf
 from lockstep.formats.overwrite import why_not_writable
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.numbers.float_formats import FLOATS, decode
 from lockstep.verify.numbers.integers import INTEGERS
 from lockstep.verify.numbers.numbers_text import as_float64

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lockstep.errors import LockstepError
 from lockstep.formats.leaf import ElementType, Leaf
-from lockstep.verify.claims.claim import ValueMove
+from lockstep.verify.claim import ValueMove
 from lockstep.verify.claims.expressions import parse_call
 from lockstep.verify.claims.moves import Array
 from lockstep.verify.claims.rules import From

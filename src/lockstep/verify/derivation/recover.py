@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ElementType, Leaf
-from lockstep.verify.claims.claim import ValueMove, Words
+from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.derivation.markers import LOWEST, Code, Ids, Numbering, Numbers64, to_numbers
 from lockstep.verify.layouts.layout import Layout
 from lockstep.verify.layouts.piece import Loop, Piece, tidy

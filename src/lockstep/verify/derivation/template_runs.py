@@ -11,7 +11,7 @@ from lockstep.errors import InputError, UsageError
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.formats.open_store import open_store
 from lockstep.formats.overwrite import copy_checkpoint, overwrite, renew_checksums
-from lockstep.verify.claims.claim import Plan, Words
+from lockstep.verify.claim import Plan, Words
 from lockstep.verify.derivation.converter import Converter
 from lockstep.verify.derivation.markers import MOST_ELEMENTS
 from lockstep.verify.engine.budget import divide, memory_now

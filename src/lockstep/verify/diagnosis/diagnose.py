@@ -13,7 +13,7 @@ from itertools import chain
 from math import prod
 
 from lockstep.artifacts.verification import Diagnosis, Difference
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.block_order import block_hypotheses
 from lockstep.verify.diagnosis.damage import damage
 from lockstep.verify.diagnosis.fused_hypotheses import fused_hypotheses

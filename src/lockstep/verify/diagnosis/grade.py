@@ -21,10 +21,10 @@ import numpy as np
 
 from lockstep.artifacts.verification import Grade, Mapped
 from lockstep.formats.leaf import Extent, Held, Leaf, Parts
-from lockstep.verify.claims.claim import Claim, Equality, Plan
+from lockstep.verify.claim import Claim, Equality, Plan
 from lockstep.verify.diagnosis.diagnose import SAMPLED
 from lockstep.verify.diagnosis.hypotheses import Probe
-from lockstep.verify.engine.digest import block_elements, leaf_digest
+from lockstep.verify.digest import block_elements, leaf_digest
 from lockstep.verify.layouts.layout import permute
 from lockstep.verify.numbers.float_formats import FLOATS
 from lockstep.verify.numbers.integers import INTEGERS

@@ -12,7 +12,7 @@ import numpy as np
 from lockstep.artifacts.verification import Difference
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf
-from lockstep.verify.claims.claim import Claim, Equality, Plan, ValueMove, Words
+from lockstep.verify.claim import Claim, Equality, Plan, ValueMove, Words
 from lockstep.verify.layouts.layout import Layout
 
 Side = Literal["source", "target"]

@@ -12,7 +12,7 @@ from itertools import chain
 
 import numpy as np
 
-from lockstep.verify.claims.claim import Claim
+from lockstep.verify.claim import Claim
 from lockstep.verify.diagnosis.hypotheses import Case, Hypothesis
 from lockstep.verify.diagnosis.layout_hypotheses import layout_hypotheses
 from lockstep.verify.diagnosis.leaf_hypotheses import (

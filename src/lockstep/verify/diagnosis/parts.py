@@ -13,9 +13,9 @@ from math import prod
 import numpy as np
 
 from lockstep.artifacts.verification import Difference, Spot
-from lockstep.verify.claims.claim import Claim, Words
+from lockstep.verify.claim import Claim, Words
+from lockstep.verify.claims.sampled import sampled
 from lockstep.verify.diagnosis.hypotheses import Case, Probe, Side
-from lockstep.verify.engine.job import sampled
 from lockstep.verify.layouts.layout import Layout, cut, join, whole
 from lockstep.verify.layouts.piece import align, in_axis, strides_of
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 from lockstep.errors import UsageError
-from lockstep.verify.claims.claim import Claim, Equality
+from lockstep.verify.claim import Claim, Equality
 from lockstep.verify.claims.expressions import Call, parse_call
 from lockstep.verify.claims.moves import Array
 from lockstep.verify.claims.steps import STEPS, apply, check_call

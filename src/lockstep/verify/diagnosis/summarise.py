@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from lockstep.artifacts.verification import Diagnosis
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 
 _NUMBER = re.compile(r"\d+")
 _SHOWN = 12  # numbers, or stretches of them, in a sentence

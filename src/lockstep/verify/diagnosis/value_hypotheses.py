@@ -11,7 +11,7 @@ import numpy as np
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ElementType
-from lockstep.verify.claims.claim import ValueMove, Words
+from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.diagnosis.hypotheses import Case, Hypothesis
 from lockstep.verify.layouts.layout import filled
 from lockstep.verify.numbers.arithmetic import plus

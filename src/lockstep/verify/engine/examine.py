@@ -24,17 +24,17 @@ from lockstep.artifacts.verification import (
 )
 from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Store
-from lockstep.verify.claims.claim import Plan, Problem
+from lockstep.verify.claim import Plan, Problem
+from lockstep.verify.claims.coverage import Ledger, account
 from lockstep.verify.diagnosis.grade import SECONDS_FOR_GRADES, grades
 from lockstep.verify.diagnosis.summarise import summarise
+from lockstep.verify.digest import ALGORITHM
 from lockstep.verify.engine.budget import Budget, divide, memory_now, n_processors, roomy
-from lockstep.verify.engine.digest import ALGORITHM
 from lockstep.verify.engine.journal import Journal, run_key
 from lockstep.verify.engine.probe import ReadingProbe
 from lockstep.verify.engine.rows import ClaimJudge, groups_of, reasons_of, side_of
 from lockstep.verify.engine.tasks import TaskList
 from lockstep.verify.engine.threads import Progress, Spent, run
-from lockstep.verify.layouts.coverage import Ledger, account
 
 _DECODERS = ("tensorstore", "zstandard", "h5py")  # said where one of them was used
 

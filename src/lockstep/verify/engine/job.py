@@ -8,20 +8,17 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from lockstep.formats.leaf import ElementType, Held, Leaf, Record
-from lockstep.verify.claims.claim import Claim
+from lockstep.verify.claim import Claim
+from lockstep.verify.digest import block_elements
 from lockstep.verify.engine.budget import Budget
-from lockstep.verify.engine.digest import block_elements
 from lockstep.verify.engine.places import Move, is_plain
 from lockstep.verify.engine.tiles import Grid, Scheme, fitting, grid_for, visits
-from lockstep.verify.layouts.layout import Layout
-from lockstep.verify.layouts.piece import restrict
 from lockstep.verify.numbers.differences import Tally
 from lockstep.verify.numbers.health import Health
 
 ITEM_BYTES = 32 << 20  # of one side: work of some milliseconds, so that handing it out costs little
 _ITEM_MOVES = 256
 _MANY, _SHORT_RUN = 24, 4096  # pieces, and bytes, from which on pieces are read together
-_SAMPLE_SPOTS, SAMPLE = 5, 20480  # stretches that are sampled, and the elements in all of them
 
 
 @dataclass
@@ -186,20 +183,6 @@ def _in_tiles(job: Job) -> Iterator[Item]:
                 few, size = [], 0
     if few:
         yield Moves(job, tuple(few))
-
-
-def sampled(claim: Claim, at_most: int = SAMPLE) -> Claim:
-    """The claim about a few stretches of its target, spread from the first element to the last."""
-    if claim.layout is None or claim.layout.n_elements <= at_most:
-        return claim
-    n, each = claim.layout.n_elements, max(1, at_most // _SAMPLE_SPOTS)
-    starts = [(n - each) * i // (_SAMPLE_SPOTS - 1) for i in range(_SAMPLE_SPOTS)]
-    kept = []
-    for start in starts:
-        for piece in claim.layout.pieces:
-            steps = [loop.dst for loop in piece.loops]
-            kept += restrict(piece, piece.dst, steps, start, start + each)
-    return replace(claim, layout=Layout(claim.layout.shape, tuple(kept)))
 
 
 class Agenda:

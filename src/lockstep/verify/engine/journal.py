@@ -10,7 +10,7 @@ from pathlib import Path
 from lockstep.artifacts.record import append_line, read_lines
 from lockstep.artifacts.verify_journal import JournalEntry
 from lockstep.formats.leaf import FileIdentity, Leaf
-from lockstep.verify.claims.claim import Claim
+from lockstep.verify.claim import Claim
 
 
 def run_key(files: Iterable[FileIdentity], options: str) -> str:

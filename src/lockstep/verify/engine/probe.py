@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from lockstep.errors import BudgetError
 from lockstep.formats.leaf import Extent, Held, Leaf, Parts
-from lockstep.verify.claims.claim import Claim, Equality, Plan, Words
+from lockstep.verify.claim import Claim, Equality, Plan, Words
+from lockstep.verify.claims.sampled import sampled
 from lockstep.verify.engine.budget import MIB, Budget
-from lockstep.verify.engine.job import Job, items_of, job_of, sampled
+from lockstep.verify.engine.job import Job, items_of, job_of
 from lockstep.verify.engine.reading import words_of
 from lockstep.verify.engine.tasks import SideName, misfit
 from lockstep.verify.engine.tiles import PLAIN, Scheme, digest_scheme

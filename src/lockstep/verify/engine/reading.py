@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lockstep.errors import InputError
 from lockstep.formats.leaf import Chunks, ElementType, Extent, Held, Leaf
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 
 _READ_COST = 12_000  # a call costs about as much as reading this many bytes
 _MAX_READS = 1 << 14  # of one box; their offsets are Python numbers

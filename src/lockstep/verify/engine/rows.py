@@ -19,13 +19,13 @@ from lockstep.artifacts.verification import (
     weakest,
 )
 from lockstep.formats.leaf import Store
-from lockstep.verify.claims.claim import Claim, Equality, Plan
+from lockstep.verify.claim import Claim, Equality, Plan
+from lockstep.verify.claims.coverage import Account
 from lockstep.verify.diagnosis.diagnose import diagnose
+from lockstep.verify.digest import merkle_root
 from lockstep.verify.engine.budget import SCRATCH, Budget
-from lockstep.verify.engine.digest import merkle_root
 from lockstep.verify.engine.probe import ReadingProbe
 from lockstep.verify.engine.tasks import Found, TaskList
-from lockstep.verify.layouts.coverage import Account
 from lockstep.verify.numbers.differences import Tally
 
 MOST_DIAGNOSES = 64  # each reads suspects again; what is wrong with many leaves shows in the first

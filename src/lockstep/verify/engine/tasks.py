@@ -11,10 +11,11 @@ from typing import Literal
 from lockstep.artifacts.verify_journal import JournalEntry
 from lockstep.errors import BudgetError
 from lockstep.formats.leaf import ELEMENT_TYPES, Leaf, Store
-from lockstep.verify.claims.claim import Claim, Plan, Problem, Tie
+from lockstep.verify.claim import Claim, Plan, Problem, Tie
+from lockstep.verify.claims.sampled import sampled
+from lockstep.verify.digest import block_elements, leaf_digest
 from lockstep.verify.engine.budget import SCRATCH, Budget
-from lockstep.verify.engine.digest import block_elements, leaf_digest
-from lockstep.verify.engine.job import HashJob, Job, Sum, grouped, job_of, sampled
+from lockstep.verify.engine.job import HashJob, Job, Sum, grouped, job_of
 from lockstep.verify.engine.journal import Journal, claim_key
 from lockstep.verify.engine.threads import Tasks
 from lockstep.verify.engine.tiles import PLAIN, Scheme, digest_scheme

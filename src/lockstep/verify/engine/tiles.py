@@ -15,7 +15,7 @@ from typing import Literal
 
 from lockstep.errors import BudgetError
 from lockstep.formats.leaf import Extent, Held, Leaf, Parts, Store
-from lockstep.verify.claims.claim import Claim
+from lockstep.verify.claim import Claim
 from lockstep.verify.engine.budget import MIB, SCRATCH, SMALLEST_ARENA, Budget
 from lockstep.verify.engine.places import (
     Box,

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lockstep.errors import InputError
 from lockstep.formats.leaf import Extent, Leaf, Record
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
+from lockstep.verify.digest import block_elements
 from lockstep.verify.engine.budget import Arena
-from lockstep.verify.engine.digest import block_elements
 from lockstep.verify.engine.job import Band, HashJob, InOrder, Item, Job, Moves
 from lockstep.verify.engine.places import Move, by_boxes, place
 from lockstep.verify.engine.reading import (

@@ -1,1 +1,1 @@
-"""Moves of elements as pieces, and the coverage that they come to."""
+"""Moves of elements as pieces, and how often they use each."""

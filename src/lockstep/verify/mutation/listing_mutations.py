@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lockstep.formats.leaf import ELEMENT_TYPES, Leaf, Name, Store
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.claims.rules import ClaimFile
 from lockstep.verify.mutation.mutations import names_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lockstep.formats.leaf import Extent, Leaf, Part, Parts
-from lockstep.verify.claims.claim import Claim, Plan, Words
+from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.engine.budget import Budget
 from lockstep.verify.engine.probe import ReadingProbe
 from lockstep.verify.engine.reading import words_of

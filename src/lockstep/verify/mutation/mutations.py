@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from lockstep.formats.leaf import Leaf
-from lockstep.verify.claims.claim import Claim, Words
+from lockstep.verify.claim import Claim, Words
 from lockstep.verify.mutation.mutant import Bench, Mutant, Mutation, Unfit
 
 NO_ROOM = Unfit("the leaf is larger than the room for a changed copy; see --max-memory", True)

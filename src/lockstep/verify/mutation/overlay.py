@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.formats.leaf import Chunks, Extent, Held, Leaf
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.engine.reading import Files, words_of
 from lockstep.verify.layouts.piece import strides_of
 

@@ -25,7 +25,7 @@ from lockstep.errors import GateError, LockstepError, UsageError
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.formats.open_store import open_store
 from lockstep.verify.api import Pair, PathLike
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.claims.claim_file import load_claims
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.claims.rules import ClaimFile

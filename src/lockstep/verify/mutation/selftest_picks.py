@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lockstep.verify.claims.claim import Claim, Plan
+from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.engine.budget import roomy
 
 Say = Callable[[int, int], None]  # mutations that are done, and of how many

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, Extent, Leaf, Part, Parts
-from lockstep.verify.claims.claim import Claim, Words
+from lockstep.verify.claim import Claim, Words
 from lockstep.verify.mutation.mutant import PEEKED, Bench, Mutant, Mutation, Unfit
 from lockstep.verify.mutation.overlay import CHUNK_BYTES, can_lie_under, overlaid
 from lockstep.verify.numbers.float_formats import FLOATS

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.numbers.float_formats import FLOATS, decode
 from lockstep.verify.numbers.rounding import encode
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lockstep.artifacts.verification import Difference, Spot, Verdict
 from lockstep.formats.leaf import ElementType, Leaf
-from lockstep.verify.claims.claim import Claim, Equality, Plan, Words
+from lockstep.verify.claim import Claim, Equality, Plan, Words
 from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, special
 from lockstep.verify.numbers.integers import INTEGERS
 from lockstep.verify.numbers.numbers_text import (

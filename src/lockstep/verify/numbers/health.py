@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.formats.leaf import ElementType
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, special
 from lockstep.verify.numbers.integers import INTEGERS
 from lockstep.verify.numbers.numbers_text import as_float64, component, components

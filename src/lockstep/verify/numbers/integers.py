@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lockstep.verify.claims.claim import Words
+from lockstep.verify.claim import Words
 from lockstep.verify.numbers.float_formats import TOP, U64, Numbers, normalise
 
 # name: (1 if signed, bits); BOOL counts as the byte that it is, so that damage is not hidden

@@ -22,7 +22,7 @@ import numpy as np
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
-from lockstep.verify.claims.claim import ValueMove, Words
+from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.numbers.arithmetic import plus, power_of_two, times
 from lockstep.verify.numbers.dequantise import BLOCKS, dequantise
 from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, Numbers, decode

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Leaf, Store
-from lockstep.verify.claims.claim import ValueMove, Words
+from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.claims.expressions import parse_call
 from lockstep.verify.claims.moves import Array
 from lockstep.verify.claims.steps import apply

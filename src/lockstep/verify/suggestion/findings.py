@@ -9,7 +9,7 @@ from itertools import islice, permutations
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Claim
+from lockstep.verify.claim import Claim
 from lockstep.verify.claims.expressions import parse_call
 from lockstep.verify.claims.moves import Array
 from lockstep.verify.claims.steps import STEPS, apply

@@ -14,7 +14,7 @@ from typing import Any
 
 from lockstep.artifacts.verification import Mapped
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Claim, Plan, Words
+from lockstep.verify.claim import Claim, Plan, Words
 from lockstep.verify.claims.claim_file import parse_claims
 from lockstep.verify.claims.resolve import resolve
 from lockstep.verify.claims.rules import ClaimFile, ExcuseRule

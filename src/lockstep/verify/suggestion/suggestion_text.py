@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lockstep.artifacts.printable import printable
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Plan
+from lockstep.verify.claim import Plan
 from lockstep.verify.claims.rules import ClaimFile, TieRule
 from lockstep.verify.claims.templates import patterns
 from lockstep.verify.diagnosis.hypotheses import Side

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lockstep.formats.leaf import Leaf, Store
-from lockstep.verify.claims.claim import Claim, Excuse, Problem, Tie
+from lockstep.verify.claim import Claim, Excuse, Problem, Tie
 from lockstep.verify.layouts.piece import Loop, Piece, strides_of
 from lockstep.verify.layouts.uses import Uses, count_uses
 
