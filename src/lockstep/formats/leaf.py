@@ -226,13 +226,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells that a file is still the one that was listed."""
+    """What tells that a file is still the one that was listed.
+
+    Whoever writes to a file can set the time of its last change of content back, but not that of
+    its last change of any kind, `ctime_ns`.
+    """
 
     path: Path
     n_bytes: int
     mtime_ns: int
     inode: int
     device: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
@@ -246,7 +251,9 @@ class FileIdentity:
             raise InputError(
                 f"{path}: cannot be read: {error.strerror}", hint="check the path"
             ) from error
-        return cls(path, found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
+        return cls(
+            path, found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev, found.st_ctime_ns
+        )
 
 
 @dataclass(frozen=True, slots=True)

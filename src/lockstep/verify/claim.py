@@ -71,7 +71,8 @@ class Claim:
     the transform for the report ("identity", "permute(1, 0) | cast(BF16)"). `sources` are the
     leaves of the layout in the order in which the rule names them. The layout's shape is the
     target's grid shape; where blocks are dequantised its last axis counts blocks. A leaf that is no
-    array has the layout None and is compared by value.
+    array has the layout None and is compared by value. `takes_all` is false where the layout leaves
+    elements of its sources out.
     """
 
     id: str
@@ -83,11 +84,14 @@ class Claim:
     values: tuple[ValueMove, ...] = ()
     equality: Equality = Equality()
     text: str = "identity"
+    takes_all: bool = True
 
     @property
     def is_identity(self) -> bool:
-        """Whether the claim is that of the same bits in the same order."""
-        return not self.values and (self.layout is None or self.layout.is_identity)
+        """Whether the claim is that all of one leaf has the same bits in the same order."""
+        if self.values or self.layout is None:
+            return not self.values
+        return self.layout.is_identity and self.takes_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ def claim_of(wanted: Wanted, source: Store, target: Store, memo: Memo) -> Claim 
         values=array.values,
         equality=instance.claim.rule.equality,
         text=spelled,
+        takes_all=array.layout.n_elements == sum(part.n_elements for part in found),
     )
 
 

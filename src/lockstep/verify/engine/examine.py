@@ -154,8 +154,8 @@ def check_unchanged(*stores: Store) -> None:
             if now != file:
                 raise InputError(
                     f"{file.path}: expected the file as it was listed, got one that changed since: "
-                    f"{file.n_bytes} bytes of {file.mtime_ns} then, {now.n_bytes} of "
-                    f"{now.mtime_ns} now",
+                    f"{file.n_bytes} bytes then, last changed at {file.ctime_ns} ns, {now.n_bytes} "
+                    f"now, at {now.ctime_ns} ns",
                     hint="wait until nothing writes to it any more, then run it again",
                 )
 

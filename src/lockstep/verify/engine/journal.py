@@ -12,11 +12,16 @@ from lockstep.artifacts.verify_journal import JournalEntry
 from lockstep.formats.leaf import FileIdentity, Leaf
 from lockstep.verify.claim import Claim
 
+_FORM = "the digest of a source is of all of it"  # what was noted otherwise is not taken over
+
 
 def run_key(files: Iterable[FileIdentity], options: str) -> str:
     """What tells that files and options are those of the run before."""
-    said = [[str(f.path.absolute()), f.n_bytes, f.mtime_ns, f.inode, f.device] for f in files]
-    return sha256(json.dumps([said, options]).encode("utf-8", "surrogatepass")).hexdigest()
+    said = [
+        [str(f.path.absolute()), f.n_bytes, f.mtime_ns, f.ctime_ns, f.inode, f.device]
+        for f in files
+    ]
+    return sha256(json.dumps([_FORM, said, options]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def claim_key(claim: Claim, leaves: Mapping[str, Leaf], target: Leaf) -> str:

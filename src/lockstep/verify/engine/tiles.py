@@ -83,7 +83,8 @@ def scheme_of(claim: Claim, leaves: Sequence[Leaf], target: Leaf, arena: int) ->
     if claim.layout is None or target.value or any(leaf.value for leaf in leaves):
         return Scheme("value")
     sides = [*leaves, target]
-    if claim.is_identity and len(leaves) == 1:
+    # the beginning of a longer leaf is no identity: digests of both sides are made on the way
+    if claim.is_identity and [leaf.n_elements for leaf in leaves] == [target.n_elements]:
         if is_plain(target) and is_plain(leaves[0]):
             return PLAIN
         linear = _linear(sides, arena)
