@@ -17,7 +17,7 @@ from conversions.hf_models import config_of, tensors_of
 from conversions.seed_procedure import Pair, compare, keystr
 
 from lockstep.artifacts.verification import VALUE_EXACT, ClaimRow, Verification
-from lockstep.verify import check
+from lockstep.verify import check, digest_checkpoint
 from lockstep.verify.claims.claim_file import READY
 
 PLANTED = [(case, fault) for case, made in CASES.items() for fault in made.faults]
@@ -48,6 +48,7 @@ def test_a_clean_conversion_is_value_exact(name: str, conversions: Made) -> None
     assert report.value_exact, failed(report)
     assert report.claims
     assert {row.verdict for row in report.claims} <= set(VALUE_EXACT)
+    assert report.source.root == digest_checkpoint(conversions(name).source).root
     for side in (report.source, report.target):
         assert all(leaf.n_claimed + leaf.n_excused == leaf.n_elements for leaf in side.leaves)
     excused = [leaf.name for side in (report.source, report.target) for leaf in side.leaves

@@ -16,7 +16,16 @@ from verify_stores import ZlibChunks, store_of
 
 from lockstep.artifacts.verification import Verification
 from lockstep.errors import BudgetError, InputError
-from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, Record, Store
+from lockstep.formats.leaf import (
+    ELEMENT_TYPES,
+    ElementType,
+    FileIdentity,
+    Held,
+    Leaf,
+    Name,
+    Record,
+    Store,
+)
 from lockstep.verify.claim import Claim, Equality, Plan, Tie
 from lockstep.verify.digest import merkle_root
 from lockstep.verify.engine import worker
@@ -53,16 +62,16 @@ def pair(folder: Path, n: int = 6, shape: tuple[int, ...] = (40, 30)) -> Plan:
 
 
 def flip(store: Store, name: str, flat: int = 0) -> None:
-    """Flips the lowest bit of an element, and leaves the times of the file as they are."""
+    """Flips the lowest bit of an element, as if the store had been listed afterwards."""
     leaf = store.leaves[name]
-    path, times = leaf.storage.file, os.stat(leaf.storage.file)  # type: ignore[union-attr]
+    path = leaf.storage.file  # type: ignore[union-attr]
     with path.open("r+b") as file:
         at = leaf.storage.offset + flat * leaf.element.n_bytes  # type: ignore[union-attr]
         file.seek(at)
         byte = file.read(1)[0] ^ 1
         file.seek(at)
         file.write(bytes([byte]))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    object.__setattr__(store, "files", (FileIdentity.of(path),))
 
 
 # --- what counts as equal
@@ -398,6 +407,40 @@ def test_a_changed_file_or_claim_is_looked_at_again(tmp_path: Path) -> None:
     report = check(touched, journal=journal)
     assert report.cost.n_resumed == 0
     assert report.value_exact
+
+
+def test_a_change_is_seen_though_its_time_was_set_back(tmp_path: Path) -> None:
+    plan, journal = pair(tmp_path), tmp_path / "journal.jsonl"
+    assert check(plan, journal=journal).value_exact
+    before = plan.target.files
+    flip(plan.target, "w1")
+    os.utime(before[0].path, ns=(before[0].mtime_ns, before[0].mtime_ns))
+    listed = replace(plan.target, files=(FileIdentity.of(before[0].path),))
+    assert listed.files[0].mtime_ns == before[0].mtime_ns
+    with pytest.raises(InputError, match="changed since"):
+        check(replace(plan, target=replace(listed, files=before)), journal=journal)
+    report = check(replace(plan, target=listed), journal=journal)
+    assert report.cost.n_resumed == 0
+    assert report.claims[1].verdict == "FAIL"
+
+
+@pytest.mark.parametrize("kind", ["plain", "chunks", "stream"])
+def test_the_digest_of_a_source_is_of_all_of_it_where_its_beginning_is_claimed(
+    tmp_path: Path, kind: str
+) -> None:
+    x = np.arange(6 * 40, dtype=np.uint32).reshape(6, 40)
+    source = store_of(tmp_path / "a", {"x": x}, {"x": kind})
+    target = store_of(tmp_path / "b", {"y": x[:2].copy(), "z": x[2:].copy()})
+    parts = {"y": moves.cut(moves.whole("x", x.shape), 0, 0, 2),
+             "z": moves.cut(moves.whole("x", x.shape), 0, 2, 6)}  # fmt: skip
+    claims = tuple(
+        Claim(n, "", "", n, ("x",), layout, text="slice", takes_all=False)
+        for n, layout in parts.items()
+    )
+    report = check(Plan(source, target, claims))
+    assert {row.verdict for row in report.claims} == {"EXACT_UNDER"}
+    (leaf,) = report.source.leaves
+    assert {"x": leaf.digest} == digest_store(source, Options())
 
 
 def store_like(store: Store, mtime_ns: int) -> Store:

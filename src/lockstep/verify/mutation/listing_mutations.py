@@ -92,7 +92,7 @@ def _of_listing(rules: ClaimFile, plan: Plan) -> Iterator[Listed]:
 
     stale = "a_leaf_that_nobody_claims"
     yield Listed("mapping", "leaf too many", "the target", lambda: extra(stale), stale)
-    if swapped().claims != plan.claims:
+    if swapped().problems:  # claims that fit both ways are decided by values, not by the listing
         yield Listed("misuse", "source and target exchanged", "the command", swapped)
     for fact, rule in rules.facts.items():
         both = [
