@@ -22,7 +22,7 @@ F32 = ELEMENT_TYPES["F32"]
 Arrays = dict[str, NDArray[Any]]
 NEED_PLACES = (
     "bit_flip", "one_ulp", "one_element", "few_elements", "region", "rows_", "part_", "heads_",
-    "other_row",
+    "other_row", "unexplained", "same_ratio",
 )  # fmt: skip
 
 
@@ -172,3 +172,11 @@ def resolved(
     return explained(
         source, target, claim.layout, values=claim.values, text=claim.text, facts=facts
     )
+
+
+def check_unexplained(diagnosis: Diagnosis | None) -> None:
+    """No cause is named, and it is said that some were tried."""
+    assert diagnosis is not None
+    assert not diagnosis.confirmed
+    assert diagnosis.hypothesis == "unexplained", diagnosis.text
+    assert "explanation" in diagnosis.text

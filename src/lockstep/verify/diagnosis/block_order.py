@@ -80,7 +80,8 @@ def _sentence(case: Case, order: list[int], axis: int, block: int, name: str) ->
     what = {"sources": "sources"}.get(name, "heads" if "head" in name else "blocks")
     if "expert" in name or "expert" in case.claim.text or "expert" in case.target.name:
         what = "experts"
-    size = f"{n} {what} of {block} places along axis {axis}"
+    each = f" of {block} places" if block > 1 else ""
+    size = f"{n} {what}{each} along axis {axis}"
     moved = [i for i, k in enumerate(order) if i != k]
     if len(set(order)) < n:
         text, kind = f"{size} with some used twice: {_short(order)}", "blocks_repeated"

@@ -16,6 +16,7 @@ from lockstep.artifacts.verification import Diagnosis, Difference
 from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.block_order import block_hypotheses
 from lockstep.verify.diagnosis.damage import damage
+from lockstep.verify.diagnosis.factor_hypotheses import same_ratio
 from lockstep.verify.diagnosis.fused_hypotheses import fused_hypotheses
 from lockstep.verify.diagnosis.hypotheses import Case, Hypothesis, Probe
 from lockstep.verify.diagnosis.layout_hypotheses import layout_hypotheses
@@ -38,7 +39,7 @@ FEWEST = 2  # elements that a rule of values has to explain; one is explained by
 def diagnose(
     claim: Claim, plan: Plan, probe: Probe, difference: Difference | None = None
 ) -> Diagnosis | None:
-    """The diagnosis of one claim that failed; None if no hypothesis explains it in time.
+    """The diagnosis of one claim that failed, that none was found, or None if time was up.
 
     `difference` is what the comparison counted, over every element: its places tell most hypotheses
     apart at once, and few elements are named by it.
@@ -47,13 +48,14 @@ def diagnose(
     if claim.layout is None or target is None or not claim.layout.n_elements:
         return None
     case = Case(claim, plan, probe, claim.layout, target, difference)
-    found = _search(case, _simple(case))
+    search = _Search()
+    found = search(case, _simple(case))
     box = region_of(case) if found is None else None
     if box is not None:
-        region = explain_region(case, box, _search)
+        region = explain_region(case, box, search)
         if region is not None:
             return region
-    found = found or _search(case, _composed(case))
+    found = found or search(case, _composed(case))
     if found is not None:
         return Diagnosis(
             hypothesis=found.name,
@@ -64,23 +66,42 @@ def diagnose(
     if difference is None:
         return None
     where = name_region(case, box, difference.n_differ) if box else None
-    return where or damage(difference, prod(target.grid_shape))
+    where = where or damage(difference, prod(target.grid_shape))
+    if where is not None or probe.is_late():
+        return where
+    return same_ratio(case) or _unexplained(search.n_tried)
 
 
-def _search(case: Case, hypotheses: Iterator[Hypothesis]) -> Hypothesis | None:
-    """The first that holds over every element."""
-    n_whole = 0
-    for n_tried, hypothesis in enumerate(hypotheses):
-        if n_tried >= MAX_TRIED or n_whole >= MAX_WHOLE or case.probe.is_late():
-            break
-        if not _holds_at_places(case, hypothesis):
-            continue
-        if not case.probe.agrees(hypothesis.claim, SAMPLED):
-            continue
-        n_whole += 1
-        if case.probe.agrees(hypothesis.claim):
-            return hypothesis
-    return None
+class _Search:
+    """The first of some hypotheses that holds over every element, and how many were tried."""
+
+    def __init__(self) -> None:
+        self.n_tried = 0
+
+    def __call__(self, case: Case, hypotheses: Iterator[Hypothesis]) -> Hypothesis | None:
+        n_whole = 0
+        for n_before, hypothesis in enumerate(hypotheses):
+            if n_before >= MAX_TRIED or n_whole >= MAX_WHOLE or case.probe.is_late():
+                break
+            self.n_tried += 1
+            if not _holds_at_places(case, hypothesis):
+                continue
+            if not case.probe.agrees(hypothesis.claim, SAMPLED):
+                continue
+            n_whole += 1
+            if case.probe.agrees(hypothesis.claim):
+                return hypothesis
+        return None
+
+
+def _unexplained(n_tried: int) -> Diagnosis | None:
+    """That nothing was found, where something was tried; it names no cause."""
+    if not n_tried:
+        return None
+    tried = "the one explanation" if n_tried == 1 else f"none of the {n_tried:,} explanations"
+    verb = "was tried does not make" if n_tried == 1 else "were tried makes"
+    text = f"{tried} that {verb} the leaf exact"
+    return Diagnosis(hypothesis="unexplained", text=text, confirmed=False)
 
 
 def _simple(case: Case) -> Iterator[Hypothesis]:

@@ -11,9 +11,11 @@ import numpy as np
 
 from lockstep.artifacts.verification import Difference
 from lockstep.errors import UsageError
-from lockstep.formats.leaf import Leaf
+from lockstep.formats.leaf import ElementType, Leaf
 from lockstep.verify.claim import Claim, Equality, Plan, ValueMove, Words
 from lockstep.verify.layouts.layout import Layout
+from lockstep.verify.numbers.float_formats import FLOATS
+from lockstep.verify.numbers.values import value_move
 
 Side = Literal["source", "target"]
 
@@ -159,3 +161,40 @@ def attempt(build: Callable[[], Layout]) -> Layout | None:
 def row_elements(shape: tuple[int, ...], axis: int) -> int:
     """The flat elements of one place of an axis."""
     return prod(shape[axis + 1 :])
+
+
+# --- moves of values
+
+Values = tuple[ValueMove, ...]
+
+
+def move_or_none(
+    name: str, element: ElementType, *args: object, **options: object
+) -> ValueMove | None:
+    """The move of values, or None if there is none for this type."""
+    try:
+        return value_move(name, element, args, options)
+    except UsageError:
+        return None
+
+
+def before_casts(case: Case) -> tuple[Values, ElementType]:
+    """The declared moves without the casts at their end, and the type after them."""
+    moves = list(case.claim.values)
+    element = moves[0].source if moves else case.target.element
+    while moves and moves[-1].text.startswith(("cast(", "widen(")):
+        moves.pop()
+    return tuple(moves), moves[-1].target if moves else element
+
+
+def value_places(case: Case) -> Iterator[tuple[Values, ElementType, Values, str]]:
+    """Where one more change may stand: at the end, and before the casts that stand there.
+
+    Each is the moves before it, the type there, the moves after it, and words that say so.
+    """
+    target = case.target.element
+    yield case.claim.values, target, (), ""
+    before, element = before_casts(case)
+    casts = case.claim.values[len(before) :]
+    if casts and element != target and element.name in FLOATS:
+        yield before, element, casts, f" before the cast to {target}"

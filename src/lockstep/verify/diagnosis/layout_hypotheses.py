@@ -84,16 +84,17 @@ def _rope(case: Case) -> Found:
     source = case.only_source
     for axis in range(len(case.layout.shape)):
         for n_heads, known in _head_counts(case, case.layout.shape[axis]):
-            heads = f"{n_heads} heads" if n_heads > 1 else "the whole axis"
+            heads = f"over {n_heads} heads of axis {axis}" if n_heads > 1 else f"along axis {axis}"
             for back in (False, True):
                 layout = attempt(partial(_interleaved, case.layout, axis, n_heads, back))
                 order = "interleaved to half" if back else "half to interleaved"
-                text = f"rotary pairs moved once more, {order}, over {heads} of axis {axis}{known}"
+                more = " once more" if declared else ", which is not claimed"
+                text = f"rotary pairs moved{more}, {order}, {heads}{known}"
                 yield "rope_missing_or_doubled" if declared else "rope_interleaved", text, layout
                 if declared and source is not None:
                     plain = whole(source.name, source.grid_shape)
                     wrong = attempt(partial(_plain_rope, plain, case, axis, n_heads, back))
-                    text = f"rotary pairs moved {order} with {heads}{known} on axis {axis}"
+                    text = f"rotary pairs moved {order}, {heads}{known}"
                     yield "rope_heads", text, wrong
 
 

@@ -59,7 +59,7 @@ def other_target_hypotheses(case: Case) -> Iterator[Hypothesis]:
         if n_bytes > MAX_DECODED:
             return
         claim = replace(case.with_values(*other.values), layout=other.layout, sources=other.sources)
-        text = f"what is claimed for {other.target}"
+        text = f"these are the values claimed for {other.target}"
         yield Hypothesis("other_target", text, claim, (other.target,))
 
 

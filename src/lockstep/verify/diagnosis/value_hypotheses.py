@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 
 import numpy as np
 
-from lockstep.errors import UsageError
 from lockstep.formats.leaf import ElementType
 from lockstep.verify.claim import ValueMove, Words
-from lockstep.verify.diagnosis.hypotheses import Case, Hypothesis
+from lockstep.verify.diagnosis.factor_hypotheses import factor_hypotheses
+from lockstep.verify.diagnosis.hypotheses import (
+    Case,
+    Hypothesis,
+    before_casts,
+    move_or_none,
+    value_places,
+)
 from lockstep.verify.layouts.layout import filled
 from lockstep.verify.numbers.arithmetic import plus
 from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, decode
 from lockstep.verify.numbers.integers import INTEGERS, integer_numbers
 from lockstep.verify.numbers.numbers_text import as_float64, value_text
 from lockstep.verify.numbers.rounding import encode
-from lockstep.verify.numbers.values import Move, value_move
+from lockstep.verify.numbers.values import Move
 
-FITTED_BITS = 64  # that the elements say of a factor, so that it is no accident
 NARROW = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
-N_SAMPLED = 256  # pairs from which a factor is worked out
 LEAST_SHARE = 64  # a factor changes more than one in so many elements: all but zeros
 
 Found = Iterator[tuple[str, str, tuple[ValueMove, ...]]]
@@ -56,14 +59,7 @@ def value_hypotheses(case: Case) -> Iterator[Hypothesis]:
             yield Hypothesis(name, text, case.with_values(*moves))
     few = case.differs_in_less_than(case.layout.n_elements // LEAST_SHARE)
     if target.name in FLOATS and not few:
-        yield from _scaled(case)
-
-
-def _move(name: str, element: ElementType, *args: object, **options: object) -> ValueMove | None:
-    try:
-        return value_move(name, element, args, options)
-    except UsageError:
-        return None
+        yield from factor_hypotheses(case)
 
 
 def _left_out(case: Case) -> Found:
@@ -82,7 +78,7 @@ def _left_out(case: Case) -> Found:
 
 def _roundings(case: Case) -> Found:
     """Another path from the type of the source to that of the target."""
-    before, element = _before_casts(case)
+    before, element = before_casts(case)
     target = case.target.element
     if element.name not in FLOATS:
         return
@@ -91,7 +87,7 @@ def _roundings(case: Case) -> Found:
         moves: list[ValueMove] = []
         for move_name, to, options in chain:
             at = moves[-1].target if moves else element
-            move = _move(move_name, at, to, **options)
+            move = move_or_none(move_name, at, to, **options)
             if move is not None:
                 moves.append(move)
         path = (*before, *moves)
@@ -139,28 +135,13 @@ def _paths(element: ElementType, target: ElementType) -> Iterator[tuple[str, str
         yield "nan_rule", text, [("cast", target.name, {"nan": rule})]
 
 
-def _before_casts(case: Case) -> tuple[tuple[ValueMove, ...], ElementType]:
-    """The declared moves without the casts at their end, and the type after them."""
-    moves = list(case.claim.values)
-    element = _source_element(case)
-    while moves and moves[-1].text.startswith(("cast(", "widen(")):
-        moves.pop()
-    return tuple(moves), moves[-1].target if moves else element
-
-
-def _source_element(case: Case) -> ElementType:
-    if case.claim.values:
-        return case.claim.values[0].source
-    return case.target.element
-
-
 # --- signs, ones, integers, bytes
 
 
 def _signs(case: Case) -> Found:
     element = case.target.element
     form = FLOATS[element.name]
-    negate = _move("negate", element)
+    negate = move_or_none("negate", element)
     if negate is not None:
         yield "sign_flipped", "with the sign turned", (*case.claim.values, negate)
     if form.ends != "fnuz":
@@ -181,14 +162,14 @@ def _only_sign(words: Words, sign: int) -> Words:
 
 
 def _ones(case: Case) -> Found:
-    element = case.target.element
-    for compute in dict.fromkeys((element.name, "F32")):
-        add = _move("add_one", element, compute=compute)
-        if add is not None and FLOATS[compute].n_mantissa >= FLOATS[element.name].n_mantissa:
-            rule = partial(_less_one, form=FLOATS[element.name], step=FLOATS[compute])
-            less = Move(f"minus one, in {compute}", element, element, rule)
-            yield "one_added", "with 1 added", (*case.claim.values, add)
-            yield "one_subtracted", "with 1 subtracted", (*case.claim.values, less)
+    for before, element, casts, said in value_places(case):
+        for compute in dict.fromkeys((element.name, "F32")):
+            add = move_or_none("add_one", element, compute=compute)
+            if add is not None and FLOATS[compute].n_mantissa >= FLOATS[element.name].n_mantissa:
+                rule = partial(_less_one, form=FLOATS[element.name], step=FLOATS[compute])
+                less = Move(f"minus one, in {compute}", element, element, rule)
+                yield "one_added", f"with 1 added{said}", (*before, add, *casts)
+                yield "one_subtracted", f"with 1 subtracted{said}", (*before, less, *casts)
 
 
 def _less_one(words: Words, form: FloatFormat, step: FloatFormat) -> Words:
@@ -235,56 +216,3 @@ def _bytes(case: Case) -> Found:
         swap = Move("bytes turned", element, element, np.ndarray.byteswap)
         text = "byte-swapped: written in the other byte order"
         yield "byte_swapped", text, (*case.claim.values, swap)
-
-
-# --- factors
-
-
-def _scaled(case: Case) -> Iterator[Hypothesis]:
-    """One factor for all: the interval that every sampled pair allows, and the simplest in it."""
-    element = case.target.element
-    factor = _factor(case, FLOATS[element.name])
-    if factor is None:
-        return
-    for compute in dict.fromkeys((element.name, "F32", "F64")):
-        move = _move("scale", element, factor, compute=compute)
-        if move is not None:
-            text = f"scaled by {factor!r}" + ("" if compute == element.name else f" in {compute}")
-            yield Hypothesis("scaled", text, case.with_values(*case.claim.values, move))
-
-
-def _factor(case: Case, form: FloatFormat) -> float | None:
-    """The shortest decimal number that explains the sampled pairs, or None."""
-    n = case.layout.n_elements
-    starts = sorted({i * (n // 16) for i in range(16)}) if n > N_SAMPLED else [0]
-    step = min(n, N_SAMPLED // len(starts))
-    stops = [min(n, start + step) for start in starts]
-    spans = list(zip(starts, stops, strict=True))
-    a = np.concatenate([case.expected(case.claim, *span) for span in spans])
-    b = np.concatenate([case.found(*span) for span in spans])
-    magnitude = a & a.dtype.type(form.sign - 1), b & b.dtype.type(form.sign - 1)
-    normal = [(m >> form.n_mantissa > 0) & (m <= form.largest) for m in magnitude]
-    kept = normal[0] & normal[1]
-    # a factor moves nearly all numbers; one that is fitted to a few explains only these
-    n_kept, moved = np.count_nonzero(kept), kept & (a != b)
-    n_bits = len(np.unique(a[moved])) * (form.n_mantissa + 1)
-    if n_kept < 4 or 2 * np.count_nonzero(moved) < n_kept or n_bits < FITTED_BITS:
-        return None
-    x, y = as_float64(a[kept], form), as_float64(b[kept], form)
-    half = 2.0 ** -(form.n_mantissa + 1) * np.abs(y)
-    with np.errstate(over="ignore"):
-        ends = np.sort(np.stack([(y - half) / x, (y + half) / x]), axis=0)
-    low, high = float(ends[0].max()), float(ends[1].min())
-    slack = abs(high) * 2.0**-50
-    computed = FLOATS["F64"] if form.n_bytes == 8 else FLOATS["F32"]
-    return _simplest(low - slack, high + slack, computed) if isfinite(low + high) else None
-
-
-def _simplest(low: float, high: float, form: FloatFormat) -> float | None:
-    """The number of fewest digits that a format has between two; None if there is none, or 1."""
-    for n_digits in range(17) if low <= high else ():
-        near = float(f"{(low + high) / 2:.{n_digits}e}")
-        word = encode(decode(np.array([near], "<f8").view("<u8"), FLOATS["F64"]), form)
-        if low <= float(as_float64(word, form)[0]) <= high:
-            return near if near not in (0.0, 1.0) else None
-    return None
