@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lockstep.errors import EnvironmentLacks, InputError
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
 
 # What the person at the terminal can do about each refusal of the operating system.
 HINTS = {
@@ -54,12 +55,31 @@ def make_directory(path: Path) -> Path:
     return path
 
 
+def regular_or_missing(path: Path) -> None:
+    """Insists that what an output would replace is a regular file, so that no device is lost.
+
+    Raises: UsageError if something else is there.
+    """
+    with explained(path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            f"{path}: expected a regular file or none, got a directory, a device or a pipe",
+            hint="name another file",
+        )
+
+
 def atomic_write_bytes(path: Path, data: bytes) -> Path:
     """Replaces the file by one rename of a synced temporary in the same directory.
 
-    Raises: EnvironmentLacks if the disk refuses; the old file is then as it was.
+    Raises: EnvironmentLacks if the disk refuses; the old file is then as it was. UsageError if
+    the path is no regular file.
     """
     make_directory(path.parent)
+    regular_or_missing(path)
     # The id of the thread is unique on the machine, so two writers never share a temporary.
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     with explained(path):

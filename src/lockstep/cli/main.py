@@ -152,7 +152,7 @@ def _environment_failure(error: OSError | MemoryError) -> Outcome | None:
 
     if isinstance(error, MemoryError):
         where, reason = "lockstep", "not enough memory"
-        hint = "ask for a smaller model, batch or context"
+        hint = "ask for less at once, or give the process more memory"
     elif error.errno in HINTS:
         where, reason = error.filename or "lockstep", (error.strerror or "").lower()
         hint = HINTS[error.errno]

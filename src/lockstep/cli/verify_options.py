@@ -14,6 +14,7 @@ from lockstep.verify.engine.budget import n_processors, roomy
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+_MOST = 1 << 62  # more than any machine has; sums of two stay below 2^63
 FORCE = click.option("--force", is_flag=True, help="Replace an output that is there.")
 _UNITS = {
     "": 1, "b": 1,
@@ -40,6 +41,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # older ones are not gen
         if found is None or unit is None or ("." in found[1] and unit == 1):
             self.fail(f"expected a size such as 64MiB or 1.5GiB, got {value!r:.40}.", param, ctx)
         n_bytes = int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+        if n_bytes > _MOST:
+            self.fail(f"expected less than 2^62 bytes, got {value!r:.40}.", param, ctx)
         if n_bytes < 1:
             self.fail(f"expected at least one byte, got {value!r:.40}.", param, ctx)
         return n_bytes

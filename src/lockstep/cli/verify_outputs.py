@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lockstep.artifacts.files import explained, make_directory
+from lockstep.artifacts.files import explained, make_directory, regular_or_missing
 from lockstep.artifacts.verification import Verification
 from lockstep.cli.options import refuse_existing
 from lockstep.cli.verb import Outcome
@@ -119,6 +119,7 @@ def _probe(path: Path) -> None:
         raise UsageError(
             f"{path}: expected a file, got a directory", hint="name a file inside of it"
         )
+    regular_or_missing(path)
     # as long as the name of the temporary file that will be renamed, or longer
     probe = path.with_name(f".{path.name}.can-this-be-written.tmp")
     with explained(path):

@@ -126,6 +126,18 @@ def size_of(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _strides_of(value: Any, where: str) -> tuple[int, ...]:
+    """Strides, whose product means nothing; what they reach is held against the storage.
+
+    Raises: InputError if they are anything else.
+    """
+    if not isinstance(value, list | tuple) or not all(type(n) is int for n in value):
+        raise _wrong(where, "strides of whole numbers", type(value).__name__)
+    if len(value) > 64 or any(not 0 <= n < MAX_ELEMENTS for n in value):
+        raise _wrong(where, "at most 64 strides of 0 to 2^62", f"{value!s:.80}")
+    return tuple(value)
+
+
 def storage_use(reference: Any, where: str) -> StorageUse:
     """What a persistent id says about a storage.
 
@@ -209,7 +221,7 @@ def _view(name: str, arguments: tuple[Any, ...], where: str, find: Find) -> Foun
         raise _wrong(where, "a tensor with a type", "bytes without one")
     if len(arguments) > VIEWS[name]:
         _refuse_lazy(arguments[-1], where)
-    shape, strides = size_of(arguments[2], where), size_of(arguments[3], where)
+    shape, strides = size_of(arguments[2], where), _strides_of(arguments[3], where)
     start = arguments[1]
     if type(start) is not int or len(strides) != len(shape) or not 0 <= start < MAX_ELEMENTS:
         raise _wrong(where, "an offset, and a stride for each axis", "something else")

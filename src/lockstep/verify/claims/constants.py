@@ -34,6 +34,8 @@ def constant(value: object, element: ElementType, where: str) -> bytes:
 
 
 def _bits(text: str, element: ElementType) -> bytes | None:
+    if element.n_numbers == 1 and len(text) != 2 + 2 * element.n_bytes:
+        return None  # the bits of another type
     try:
         return int(text, 16).to_bytes(element.n_bytes, "little")
     except (ValueError, OverflowError):

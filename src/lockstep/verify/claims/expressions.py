@@ -16,7 +16,7 @@ from lockstep.errors import UsageError
 
 Value = int | float | str | list["Value"]
 MAX_TEXT = 4000  # signs of one expression
-MAX_ITEMS = 1 << 20  # of a list
+MAX_ITEMS = 1 << 18  # of the lists of one expression together
 MAX_BITS = 256  # of an integer
 MAX_DEPTH = 100  # of expressions in each other; a sum of so many is one too
 
@@ -104,7 +104,7 @@ def evaluate(tree: ast.expr, names: Mapping[str, object], where: str) -> Value:
     Raises: UsageError for an unknown name, a division by zero, or values that do not fit.
     """
     try:
-        return _value(tree, names)
+        return _value(tree, _Names(names))
     except (TypeError, ValueError, ArithmeticError, IndexError, RecursionError) as error:
         raise UsageError(
             f"{where}: expected values that fit {ast.unparse(tree)!r:.80}, got an error: {error}",
@@ -170,21 +170,36 @@ def _is_known(node: ast.AST) -> bool:
     return isinstance(node, _KNOWN)
 
 
-def _value(node: ast.expr, names: Mapping[str, object]) -> Value:
+class _Names:
+    """Values by name, and how many items the lists of one expression may still have."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.values, self.n_left = values, MAX_ITEMS
+
+    def spend(self, n_items: int) -> None:
+        """Raises: OverflowError if the expression made too many."""
+        self.n_left -= n_items
+        if self.n_left < 0:
+            raise OverflowError(f"a list of more than {MAX_ITEMS} items, or some together")
+
+
+def _value(node: ast.expr, names: _Names) -> Value:
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int | float | str)
         return node.value
     if isinstance(node, ast.Name):
-        return _plain(names[node.id])
+        found = _plain(names.values[node.id])
+        names.spend(len(found) if isinstance(found, list) else 0)
+        return found
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, names) for item in node.elts]
     if isinstance(node, ast.Call):
-        return _range([_integer(_value(argument, names)) for argument in node.args])
+        return _range([_integer(_value(argument, names)) for argument in node.args], names)
     if isinstance(node, ast.UnaryOp):
         inner = _value(node.operand, names)
         return int(not inner) if isinstance(node.op, ast.Not) else -_number(inner)
     if isinstance(node, ast.BinOp):
-        return _arithmetic(node.op, _value(node.left, names), _value(node.right, names))
+        return _arithmetic(node.op, _value(node.left, names), _value(node.right, names), names)
     if isinstance(node, ast.BoolOp):
         needed = all if isinstance(node.op, ast.And) else any
         return int(needed(_value(part, names) for part in node.values))
@@ -192,7 +207,7 @@ def _value(node: ast.expr, names: Mapping[str, object]) -> Value:
     return int(_compared(node, names))
 
 
-def _compared(node: ast.Compare, names: Mapping[str, object]) -> bool:
+def _compared(node: ast.Compare, names: _Names) -> bool:
     left = _value(node.left, names)
     for op, tree in zip(node.ops, node.comparators, strict=True):
         right = _value(tree, names)
@@ -208,28 +223,22 @@ def _compared(node: ast.Compare, names: Mapping[str, object]) -> bool:
     return True
 
 
-def _arithmetic(op: ast.operator, left: Value, right: Value) -> Value:
+def _arithmetic(op: ast.operator, left: Value, right: Value, names: _Names) -> Value:
     if isinstance(left, list) and isinstance(right, list) and isinstance(op, ast.Add):
-        return _bounded([*left, *right])
+        names.spend(len(left) + len(right))
+        return [*left, *right]
     result = _ARITHMETIC[type(op)](_number(left), _number(right))
     if isinstance(result, int) and result.bit_length() > MAX_BITS:
         raise OverflowError(f"a number of more than {MAX_BITS} bits")
     return result
 
 
-def _range(bounds: list[int]) -> Value:
+def _range(bounds: list[int], names: _Names) -> Value:
     if not 1 <= len(bounds) <= 3:
         raise TypeError("range() takes one to three numbers")
     found = range(*bounds)
-    if len(found) > MAX_ITEMS:
-        raise OverflowError(f"a list of more than {MAX_ITEMS} items")
+    names.spend(len(found))
     return list(found)
-
-
-def _bounded(items: list[Value]) -> Value:
-    if len(items) > MAX_ITEMS:
-        raise OverflowError(f"a list of more than {MAX_ITEMS} items")
-    return items
 
 
 def _plain(value: object) -> Value:

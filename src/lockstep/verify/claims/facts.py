@@ -15,6 +15,8 @@ from lockstep.verify.claims.expressions import evaluate, parse_expression
 from lockstep.verify.claims.rules import ClaimFile, Fact
 from lockstep.verify.claims.templates import NameIndex, patterns
 
+MAX_FACT_ITEMS = 1 << 20  # of all computed lists of a claim file
+
 
 def resolve_facts(
     claims: ClaimFile, source: Store, target: Store, names: NameIndex
@@ -109,6 +111,12 @@ def _decide(
         return
     (first, value), *others = places.items()
     known[name] = value
+    n_items = sum(len(fact) for fact in known.values() if isinstance(fact, list))
+    if n_items > MAX_FACT_ITEMS:
+        raise UsageError(
+            f"fact {name}: expected at most {MAX_FACT_ITEMS} items in computed facts, got more",
+            hint="state shorter lists",
+        )
     for place, other in others:
         if not agree(value, other):
             problems.append(

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from lockstep.artifacts.record import append_line, read_lines
+from lockstep.artifacts import parse_json
+from lockstep.artifacts.record import append_line
 from lockstep.artifacts.verify_journal import JournalEntry
+from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Leaf
+from lockstep.formats.locate.bounded import opened
 from lockstep.verify.claim import Claim
 
 _FORM = "the digest of a source is of all of it"  # what was noted otherwise is not taken over
+
+MAX_LINE = 1 << 24  # bytes; the digests of all sources of one claim are in one line
+
+
+def _entries(path: Path) -> Iterator[JournalEntry]:
+    """The entries of a journal; a torn last line, which only a crash leaves, is none.
+
+    Raises: InputError naming a line that is too long or damaged, or if it is no regular file.
+    """
+    with opened(path) as (file, _):
+        for i, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1):
+            where = f"{path}:{i}"
+            if not line.endswith(b"\n"):
+                if len(line) < MAX_LINE:
+                    return
+                raise InputError(
+                    f"{where}: expected a line of less than {MAX_LINE} bytes, got more",
+                    hint="name the journal of an earlier run, or a new file",
+                )
+            yield JournalEntry.from_document(parse_json(line, where), where)
 
 
 def run_key(files: Iterable[FileIdentity], options: str) -> str:
@@ -54,7 +77,7 @@ class Journal:
         self.digests: dict[str, str] = {}
         self.n_stale = 0
         if path is not None and path.exists():
-            for entry in read_lines(path, JournalEntry):
+            for entry in _entries(path):
                 if entry.run != run:
                     self.n_stale += 1
                     continue

@@ -13,7 +13,7 @@ from math import prod
 
 from lockstep.errors import UsageError
 
-MAX_PIECES = 1 << 18  # of one target; each costs some hundred bytes and a call
+MAX_PIECES = 1 << 16  # of one target; each costs some hundred bytes and a call
 
 
 @dataclass(frozen=True, slots=True, order=True)
