@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,37 @@ def test_a_sample_is_no_proof(tmp_path: Path, capfd: Said) -> None:
 
 
 # --- flags
+
+
+def test_what_is_excused_is_part_of_the_verdict(tmp_path: Path, capfd: Said) -> None:
+    rng = np.random.default_rng(0)
+    w, rest = (rng.standard_normal(n).astype(np.float32) for n in (6, 5))
+    save_file({"w": w, "head": rest}, tmp_path / "a.safetensors")
+    save_file({"w": w, "x": rest, "y": rest[:2].copy()}, tmp_path / "b.safetensors")
+    (tmp_path / "c.toml").write_text(
+        'schema = "lockstep.claims/1"\n[[claim]]\ntarget = "w"\nsource = "w"\n'
+        + "".join(f'[[new]]\ntarget = "{name}"\nreason = "added"\n' for name in "xy")
+        + '[[drop]]\nsource = "head"\nreason = "not wanted"\n'
+    )
+    page, tests = tmp_path / "r.html", tmp_path / "r.xml"
+    files = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "c.toml")]
+    words = ["verify", *files[:2], "--claims", files[2]]
+    assert main([*words, "--html", str(page), "--junit", str(tests)]) == 0
+    rest_said = (
+        "2 target leaves (7 elements) and 1 source leaf (5 elements) are excused, not compared"
+    )
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said == f"VERDICT: PASS: 1 leaf bit-identical; {rest_said}"
+    assert rest_said in page.read_text()
+    assert "every leaf is bit-identical" not in page.read_text()
+    assert rest_said in tests.read_text()
+
+
+def test_claims_that_fail_are_no_evidence(pair: Pair, capfd: Said) -> None:
+    pair.change(final_norm=np.zeros(10, np.float32))
+    assert main(pair.words) == 1
+    said = next(x for x in capfd.readouterr().out.splitlines() if x.startswith("evidence"))
+    assert sum(map(int, re.findall(r"\d+", said))) == 5
 
 
 def test_the_record_is_written_whatever_the_verdict(
@@ -569,3 +601,28 @@ def test_the_core_is_small(pair: Pair) -> None:
     assert done.returncode == 0, done.stderr
     assert "imported []" in done.stdout
     assert "VERDICT: PASS" in done.stdout
+
+
+def test_leaves_whose_claims_do_not_resolve_are_no_pass_of_their_group(
+    pair: Pair, capfd: Said
+) -> None:
+    wrong = np.zeros((6, 10), np.float32)  # not transposed, as the claims say it is
+    pair.change(**{f"blocks.{layer}.up": wrong for layer in (0, 1)})
+    page = pair.source.parent / "page.html"
+    assert main([*pair.words, "--html", str(page)]) == 2
+    said = capfd.readouterr().out
+    lines = said.splitlines()
+    (params,) = [line for line in lines if " params " in line]
+    assert params.split()[:3] == ["[FAIL]", "params", "2/4"]
+    assert "2 not resolved" in params
+    assert "x2, e.g. claim 1: target blocks.0.up: expected the target's shape (6, 10)" in said
+    assert "no claim names" not in said
+    record = Verification.from_document(document(capfd, pair.words, 2), "stdout")
+    groups = {group.name: group for group in record.groups}
+    assert (groups["params"].verdict, groups["params"].n_unresolved) == ("FAIL", 2)
+    assert (groups["norms"].verdict, groups["norms"].n_unresolved) == ("EXACT_BITS", 0)
+    assert "2 not resolved, so not compared" in page.read_text(encoding="utf-8")
+    changed = np.zeros(10, np.float32)
+    pair.change(**{f"blocks.{layer}.up": wrong for layer in (0, 1)}, final_norm=changed)
+    assert main(pair.words) == 1
+    assert "1 of 4 leaves differ, 2 more were not compared" in capfd.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from claim_stores import MATRIX, Spec, claim, claims, messages, plan
 
 from lockstep.verify.claim import Plan
@@ -84,7 +85,7 @@ def test_a_fact_that_nobody_knows_is_a_problem_once_for_each_rule() -> None:
     """
     leaves = {f"{i}.w": MATRIX for i in range(3)}
     found = messages(plan(text, leaves, leaves))
-    assert "fact: claim 1: expected a value for the fact n, got none" in found
+    assert "fact: claim 1 (target {i:int}.w): expected a value for the fact n, got none" in found
     assert "fact: drop 1: expected a value for the fact m, got none" in found
     assert sum(m.startswith("fact: fact") for m in found) == 6  # n, m, a, b, z twice
     assert any("got an error: integer division" in m for m in found)
@@ -216,7 +217,7 @@ def test_a_scatter_uses_the_captures_of_the_target_as_numbers() -> None:
     assert (
         "index: expected a place from -3 to 2 on axis 0 of (3, 4, 6), got 3" in messages(found)[0]
     )
-    assert [p.kind for p in found.problems] == ["shape", "gap", "gap"]
+    assert [p.kind for p in found.problems] == ["shape"]
 
 
 def test_layers_that_are_alike_keep_leaves_and_captures_of_their_own() -> None:
@@ -369,7 +370,7 @@ def test_optional_rules_may_match_nothing_but_not_half() -> None:
     assert not plan(text, {"w": MATRIX}, {"w": MATRIX}).problems
     found = plan(text, {"w": MATRIX}, {"w": MATRIX, "0.bias": ((4,), "F32")})
     assert "expected the source 0.b, got none of that name" in messages(found)[0]
-    assert [p.kind for p in found.problems] == ["gap", "gap"]
+    assert [p.kind for p in found.problems] == ["gap"]
 
 
 def test_new_constants_are_claims_and_the_rest_are_excuses() -> None:
@@ -599,3 +600,57 @@ def test_leaves_of_unlike_shapes_are_not_ambiguous() -> None:
         "s": ((), "int"),
     }
     assert plan(text, leaves, leaves).ambiguities == ()
+
+
+def test_a_claim_that_does_not_resolve_is_said_once_and_for_its_group() -> None:
+    text = """
+    [[claim]]
+    group = "mu"
+    target = "b.{i:int}"
+    source = "a.{i}"
+    """
+    source = {f"a.{i}": MATRIX for i in range(3)}
+    wrong: dict[str, Spec] = {"b.0": MATRIX, "b.1": ((6, 4), "F32"), "b.2": ((4, 6), "BF16")}
+    found = plan(text, source, wrong)
+    assert [(p.kind, p.group) for p in found.problems] == [("shape", "mu"), ("type", "mu")]
+    assert [p.stops for p in found.problems] == [
+        ("target b.1", "source a.1"),
+        ("target b.2", "source a.2"),
+    ]
+    # a leaf of which no rule speaks is still a gap
+    found = plan(text, {**source, "other": MATRIX}, wrong)
+    assert [p.where for p in found.problems] == ["target b.1", "target b.2", "source other"]
+
+
+def test_a_target_leaf_that_is_missing_is_named_with_the_rule_that_makes_it() -> None:
+    text = """
+    [[claim]]
+    target = "blk.{i:int}.norm"
+    source = "layers.{i}.norm"
+    """
+    source = {f"layers.{i}.norm": MATRIX for i in range(3)}
+    found = plan(text, source, {"blk.0.norm": MATRIX, "blk.2.norm": MATRIX})
+    assert messages(found) == [
+        "gap: claim 1: the target lacks blk.1.norm, which the rule makes of layers.1.norm"
+    ]
+    assert found.problems[0].stops == ("target blk.1.norm", "source layers.1.norm")
+    assert found.problems[0].hint.startswith("write the leaf")
+
+
+@pytest.mark.parametrize("kind", ["str", "any"])
+def test_numbers_that_are_gathered_as_text_are_a_problem(kind: str) -> None:
+    text = f"""
+    [[claim]]
+    target = "stack"
+    source = "a.{{i:{kind}}}"
+    transform = ["stack(0)"]
+    """
+    numbers = {f"a.{i}": MATRIX for i in range(11)}
+    found = plan(text, numbers, {"stack": ((11, 4, 6), "F32")})
+    (problem,) = found.problems
+    assert f"expected {{i:{kind}}} to gather words, got numbers" in problem.message
+    assert "0, 1, 10, 2" in problem.message
+    assert "{i:int}" in problem.hint
+    assert not plan(text.replace(kind, "int"), numbers, {"stack": ((11, 4, 6), "F32")}).problems
+    words = {f"a.{word}": MATRIX for word in ("up", "down")}
+    assert not plan(text, words, {"stack": ((2, 4, 6), "F32")}).problems

@@ -65,7 +65,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The simplest explanation under which the leaf is exact; `confirmed` over every element."""
+    """The simplest explanation under which the leaf is exact; or what is only seen.
+
+    A cause is `confirmed` over every element; what was seen of a leaf that none explains is not.
+    """
 
     hypothesis: str
     text: str
@@ -96,6 +99,11 @@ class ClaimRow:
     difference: Difference | None = None
     diagnosis: Diagnosis | None = None
     health: str = ""
+
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether places in the source are of whole blocks, which the claim dequantises."""
+        return "dequant(" in self.transform
 
     def __post_init__(self) -> None:
         exact = self.verdict in VALUE_EXACT
@@ -147,15 +155,47 @@ class Side:
     notes: tuple[str, ...] = ()
 
 
+def excused(source: Side, target: Side) -> str:
+    """How much of both sides was not compared, for a reason; empty if nothing.
+
+    A leaf that is tied to one that was compared was compared with that.
+    """
+    said = []
+    for name, side in (("target", target), ("source", source)):
+        found = [
+            leaf
+            for leaf in side.leaves
+            if (leaf.n_excused or (leaf.excuse and not leaf.n_claimed))
+            and not leaf.excuse.startswith("tied to ")
+        ]
+        if found:
+            n, n_elements = len(found), sum(leaf.n_excused for leaf in found)
+            said.append(f"{n:,} {name} {'leaf' if n == 1 else 'leaves'} ({n_elements:,} elements)")
+            one = n == 1 and len(said) == 1
+    return f"{' and '.join(said)} {'is' if one else 'are'} excused, not compared" if said else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupRow:
-    """The verdict of one group of claims, such as `params` or `mu`."""
+    """The verdict of one group of claims, such as `params` or `mu`.
+
+    `n_claims` were compared; `n_unresolved` more leaves of the target were to be, and were not.
+    """
 
     name: str
     verdict: Verdict
     n_claims: int
     n_exact: int
     n_elements: int
+    n_unresolved: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_unresolved and self.verdict != "FAIL":
+            raise InputError(
+                f"group {self.name}: expected FAIL where {self.n_unresolved} claims were not "
+                f"resolved, got {self.verdict}",
+                hint="run `lockstep verify` again",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -12,14 +13,17 @@ from lockstep.artifacts.verification import (
     VALUE_EXACT,
     ClaimRow,
     Difference,
+    GroupRow,
     ProblemRow,
     Side,
     Spot,
     Verdict,
     Verification,
+    excused,
 )
 
 _SHOWN = 20  # failures, problems and ambiguities that the text names; the document has all
+_NUMBER = re.compile(r"\d+")
 _LABELS: dict[Verdict, str] = {
     "EXACT_BITS": "PASS",
     "EXACT_UNDER": "PASS",
@@ -58,10 +62,14 @@ def shortened(lines: Iterable[str], n_shown: int = _SHOWN) -> Iterator[str]:
 
 
 def problem_lines(problems: Iterable[ProblemRow]) -> Iterator[str]:
-    """Each problem with its hint below it."""
+    """Each problem with its hint below it; those that differ in numbers alone are said once."""
+    alike: dict[tuple[str, str, str], list[ProblemRow]] = {}
     for row in problems:
-        hint = f"\n        {printable(row.hint)}" if row.hint else ""
-        yield f"  {row.kind}: {printable(row.message)}{hint}"
+        alike.setdefault((row.kind, _NUMBER.sub("0", row.message), row.hint), []).append(row)
+    for first, *others in alike.values():
+        hint = f"\n        {printable(first.hint)}" if first.hint else ""
+        times = f"x{len(others) + 1}, e.g. " if others else ""
+        yield f"  {first.kind}: {times}{printable(first.message)}{hint}"
 
 
 def _lines(record: Verification) -> Iterator[str]:
@@ -70,7 +78,7 @@ def _lines(record: Verification) -> Iterator[str]:
     for group in record.groups:
         found = Counter(row.verdict for row in record.claims if row.group == group.name)
         label = f"[{_LABELS[group.verdict]}]"
-        yield f"  {label:11} {printable(group.name):{width}}  {_how_exact(group.n_claims, found)}"
+        yield f"  {label:11} {printable(group.name):{width}}  {_how_exact(group, found)}"
     if record.summary:
         yield "in short:"
         yield from shortened(f"  {printable(text)}" for text in record.summary)
@@ -84,17 +92,19 @@ def _lines(record: Verification) -> Iterator[str]:
     yield from _evidence(record)
     yield from _roots(record)
     yield _cost(record)
-    yield _verdict(record)
+    yield "; ".join(filter(None, [_verdict(record), excused(record.source, record.target)]))
 
 
-def _how_exact(n_claims: int, found: Counter[Verdict]) -> str:
+def _how_exact(group: GroupRow, found: Counter[Verdict]) -> str:
     """`37/37 leaves bit-identical`, as far as that is so."""
-    if found["EXACT_BITS"] == n_claims:
-        return f"{n_claims}/{n_claims} leaves bit-identical"
+    n_all = group.n_claims + group.n_unresolved
+    if n_all and found["EXACT_BITS"] == n_all:
+        return f"{n_all}/{n_all} leaves bit-identical"
     n_exact = sum(found[verdict] for verdict in VALUE_EXACT)
-    kinds = ", ".join(f"{found[verdict]} {MEANING[verdict]}" for verdict in LATTICE
-                      if found[verdict])  # fmt: skip
-    return f"{n_exact}/{n_claims} leaves value-exact ({kinds})"
+    kinds = [f"{found[verdict]} {MEANING[verdict]}" for verdict in LATTICE if found[verdict]]
+    if group.n_unresolved:
+        kinds.append(f"{group.n_unresolved} not resolved, so not compared")
+    return f"{n_exact}/{n_all} leaves value-exact ({', '.join(kinds)})"
 
 
 def _failures(record: Verification) -> Iterator[str]:
@@ -117,7 +127,7 @@ def _failure(row: ClaimRow) -> Iterator[str]:
     else:
         yield from (f"      {line}" for line in _difference(row, row.difference))
     if row.diagnosis is not None:
-        word = "why" if row.diagnosis.confirmed else "perhaps"
+        word = "why" if row.diagnosis.confirmed else "seen"
         yield f"      {word}: {printable(row.diagnosis.text)}"
 
 
@@ -128,14 +138,17 @@ def _difference(row: ClaimRow, found: Difference) -> Iterator[str]:
     worst = "" if found.worst_ulp is None else f"; worst {found.worst_ulp:,} ULP"
     largest = "" if found.max_abs is None else f"; largest |a-b| {found.max_abs:.4g}"
     yield f"{found.n_differ:,} of {row.n_elements:,} elements differ: {kinds}{worst}{largest}"
-    yield f"first {_spot(found.first)}"
+    yield f"first {_spot(row, found.first)}"
     if found.last != found.first:
-        yield f"last  {_spot(found.last)}"
+        yield f"last  {_spot(row, found.last)}"
 
 
-def _spot(spot: Spot) -> str:
+def _spot(row: ClaimRow, spot: Spot) -> str:
+    unit = " block " if row.counts_blocks else ""
     source = (
-        f"source {printable(spot.source)}{list(spot.source_index)}" if spot.source else "constant"
+        f"source {printable(spot.source)}{unit}{list(spot.source_index)}"
+        if spot.source
+        else "constant"
     )
     expected, got = (
         f"{printable(bits)} ({printable(value)})"
@@ -158,7 +171,7 @@ def _coverage(name: str, side: Side) -> str:
 
 
 def _evidence(record: Verification) -> Iterator[str]:
-    found = Counter(row.grade for row in record.claims)
+    found = Counter(row.grade for row in record.claims if row.verdict != "FAIL")
     if found:
         yield "evidence of the mapping: " + ", ".join(f"{n} {grade}" for grade, n in
                                                       found.most_common())  # fmt: skip
@@ -195,9 +208,11 @@ def _cost(record: Verification) -> str:
 def _verdict(record: Verification) -> str:
     n = len(record.claims)
     n_failed = sum(row.verdict == "FAIL" for row in record.claims)
+    n_open = sum(group.n_unresolved for group in record.groups)
     label = f"VERDICT: {_LABELS[record.verdict]}"
     if n_failed:
-        return f"{label}: {n_failed} of {leaves(n)} differ; the conversion is not value-exact"
+        rest = f", {n_open} more were not compared" if n_open else ""
+        return f"{label}: {n_failed} of {leaves(n)} differ{rest}; the conversion is not value-exact"
     if any(row.kind == "tie" for row in record.problems):
         return f"{label}: leaves that are tied differ; the conversion is not value-exact"
     if record.problems:
@@ -207,7 +222,8 @@ def _verdict(record: Verification) -> str:
             "the conversion is not shown to be value-exact"
         )
     if record.verdict == "EXACT_BITS":
-        return f"{label}: {leaves(n)} bit-identical; the conversion is value-exact"
+        whole = not excused(record.source, record.target)
+        return f"{label}: {leaves(n)} bit-identical" + "; the conversion is value-exact" * whole
     if record.verdict == "EXACT_UNDER":
         return f"{label}: {leaves(n)} value-exact under the declared transforms"
     weak = sum(row.verdict not in VALUE_EXACT for row in record.claims)

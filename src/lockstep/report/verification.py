@@ -21,6 +21,7 @@ from lockstep.artifacts.verification import (
     Spot,
     Verdict,
     Verification,
+    excused,
 )
 from lockstep.report.html import fill
 
@@ -113,7 +114,12 @@ def _headline(record: Verification) -> str:
     if record.problems:
         n = len(record.problems)
         parts.append(f"{n} problem{'s' * (n != 1)} in the claims")
-    return "; ".join(parts) or _HEADLINES[record.verdict]
+    parts = parts or [_HEADLINES[record.verdict]]
+    if rest := excused(record.source, record.target):
+        parts.append(rest)
+        if record.verdict == "EXACT_BITS":
+            parts[0] = "value-exact: every leaf that is claimed is bit-identical"
+    return "; ".join(parts)
 
 
 def _counts(record: Verification) -> list[tuple[Verdict, int]]:
@@ -123,7 +129,10 @@ def _counts(record: Verification) -> list[tuple[Verdict, int]]:
 
 def _group_counts(record: Verification, group: GroupRow) -> str:
     found = Counter(row.verdict for row in record.claims if row.group == group.name)
-    return ", ".join(f"{found[v]} {MEANING[v]}" for v in LATTICE if found[v])
+    words = [f"{found[v]} {MEANING[v]}" for v in LATTICE if found[v]]
+    if group.n_unresolved:
+        words.append(f"{group.n_unresolved} not resolved, so not compared")
+    return ", ".join(words)
 
 
 def _ledger(title: str, side: Side) -> Ledger:
@@ -140,11 +149,12 @@ def _ledger(title: str, side: Side) -> Ledger:
 
 
 def _grades(record: Verification) -> list[tuple[str, int, list[ClaimRow]]]:
-    """Each grade with its number of claims, and the claims that have no evidence by it."""
-    found = Counter(row.grade for row in record.claims)
+    """Each grade with its number of claims that hold, and those that have no evidence by it."""
+    held = [row for row in record.claims if row.verdict != "FAIL"]
+    found = Counter(row.grade for row in held)
     weak = ("indistinguishable", "not graded")
     return [
-        (grade, n, [row for row in record.claims if row.grade == grade and grade in weak])
+        (grade, n, [row for row in held if row.grade == grade and grade in weak])
         for grade, n in found.most_common()
     ]
 
@@ -184,8 +194,9 @@ def _index(index: tuple[int, ...]) -> str:
     return "[" + ", ".join(map(str, index)) + "]"
 
 
-def _spot(spot: Spot) -> str:
+def _spot(spot: Spot, row: ClaimRow) -> str:
     """Where an element lies in the source."""
     if not spot.source:
         return "a constant of the claims"
-    return f"{printable(spot.source)}{_index(spot.source_index)}"
+    unit = " block " if row.counts_blocks else ""
+    return f"{printable(spot.source)}{unit}{_index(spot.source_index)}"

@@ -147,9 +147,15 @@ def _groups(report: Verification) -> Iterator[str]:
     for row in report.claims:
         verdicts.setdefault(row.group, []).append(row.verdict)
     said = {group.name: (group.verdict, group.n_claims, group.n_exact) for group in report.groups}
+    unresolved = {group.name for group in report.groups if group.n_unresolved and report.problems}
     due = {
-        name: (weakest(found), len(found), sum(verdict in VALUE_EXACT for verdict in found))
-        for name, found in verdicts.items()
+        name: (
+            "FAIL" if name in unresolved else weakest(found),
+            len(found),
+            sum(verdict in VALUE_EXACT for verdict in found),
+        )
+        for name in verdicts.keys() | unresolved
+        for found in [verdicts.get(name, [])]
     }
     for name in sorted({*said, *due}):
         if said.get(name) != due.get(name):

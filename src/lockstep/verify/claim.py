@@ -116,12 +116,18 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why the claims do not add up: a gap, an overlap, a rule without a match, a wrong fact."""
+    """Why the claims do not add up: a gap, an overlap, a rule without a match, a wrong fact.
+
+    `stops` are the leaves, such as `target w`, whose claim in the `group` it keeps from being made:
+    they are not compared, and no other problem has to be said of them.
+    """
 
     kind: Literal["gap", "overlap", "unused", "shape", "type", "fact", "duplicate", "empty", "tie"]
     where: str
     message: str
     hint: str = ""
+    group: str = ""
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

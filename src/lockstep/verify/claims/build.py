@@ -9,7 +9,7 @@ from typing import Literal
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
 from lockstep.verify.claim import Claim, Problem
-from lockstep.verify.claims.expand import Instance
+from lockstep.verify.claims.expand import Instance, stopped
 from lockstep.verify.claims.expressions import Call
 from lockstep.verify.claims.moves import Array, text
 from lockstep.verify.claims.steps import STEPS, apply
@@ -89,7 +89,14 @@ def _shown(found: Sequence[Leaf]) -> str:
 
 def _problem(wanted: Wanted, kind: Literal["shape", "type"], message: str, hint: str) -> Problem:
     name = wanted.instance.target
-    return Problem(kind, f"target {name}", f"{wanted.label}: target {name}: {message}", hint)
+    return Problem(
+        kind,
+        f"target {name}",
+        f"{wanted.label}: target {name}: {message}",
+        hint,
+        wanted.group,
+        stopped(wanted.instance),
+    )
 
 
 def _value_claim(wanted: Wanted, leaf: Leaf, found: Sequence[Leaf]) -> Claim | Problem:

@@ -7,7 +7,7 @@ leaf of any size is counted in the memory of its pieces.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lockstep.formats.leaf import Leaf, Store
@@ -56,6 +56,13 @@ def account(
             for name, leaf in store.leaves.items()
         }
     return Ledger(books["source"], books["target"], tuple(problems))
+
+
+def unsaid(found: Iterable[Problem], said: Sequence[Problem]) -> list[Problem]:
+    """The problems of a ledger but those said before, and gaps where a claim was not made."""
+    known = {(problem.kind, problem.where) for problem in said}
+    known |= {("gap", leaf) for problem in said for leaf in problem.stops}
+    return [problem for problem in found if (problem.kind, problem.where) not in known]
 
 
 class _Reasons:

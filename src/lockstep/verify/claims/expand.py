@@ -296,7 +296,8 @@ def expand(claim: CompiledClaim, names: Names) -> tuple[list[Instance], list[Pro
             if not leaves
         ]
         if missing:
-            problems.append(_missing(claim, target, missing))
+            there = [leaf.name for leaves in sources for leaf in leaves]
+            problems.append(_missing(claim, target, missing, there))
         else:
             found.append(Instance(claim, target, sources, context))
     if not found and not problems and not claim.rule.optional:
@@ -370,13 +371,23 @@ def _leaves(
 # --- what does not add up
 
 
-def _missing(claim: CompiledClaim, target: str, missing: list[str]) -> Problem:
+def stopped(instance: Instance) -> tuple[str, ...]:
+    """The leaves, with their sides, that are not compared if an instance becomes no claim."""
+    sources = (f"source {leaf.name}" for leaves in instance.sources for leaf in leaves)
+    return (f"target {instance.target}", *dict.fromkeys(sources))
+
+
+def _missing(
+    claim: CompiledClaim, target: str, missing: list[str], there: Iterable[str]
+) -> Problem:
     return Problem(
         "gap",
         f"target {target}",
         f"{claim.label}: target {target}: expected the source {missing[0]}, got none of that name"
         + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
         "mend the rule's source, or say with [[new]] that the leaf comes from nowhere",
+        claim.rule.group,
+        (f"target {target}", *(f"source {name}" for name in there)),
     )
 
 
@@ -393,6 +404,8 @@ def _made(claim: CompiledClaim, source: str, target: str, *, again: bool) -> Pro
         f"source {source}",
         f"{claim.label}: source {source}: expected the target {target}, got none of that name",
         "mend the rule's target, or leave the source out with `where` and [[drop]]",
+        claim.rule.group,
+        (f"target {target}", f"source {source}"),
     )
 
 

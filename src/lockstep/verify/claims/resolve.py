@@ -7,6 +7,7 @@ it at once; only a claim file that is wrong by itself raises.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lockstep.errors import UsageError
 from lockstep.formats.leaf import Leaf, Store
@@ -14,7 +15,7 @@ from lockstep.verify.claim import Claim, Excuse, Plan, Problem, Tie
 from lockstep.verify.claims.ambiguity import ambiguities
 from lockstep.verify.claims.build import Memo, Wanted, claim_of
 from lockstep.verify.claims.constants import constant
-from lockstep.verify.claims.coverage import account
+from lockstep.verify.claims.coverage import account, unsaid
 from lockstep.verify.claims.expand import (
     CompiledClaim,
     CompiledExcuse,
@@ -25,6 +26,7 @@ from lockstep.verify.claims.expand import (
 from lockstep.verify.claims.expressions import holds
 from lockstep.verify.claims.facts import resolve_facts
 from lockstep.verify.claims.follow import following
+from lockstep.verify.claims.lacking import gathered_as_text, lacking_target, stopped_by
 from lockstep.verify.claims.moves import text
 from lockstep.verify.claims.rules import ClaimFile, TieRule
 from lockstep.verify.claims.templates import NameIndex
@@ -59,13 +61,15 @@ class _Resolver:
         if not claims:
             self.problems.append(_empty(self.source, self.target))
         ledger = account(claims, self.excuses, self.ties, self.source, self.target)
+        gaps = unsaid(ledger.problems, self.problems)
+        gaps = [lacking_target(gap, self.compiled.claims, self.names) or gap for gap in gaps]
         return Plan(
             source=self.source,
             target=self.target,
             claims=claims,
             excuses=tuple(self.excuses),
             ties=tuple(self.ties),
-            problems=(*self.problems, *ledger.problems),
+            problems=(*self.problems, *gaps),
             ambiguities=ambiguities(claims, self.source, self.target, self.facts),
             facts=self.facts,
             mapping=self.file.mapping,
@@ -83,9 +87,12 @@ class _Resolver:
             try:
                 instances, problems = expand(claim, self.names)
             except UsageError as error:  # an expression that these captures do not fit
-                self.problems.append(_misfit(claim.label, error))
+                stops = stopped_by(claim, self.names)
+                self.problems.append(
+                    replace(_misfit(_named(claim), error), group=claim.rule.group, stops=stops)
+                )
                 continue
-            self.problems += problems
+            self.problems += [*problems, *gathered_as_text(claim, instances)]
             found += [Wanted(i, claim.label, claim.rule.group) for i in instances]
         for i, like in enumerate(self.file.likes):
             made, problems = following(
@@ -103,8 +110,10 @@ class _Resolver:
                 Problem(
                     "fact",
                     rule.label,
-                    f"{rule.label}: expected a value for the fact {lacking[0]}, got none",
+                    f"{_named(rule)}: expected a value for the fact {lacking[0]}, got none",
                     "state it under [facts]",
+                    rule.rule.group if isinstance(rule, CompiledClaim) else "",
+                    stopped_by(rule, self.names) if isinstance(rule, CompiledClaim) else (),
                 )
             )
         return bool(lacking)
@@ -120,6 +129,8 @@ class _Resolver:
                     f"target {claim.target}",
                     f"target {claim.target}: expected one rule to make it, got {other} and {label}",
                     "narrow one of the patterns, or tell them apart with `where`",
+                    claim.group,
+                    (f"target {claim.target}",),
                 )
             )
         else:
@@ -230,6 +241,13 @@ def _empty(source: Store, target: Store) -> Problem:
         f"{len(target.leaves)} of {target.where}",
         "add rules [[claim]]; `lockstep verify suggest` proposes some",
     )
+
+
+def _named(rule: CompiledClaim | CompiledExcuse) -> str:
+    """The rule's number with the pattern of its target, by which a reader finds it."""
+    if isinstance(rule, CompiledExcuse):
+        return rule.label
+    return f"{rule.label} (target {rule.target.text:.200})"
 
 
 def _misfit(label: str, error: UsageError) -> Problem:

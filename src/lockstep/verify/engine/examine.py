@@ -24,8 +24,8 @@ from lockstep.artifacts.verification import (
 )
 from lockstep.errors import InputError
 from lockstep.formats.leaf import FileIdentity, Store
-from lockstep.verify.claim import Plan, Problem
-from lockstep.verify.claims.coverage import Ledger, account
+from lockstep.verify.claim import Plan
+from lockstep.verify.claims.coverage import account, unsaid
 from lockstep.verify.diagnosis.grade import SECONDS_FOR_GRADES, grades
 from lockstep.verify.diagnosis.summarise import summarise
 from lockstep.verify.digest import ALGORITHM
@@ -79,7 +79,7 @@ def examine(plan: Plan, options: Options) -> Verification:
         spent = run(todo.tasks, budget, todo.done, options.progress)
         check_unchanged(plan.source, plan.target)
         rows, undiagnosed = _rows(plan, todo, budget)
-    problems = [*plan.problems, *_unsaid(ledger, plan), *todo.tie_problems()]
+    problems = [*plan.problems, *unsaid(ledger.problems, plan.problems), *todo.tie_problems()]
     said = {row.id: row.diagnosis for row in rows if row.diagnosis}
     verdict = "FAIL" if problems else weakest(row.verdict for row in rows)
     cost = _cost(todo, budget, spent, time.perf_counter() - began)
@@ -95,7 +95,7 @@ def examine(plan: Plan, options: Options) -> Verification:
         value_exact=verdict in VALUE_EXACT,
         source=side_of(plan.source, ledger.source, todo.digests["source"]),
         target=side_of(plan.target, ledger.target, todo.digests["target"]),
-        groups=tuple(groups_of(rows)),
+        groups=tuple(groups_of(rows, problems)),
         claims=tuple(rows),
         problems=tuple(
             ProblemRow(kind=p.kind, where=p.where, message=p.message, hint=p.hint) for p in problems
@@ -163,11 +163,6 @@ def check_unchanged(*stores: Store) -> None:
 def _budget(options: Options, *stores: Store) -> Budget:
     n_leaves = sum(len(store.leaves) for store in stores)
     return divide(options.max_memory_bytes, options.jobs, n_leaves)
-
-
-def _unsaid(ledger: Ledger, plan: Plan) -> list[Problem]:
-    said = {(problem.kind, problem.where) for problem in plan.problems}
-    return [each for each in ledger.problems if (each.kind, each.where) not in said]
 
 
 def _cost(todo: TaskList, budget: Budget, spent: Spent, seconds: float) -> Cost:

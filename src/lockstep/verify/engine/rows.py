@@ -19,7 +19,7 @@ from lockstep.artifacts.verification import (
     weakest,
 )
 from lockstep.formats.leaf import Store
-from lockstep.verify.claim import Claim, Equality, Plan
+from lockstep.verify.claim import Claim, Equality, Plan, Problem
 from lockstep.verify.claims.coverage import Account
 from lockstep.verify.diagnosis.diagnose import diagnose
 from lockstep.verify.digest import merkle_root
@@ -130,15 +130,25 @@ class ClaimJudge:
         return diagnosis
 
 
-def groups_of(rows: Sequence[ClaimRow]) -> list[GroupRow]:
-    """The verdicts of the groups, in the order of their first claims."""
+def groups_of(rows: Sequence[ClaimRow], problems: Sequence[Problem] = ()) -> list[GroupRow]:
+    """The verdicts of the groups, in the order of their first claims.
+
+    A group fails where a problem kept one of its claims from being made.
+    """
     by_name: dict[str, list[ClaimRow]] = {}
     for row in rows:
         by_name.setdefault(row.group, []).append(row)
+    stopped: dict[str, set[str]] = {}
+    for problem in problems:
+        targets = {leaf for leaf in problem.stops if leaf.startswith("target ")}
+        if targets:
+            by_name.setdefault(problem.group, [])
+            stopped.setdefault(problem.group, set()).update(targets)
     return [
         GroupRow(
             name=name,
-            verdict=weakest(row.verdict for row in mine),
+            verdict="FAIL" if name in stopped else weakest(row.verdict for row in mine),
+            n_unresolved=len(stopped.get(name, ())),
             n_claims=len(mine),
             n_exact=sum(row.verdict in ("EXACT_BITS", "EXACT_UNDER") for row in mine),
             n_elements=sum(row.n_elements for row in mine),
