@@ -15,7 +15,7 @@ from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.grade import grades
 from lockstep.verify.diagnosis.summarise import summarise
 from lockstep.verify.digest import block_digests, leaf_digest
-from lockstep.verify.layouts.layout import Layout, whole
+from lockstep.verify.layouts.layout import Layout, cut, whole
 from lockstep.verify.numbers.health import BLOCK, Health
 
 F32 = ELEMENT_TYPES["F32"]
@@ -96,6 +96,41 @@ def test_several_sources_have_the_weakest_grade() -> None:
     found = grades(replace(plan, claims=(claim, value)), digests)
     assert found[claim.id][0] == "indistinguishable"
     assert found[value.id][0] == "not graded"
+
+
+def test_parts_of_one_leaf_are_told_apart_by_their_targets_only() -> None:
+    plan, digests = plan_of({"a": weights(6, 4), "t0": weights(3, 4), "t1": weights(3, 4)})
+    stack = whole("a", (6, 4))
+    claims = tuple(
+        Claim(
+            f"id {i}", "r", "p", f"t{i}", ("a",), cut(stack, 0, 3 * i, 3 * i + 3), takes_all=False
+        )
+        for i in (0, 1)
+    )
+    plan = replace(plan, claims=claims)
+    made = {"t0": digests["target"]["t0"], "t1": digests["target"]["t1"]}
+    assert made["t0"] == made["t1"]
+    found = grades(plan, {"source": digests["source"], "target": made})
+    assert {grade for grade, _ in found.values()} == {"indistinguishable"}
+    made["t1"] = "another"
+    found = grades(plan, {"source": digests["source"], "target": made})
+    assert {grade for grade, _ in found.values()} == {"unique by content"}
+    found = grades(plan, {"source": digests["source"], "target": {}})
+    assert {grade for grade, _ in found.values()} == {"not graded"}
+
+
+def test_equal_targets_of_unequal_sources_are_no_evidence() -> None:
+    plan, digests = plan_of({"a": weights(6, 4), "b": weights(6, 4, seed=1)})
+    same = dict.fromkeys("ab", digests["target"]["a"])
+    found = grades(plan, {"source": digests["source"], "target": same})
+    assert {grade for grade, _ in found.values()} == {"indistinguishable"}
+
+
+def test_a_leaf_with_as_many_elements_in_another_shape_is_not_ruled_out() -> None:
+    plan, digests = plan_of({"a": weights(6, 4), "b": weights(4, 6)})
+    found = grades(plan, digests)
+    assert found["id a"][0] == found["id b"][0] == "not graded"
+    assert "in another shape or type" in found["id a"][1]
 
 
 # --- health
@@ -191,6 +226,17 @@ def test_layers_exchanged_shifted_and_sorted_as_text() -> None:
     as_text = {f"l.{i}.{k}": f"l.{j}.{k}" for i, j in enumerate(order) if i != j for k in kinds}
     (said,) = summarise(*moved_plan(as_text, 12, *kinds)[::-1])
     assert "10 before 2" in said
+
+
+def test_a_part_of_an_order_is_not_said_of_all_layers() -> None:
+    kinds = ("gate", "up")
+    order = sorted(range(12), key=str)
+    some = {f"l.{i}.{k}": f"l.{order[i]}.{k}" for i in (3, 4, 5) for k in kinds}
+    (said,) = summarise(*moved_plan(some, 12, *kinds)[::-1])
+    assert said == "l.{}: in another order: 3 holds 11, 4 holds 2, 5 holds 3 (6 leaves)"
+    shifted = {f"l.{i}.{k}": f"l.{i + 1}.{k}" for i in (3, 4, 5) for k in kinds}
+    (said,) = summarise(*moved_plan(shifted, 12, *kinds)[::-1])
+    assert said == "l.{}: 3 to 5 hold the values of number +1 each (6 leaves)"
 
 
 def test_one_cause_of_a_whole_group_is_one_sentence() -> None:

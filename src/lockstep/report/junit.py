@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from lockstep.artifacts import atomic_write_bytes
 from lockstep.artifacts.printable import printable
-from lockstep.artifacts.verification import VALUE_EXACT, ClaimRow, Verification
+from lockstep.artifacts.verification import VALUE_EXACT, ClaimRow, Verification, excused
 
 
 def write_junit(record: Verification, path: Path) -> Path:
@@ -28,7 +28,9 @@ def write_junit(record: Verification, path: Path) -> Path:
         failure = SubElement(case, "failure", type=problem.kind, message=printable(problem.message))
         failure.text = printable(problem.hint)
     if not record.problems:
-        SubElement(suite, "testcase", classname="coverage", name="every element once")
+        rest = excused(record.source, record.target)
+        name = f"every element once; {rest}" if rest else "every element once"
+        SubElement(suite, "testcase", classname="coverage", name=name)
     indent(root)
     return atomic_write_bytes(path, tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 

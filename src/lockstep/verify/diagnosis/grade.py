@@ -1,10 +1,12 @@
 """How well the bits that agree show that the mapping is right, claim by claim.
 
-A target that equals its source shows that this source was used only if no other leaf would have
-been equal too. `unique by shape`: no other source leaf has this shape and type. `unique by
-content`: others have, with other bits. `indistinguishable`: another has the same bits, or the leaf
-is one value throughout, or its own transpose, so that an exchange would change nothing and is not
-ruled out. A claim of several sources has the weakest grade among them. Where the mapping is shared
+A target that equals its source shows that this source was used, under the claim's own steps, only
+if no other would have been equal too; the order inside of a leaf is the claim's and is not graded.
+`unique by shape`: no other source leaf has as many elements. `unique by content`: others have, and
+those of this shape and type have other bits, as have other targets of its shape and type; it is the
+most that a part of a leaf, or a leaf that several claims use, can have. `indistinguishable`:
+another has the same bits, or the leaf is one value throughout, or its own transpose, so that an
+exchange would change nothing and is not ruled out. A claim of several sources has the weakest grade among them. Where the mapping is shared
 with the converter, a constant that is wrong there is wrong here as well, and where it was suggested
 from the two checkpoints it follows their faults, so nothing but `indistinguishable` is graded.
 """
@@ -51,13 +53,22 @@ def grades(
 
     With a probe, leaves are looked into where that is cheap: for constants, and own transposes.
     """
-    grader = _Grader(plan, digests["source"], probe)
+    grader = _Grader(plan, digests, probe)
     return {claim.id: grader.claim(claim) for claim in plan.claims}
 
 
 class _Grader:
-    def __init__(self, plan: Plan, digests: Mapping[str, str], probe: Probe | None) -> None:
-        self._plan, self._digests, self._probe = plan, digests, probe
+    def __init__(self, plan: Plan, digests: Digests, probe: Probe | None) -> None:
+        self._plan, self._digests, self._probe = plan, digests["source"], probe
+        self._made = digests["target"]
+        self._n_sized = Counter(leaf.n_elements for leaf in plan.source.leaves.values())
+        self._users: dict[str, list[Claim]] = defaultdict(list)
+        self._makers: dict[str, list[Claim]] = defaultdict(list)
+        for claim in plan.claims:
+            for name in set(claim.sources):
+                self._users[name].append(claim)
+            if claim.target in self._made:
+                self._makers[self._made[claim.target]].append(claim)
         self._n_decoded = 0
         self._n_alike: Counter[tuple[object, ...]] = Counter()
         self._n_digests: Counter[tuple[object, ...]] = Counter()
@@ -65,9 +76,9 @@ class _Grader:
         self._constants: dict[tuple[object, ...], str] = {}
         for name, leaf in plan.source.leaves.items():
             self._n_alike[_class(leaf)] += 1
-            if name in digests:
+            if name in self._digests:
                 self._n_digests[_class(leaf)] += 1
-                self._equal[digests[name]].append(name)
+                self._equal[self._digests[name]].append(name)
 
     def claim(self, claim: Claim) -> tuple[Grade, str]:
         """The weakest grade of the sources; less where the mapping is not independent."""
@@ -79,9 +90,32 @@ class _Grader:
             return "not graded", "its sources are not there"
         grade, why = max(found, key=lambda each: ORDER.index(each[0]))
         if grade not in ("indistinguishable", "not graded"):
+            grade, why = self._as_made(claim, grade, why)
+        if grade not in ("indistinguishable", "not graded"):
             grade, why = self._with_axes(claim, grade, why)
         if self._plan.mapping != "independent" and grade != "indistinguishable":
             return "not graded", f"{WEAK[self._plan.mapping]}; without it: {grade}"
+        return grade, why
+
+    def _as_made(self, claim: Claim, grade: Grade, why: str) -> tuple[Grade, str]:
+        """What whole sources do not tell: parts of one leaf, and targets that casts make equal."""
+        parted = not claim.takes_all or any(len(self._users[name]) > 1 for name in claim.sources)
+        digest = self._made.get(claim.target)
+        if digest is None:
+            if parted or claim.values:
+                return "not graded", f"{why}; {claim.target} has no digest to hold against others"
+            return grade, why
+        twins = [
+            other.target
+            for other in self._makers[digest]
+            if other.target != claim.target
+            and (other.sources, other.layout) != (claim.sources, claim.layout)
+        ]
+        if twins:
+            return "indistinguishable", f"{claim.target} has the bits of {_listed(twins)}"
+        if parted and grade == "unique by shape":
+            shared = "a part of a leaf, or of one used more than once: no other target has its bits"
+            return "unique by content", shared
         return grade, why
 
     def _leaf(self, leaf: Leaf) -> tuple[Grade, str]:
@@ -90,8 +124,12 @@ class _Grader:
         constant = self._constant(leaf, digest) if digest else ""
         if constant:
             return "indistinguishable", f"{leaf.name} is {constant} throughout, in any order"
-        if not n_others:
+        n_sized = self._n_sized[leaf.n_elements] - 1
+        if not n_sized:
             return "unique by shape", f"no other leaf is like {leaf.name}"
+        if not n_others:
+            other = f"{n_sized} leaves have as many elements as {leaf.name}"
+            return "not graded", f"{other}, in another shape or type, and were not compared with it"
         if digest is None or self._n_digests[_class(leaf)] <= n_others:
             return "not graded", f"{n_others} leaves are like {leaf.name}, and have no digests"
         twins = [name for name in self._equal[digest] if name != leaf.name]

@@ -16,6 +16,7 @@ Move = tuple[str, int, int]  # a name without one number, the number claimed, th
 
 def summarise(diagnoses: Mapping[str, Diagnosis], plan: Plan) -> tuple[str, ...]:
     """Sentences over the whole report; what one of them covers is not said again."""
+    diagnoses = {i: diagnosis for i, diagnosis in diagnoses.items() if diagnosis.confirmed}
     claims = {claim.id: claim for claim in plan.claims if claim.id in diagnoses}
     found = _replaced(claims, diagnoses)
     said: list[str] = []
@@ -136,22 +137,31 @@ def _order_text(order: tuple[tuple[int, int], ...], templates: list[str], plan: 
     name = templates[0] if len(templates) == 1 else _common(templates)
     if len(order) == 2 and order[0] == order[1][::-1]:
         return f"{name}: numbers {order[0][0]} and {order[1][0]} are exchanged"
+    numbers = [_numbers_of(template, plan) for template in templates]
     if len(gaps) == 1:
         gap = gaps.pop()
-        return f"{name}: each holds the values of number {gap:+d}"
-    n = 1 + max(int(m) for leaf in plan.source.leaves for m in _numbers_of(leaf, templates[0]))
-    as_text = sorted(range(n), key=str)
-    if all(as_text[claimed] == there for claimed, there in order):
-        shown = ", ".join(map(str, as_text[:_SHOWN]))
+        moved = {claimed for claimed, _ in order}
+        if all(moved == {n for n in each if n + gap in each} for each in numbers):
+            return f"{name}: each holds the values of number {gap:+d}"
+        return f"{name}: {_runs_of(sorted(moved))} hold the values of number {gap:+d} each"
+    if all(_as_text(each) == order for each in numbers):
+        shown = ", ".join(map(str, sorted(numbers[0], key=str)[:_SHOWN]))
         return f"{name}: in the order of the numbers as text, 10 before 2: {shown}, ..."
     pairs = ", ".join(f"{claimed} holds {there}" for claimed, there in order[:_SHOWN])
     return f"{name}: in another order: {pairs}{', ...' if len(order) > _SHOWN else ''}"
 
 
-def _numbers_of(leaf: str, template: str) -> list[str]:
+def _numbers_of(template: str, plan: Plan) -> list[int]:
+    """The numbers that leaves of the source have in the place of the template's, in order."""
     before, after = template.split("{}")
-    match = re.fullmatch(f"{re.escape(before)}(\\d+){re.escape(after)}", leaf)
-    return [match[1]] if match else []
+    pattern = re.compile(f"{re.escape(before)}(\\d+){re.escape(after)}")
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, plan.source.leaves) if match)
+
+
+def _as_text(numbers: list[int]) -> tuple[tuple[int, int], ...]:
+    """Every number that moves when they are sorted as text, and what is in its place then."""
+    pairs = zip(numbers, sorted(numbers, key=str), strict=True)
+    return tuple((a, b) for a, b in pairs if a != b)
 
 
 def _common(templates: list[str]) -> str:
