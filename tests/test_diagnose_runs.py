@@ -12,6 +12,7 @@ from diagnosed import Memory, weights
 from numpy.typing import NDArray
 from verify_stores import ZlibChunks, store_of
 
+from lockstep.artifacts.printable import names
 from lockstep.artifacts.verification import Verification
 from lockstep.cli.verify_text import verification_text
 from lockstep.report.verification import render
@@ -251,3 +252,14 @@ def test_a_square_that_is_turned_by_the_claim_is_looked_at_too(tmp_path: Path) -
     assert found["w"] == (
         "unique by shape", "no other leaf is like w, and it is not its own transpose",
     )  # fmt: skip
+
+
+def test_long_lists_of_sources_are_written_short() -> None:
+    """Names that count up by one number as a stretch, others by the first three."""
+    layers = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(12)]
+    assert names(layers) == "model.layers.{0..11}.mlp.up_proj.weight"
+    assert names([f"e{i}.w{i}" for i in range(12)]) == "e0.w0, e1.w1, e2.w2 and 9 more"
+    mixed = names([layers[i] for i in (0, 2, 1, 3, 4)])
+    assert mixed.endswith("layers.1.mlp.up_proj.weight and 2 more")
+    assert names(["w.7", "w.8"]) == "w.7, w.8"
+    assert names([]) == ""

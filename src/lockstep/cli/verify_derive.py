@@ -9,7 +9,7 @@ import click
 
 from lockstep.artifacts.derivation import ComparedClaim, Derivation, DerivedLeaf, Outcome, Place
 from lockstep.artifacts.files import atomic_write_text
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import names, printable
 from lockstep.cli.verb import Outcome as Said
 from lockstep.cli.verb import Verb
 from lockstep.cli.verify_options import FILE, FORCE, format_option
@@ -109,10 +109,10 @@ def _lines(found: Derivation, rules: ClaimFile) -> Iterator[str]:
 def _rule(rule: ClaimRule) -> str:
     """Leaves that are alike, as a claim file has them; choices that are as by default left out."""
     own = (" | ".join(map(_brief, each.transform)) for each in rule.sources)
-    sources = ", ".join(
-        f"({printable(each.name)} | {steps})" if steps else printable(each.name)
+    sources = names([
+        f"({each.name} | {steps})" if steps else each.name
         for each, steps in zip(rule.sources, own, strict=True)
-    )
+    ])  # fmt: skip
     where = f"  where {printable(rule.where)}" if rule.where else ""
     return (
         " | ".join([f"{printable(rule.target)} <- {sources}", *map(_brief, rule.transform)]) + where
@@ -130,7 +130,7 @@ def _leaf(leaf: DerivedLeaf) -> str:
     if leaf.status != "derived":
         return f"{name}: {leaf.status}: {printable(leaf.why)}"
     n = "irregular" if leaf.n_pieces is None else f"{leaf.n_pieces} pieces"
-    return f"{name} <- {', '.join(map(printable, leaf.sources))} | {n}: {printable(leaf.why)}"
+    return f"{name} <- {names(leaf.sources)} | {n}: {printable(leaf.why)}"
 
 
 def _claims(found: Derivation) -> Iterator[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import printable, size
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.cli.verify_options import FILE, format_option
-from lockstep.cli.verify_text import leaves, size
+from lockstep.cli.verify_text import leaves
 from lockstep.formats.open_store import open_store
 from lockstep.verify.listing import LeafLine, Listing, list_leaves
 

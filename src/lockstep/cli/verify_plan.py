@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import names, printable, size
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.cli.verify_options import CLAIMS, FILE, JOBS, MAX_MEMORY, format_option
-from lockstep.cli.verify_text import leaves, problem_lines, shortened, size
+from lockstep.cli.verify_text import leaves, problem_lines, shortened
 from lockstep.verify.api import Pair, plan_of
 from lockstep.verify.plan_listing import PlanListing, PlannedClaim, list_plan
 
@@ -57,7 +57,7 @@ def _lines(found: PlanListing) -> Iterator[str]:
 
 
 def _claim(claim: PlannedClaim) -> str:
-    sources = ", ".join(map(printable, claim.sources)) or "a constant"
+    sources = names(claim.sources) or "a constant"
     text = f"{printable(claim.target)} <- {sources}"
     if claim.transform != "identity":
         text += f" | {printable(claim.transform)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from lockstep.cli.verify_text import size
+from lockstep.artifacts.printable import size
 
 _CLEAR = "\r\x1b[K"
 _SECONDS_ON_A_TERMINAL = 0.5

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import printable, size
 from lockstep.artifacts.selftest import MutationRow, Selftest
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.cli.verify_options import CLAIMS, FILE, FORCE, MAX_MEMORY, format_option
 from lockstep.cli.verify_outputs import claim_outputs
-from lockstep.cli.verify_text import shortened, size
+from lockstep.cli.verify_text import shortened
 from lockstep.verify.api import Pair
 from lockstep.verify.mutation.selftest import selftest
 from lockstep.verify.mutation.selftest_picks import Trial

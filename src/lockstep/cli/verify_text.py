@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import names, printable, size
 from lockstep.artifacts.verification import (
     LATTICE,
     MEANING,
@@ -23,6 +23,7 @@ from lockstep.artifacts.verification import (
 )
 
 _SHOWN = 20  # failures, problems and ambiguities that the text names; the document has all
+_NEAR_ULP = 1 << 20  # beyond that the number of units says nothing to a person
 _NUMBER = re.compile(r"\d+")
 _LABELS: dict[Verdict, str] = {
     "EXACT_BITS": "PASS",
@@ -37,15 +38,6 @@ _LABELS: dict[Verdict, str] = {
 def verification_text(record: Verification) -> str:
     """What a person at the terminal reads."""
     return "\n".join(_lines(record))
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in four digits: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.4g} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.4g} TiB"
 
 
 def leaves(n: int) -> str:
@@ -120,7 +112,7 @@ def _failures(record: Verification) -> Iterator[str]:
 
 
 def _failure(row: ClaimRow) -> Iterator[str]:
-    sources = ", ".join(map(printable, row.sources)) or "a constant"
+    sources = names(row.sources) or "a constant"
     yield f"  {printable(row.target)}  (from {sources}, {printable(row.transform)})"
     if row.difference is None:
         yield f"      {printable(row.why)}"
@@ -135,7 +127,8 @@ def _difference(row: ClaimRow, found: Difference) -> Iterator[str]:
     kinds = ", ".join(
         f"{printable(kind.replace('_', ' '))} {n:,}" for kind, n in found.kinds.items()
     )
-    worst = "" if found.worst_ulp is None else f"; worst {found.worst_ulp:,} ULP"
+    near = found.worst_ulp is not None and found.worst_ulp <= _NEAR_ULP
+    worst = f"; worst {found.worst_ulp:,} ULP" if near else ""
     largest = "" if found.max_abs is None else f"; largest |a-b| {found.max_abs:.4g}"
     yield f"{found.n_differ:,} of {row.n_elements:,} elements differ: {kinds}{worst}{largest}"
     yield f"first {_spot(row, found.first)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lockstep import __version__
 from lockstep.artifacts import atomic_write_text
-from lockstep.artifacts.printable import printable
+from lockstep.artifacts.printable import printable, size
 from lockstep.artifacts.verification import (
     LATTICE,
     MEANING,
@@ -82,7 +82,7 @@ def render(record: Verification) -> str:
             "plain": printable,
             "chip": _chip,
             "meaning": MEANING.__getitem__,
-            "size": _size,
+            "size": size,
             "index": _index,
             "leaves": lambda n: "1 leaf" if n == 1 else f"{n:,} leaves".replace(",", "\u202f"),
             "spot": _spot,
@@ -163,13 +163,13 @@ def _costs(cost: Cost) -> list[tuple[str, str]]:
     rate = cost.bytes_read / cost.seconds if cost.seconds else None
     peak, anonymous = cost.peak_bytes, cost.anonymous_peak_bytes
     return [
-        ("memory allowed", _size(cost.budget_bytes)),
-        ("memory predicted", _size(cost.predicted_peak_bytes)),
-        ("peak of the process", "not measured" if peak is None else _size(peak)),
-        ("of it not backed by files", "not measured" if anonymous is None else _size(anonymous)),
-        ("read", _size(cost.bytes_read)),
+        ("memory allowed", size(cost.budget_bytes)),
+        ("memory predicted", size(cost.predicted_peak_bytes)),
+        ("peak of the process", "not measured" if peak is None else size(peak)),
+        ("of it not backed by files", "not measured" if anonymous is None else size(anonymous)),
+        ("read", size(cost.bytes_read)),
         ("time", f"{cost.seconds:.3g} s"),
-        ("rate", "not measured" if rate is None else f"{_size(rate)}/s"),
+        ("rate", "not measured" if rate is None else f"{size(rate)}/s"),
         ("workers", f"{cost.n_workers}"),
         ("claims taken from the journal", f"{cost.n_resumed}"),
     ]
@@ -180,14 +180,6 @@ def _chip(verdict: Verdict) -> str:
     if verdict in VALUE_EXACT:
         return "pass"
     return "fail" if verdict == "FAIL" else "missing"
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.4g} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.4g} TiB"
 
 
 def _index(index: tuple[int, ...]) -> str:
