@@ -6,9 +6,10 @@ if no other would have been equal too; the order inside of a leaf is the claim's
 those of this shape and type have other bits, as have other targets of its shape and type; it is the
 most that a part of a leaf, or a leaf that several claims use, can have. `indistinguishable`:
 another has the same bits, or the leaf is one value throughout, or its own transpose, so that an
-exchange would change nothing and is not ruled out. A claim of several sources has the weakest grade among them. Where the mapping is shared
-with the converter, a constant that is wrong there is wrong here as well, and where it was suggested
-from the two checkpoints it follows their faults, so nothing but `indistinguishable` is graded.
+exchange would change nothing and is not ruled out. A claim of several sources has the weakest grade
+among them. Where the mapping is shared with the converter, a constant that is wrong there is wrong
+here as well, and where it was suggested from the two checkpoints it follows their faults, so
+nothing but `indistinguishable` is graded.
 """
 
 from __future__ import annotations
