@@ -15,8 +15,7 @@ from lockstep.verify.claim import Claim, Excuse, Problem, Tie
 from lockstep.verify.layouts.piece import Loop, Piece, strides_of
 from lockstep.verify.layouts.uses import Uses, count_uses
 
-# What an excuse of each kind explains: elements that nobody uses, or elements used again.
-_UNUSED = ("drop", "derived", "tied", "new")
+# Excuses of elements that are used again; every other kind explains what nobody uses.
 _REUSED = ("duplicate",)
 
 

@@ -18,7 +18,7 @@ from lockstep.verify.derivation.name_steps import Spelled
 from lockstep.verify.derivation.recover import CONSTANT, Recovered, Sources, ids_of
 from lockstep.verify.numbers.numbers_text import bits_text
 from lockstep.verify.suggestion.generalise import Made, Part, generalise
-from lockstep.verify.suggestion.name_slots import slots
+from lockstep.verify.suggestion.name_slots import by_texts, slots
 
 _UNKNOWN = -2  # an element of a leaf that held no markers
 
@@ -295,7 +295,7 @@ def _source_excuses(found: Derived, tied: Collection[str]) -> Iterator[ExcuseRul
 
 def _patterns(names: Sequence[str], of: Iterable[str]) -> Iterator[str]:
     """Names as patterns: one for those that differ in one number, if it fits nothing else."""
-    mine, others = _by_texts(names), _by_texts(of)
+    mine, others = by_texts(names), by_texts(of)
     for texts, found in mine.items():
         moving = [k for k, column in enumerate(zip(*found, strict=True)) if len(set(column)) > 1]
         together = len(moving) == 1 and len(found) == len(others[texts])
@@ -303,13 +303,6 @@ def _patterns(names: Sequence[str], of: Iterable[str]) -> Iterator[str]:
             holes = [("{i:int}" if together and k == moving[0] else str(n))
                      for k, n in enumerate(numbers)]  # fmt: skip
             yield "".join(_escaped(a) + b for a, b in zip(texts, [*holes, ""], strict=True))
-
-
-def _by_texts(names: Iterable[str]) -> dict[tuple[str, ...], list[tuple[int, ...]]]:
-    found: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-    for texts, numbers in map(slots, names):
-        found.setdefault(texts, []).append(numbers)
-    return found
 
 
 def _escaped(name: str) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 
 from lockstep.verify.numbers.float_formats import TOP, U64, Numbers, normalise
 
-_ONE = np.uint64(1)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 

@@ -158,13 +158,6 @@ def hashes(words: Words) -> Hashes:
     return found
 
 
-def hash_of(data: bytes, element: ElementType) -> int:
-    """The hash of one element."""
-    word, n_words = words_of(element)
-    words: Words = np.frombuffer(data, word).reshape((-1,) if n_words == 1 else (-1, n_words))
-    return int(hashes(words)[0])
-
-
 def _mix(x: Hashes) -> Hashes:
     x = (x ^ (x >> np.uint64(30))) * _A
     x = (x ^ (x >> np.uint64(27))) * _B
