@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from claim_stores import MATRIX, claims, store
+from claim_stores import MATRIX, claims, plan, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -287,7 +287,7 @@ def test_whatever_words_it_holds_a_file_can_be_written_back(data: st.DataObject)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[[claim]]\ntarget = 'a'", "[[claim]] 1: expected either 'source' or 'sources', got none"),
+        ("[[claim]]\ntarget = 'a'", "[[claim]] 1 (target a): expected either 'source' or"),
         ("[[claim]]\ntarget = 'a'\nsource = 'b'\nsources = ['c']", "'sources', got both"),
         ("[[claim]]\nsource = 'b'", "[[claim]] 1: expected the key 'target', got none"),
         ("[[claim]]\ntarget = 3\nsource = 'b'", "target: expected a word, got 3"),
@@ -300,7 +300,7 @@ def test_whatever_words_it_holds_a_file_can_be_written_back(data: st.DataObject)
         ),
         (
             "[[claim]]\ntarget = 'a'\nsources = [{ name = 'b', x = 1 }]",
-            "[[claim]] 1: sources 1: expected known keys, got 'x'",
+            "[[claim]] 1 (target a): sources 1: expected known keys, got 'x'",
         ),
         (
             "[[claim]]\ntarget='a'\nsource='b'\ntransform='x()'",
@@ -308,7 +308,7 @@ def test_whatever_words_it_holds_a_file_can_be_written_back(data: st.DataObject)
         ),
         (
             "[[claim]]\ntarget='a'\nsource='b'\ntrans = []",
-            "[[claim]] 1: expected known keys, got 'trans'",
+            "[[claim]] 1 (target a): expected known keys, got 'trans'",
         ),
         ("[[claim]]\ntarget='a'\nsource='b'\noptional = 1", "optional: expected true or false"),
         ("[[claim]]\ntarget='a'\nsource='b'\noptional = true", "expected a reason why the rule is"),
@@ -410,7 +410,10 @@ def test_whatever_words_it_holds_a_file_can_be_written_back(data: st.DataObject)
             "[[claim]]\ntarget='a'\nsource='b.{e:int}'\ntransform=['index(0, e)', 'stack(0)']",
             "expected a name of a fact or a capture, got 'e'",
         ),
-        ("[[claim]]\ntarget='a'\nsource='b'\nwhere='n > 2'", "[[claim]] 1: where: expected a name"),
+        (
+            "[[claim]]\ntarget='a'\nsource='b'\nwhere='n > 2'",
+            "[[claim]] 1 (target a): where: expected a name",
+        ),
         ("[[claim]]\ntarget='a.{i}'\nsource='b'", "expected a kind for the capture {i}"),
         (
             "[[claim]]\ntarget='a.{i + 1}'\nsource='b'",
@@ -472,7 +475,9 @@ def test_the_python_spelling_resolves_like_the_file() -> None:
     leaves = store({"a": MATRIX, "mu.a": MATRIX})
     found = resolve(made, leaves, leaves)
     assert sorted(p.kind for p in found.problems) == ["overlap"]
-    with pytest.raises(UsageError, match=r"claims: \[\[claim\]\] 1: expected at least one source"):
+    with pytest.raises(
+        UsageError, match=r"claims: \[\[claim\]\] 1 \(target a\): expected at least"
+    ):
         resolve(ClaimFile(claims=(ClaimRule(target="a", sources=()),)), leaves, leaves)
     with pytest.raises(UsageError, match=r"claims: \[\[drop\]\] 1: expected a reason"):
         resolve(
@@ -490,3 +495,49 @@ def test_every_ready_file_is_a_claim_file() -> None:
         assert found.claims, path.stem
         assert found.title, path.stem
         assert parse_claims(tomllib.loads(found.to_toml()), "x") == found, path.stem
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("transform = ['transpse()']", "did you mean transpose? use one of reshape, "),
+        ("transform = ['cast(bf16)']", "did you mean BF16? state it"),
+        ("transform = ['widen(float32)']", "did you mean F32? state it"),
+        ("transform = ['index(0, laier)']", "did you mean layer? state it"),
+        ("where = 'laier > 1'", "did you mean layer? state it"),
+        ("transfrm = ['transpose()']", "did you mean transform? remove 'transfrm'"),
+        (
+            "transfrm = ['transpose()']",
+            "known here: source, optional, reason, target, transform,",
+        ),
+    ],
+)
+def test_a_word_that_is_nearly_known_is_asked_for(text: str, hint: str) -> None:
+    rule = f"[[claim]]\ntarget = 'a.{{layer:int}}'\nsource = 'b.{{layer}}'\n{text}"
+    with pytest.raises(UsageError) as caught:
+        claims(rule)
+    assert "[[claim]] 1 (target a.{layer:int})" in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "hint"),
+    [
+        ("F32", "BF16", "declare the change with cast(BF16)"),
+        ("BF16", "F32", "declare the change with widen(F32) or cast(F32)"),
+        ("I32", "BF16", "declare the change with cast(BF16)"),
+        ("F32", "I32", "check the pattern: no step makes I32 of F32"),
+    ],
+)
+def test_only_changes_of_type_that_can_be_are_offered(source: str, target: str, hint: str) -> None:
+    rule = "[[claim]]\ntarget = 'a'\nsource = 'b'"
+    (problem,) = plan(rule, {"b": ((4, 6), source)}, {"a": ((4, 6), target)}).problems
+    assert (problem.kind, problem.hint) == ("type", hint)
+
+
+def test_a_step_of_values_that_does_not_fit_is_a_problem_of_types() -> None:
+    rule = "[[claim]]\ntarget = 'a'\nsource = 'b'\ntransform = ['{}']"
+    wrong = plan(rule.format("widen(BF16)"), {"b": MATRIX}, {"a": ((4, 6), "BF16")}).problems
+    assert [p.kind for p in wrong] == ["type"]
+    wrong = plan(rule.format("reshape(5)"), {"b": MATRIX}, {"a": MATRIX}).problems
+    assert [p.kind for p in wrong] == ["shape"]

@@ -61,6 +61,8 @@ def test_claims_that_do_not_add_up_raise(pair: Pair) -> None:
     with pytest.raises(ClaimsDoNotAddUp, match="step") as raised:
         prove(pair.source, pair.target, pair.claims)
     assert raised.value.exit_code == exit_code(raised.value.report) == 2
+    _, *lines = raised.value.message.splitlines()  # one problem on each
+    assert [line.split(":")[0].strip() for line in lines] == ["source step", "target step"]
 
 
 def test_inexact_equality_raises(pair: Pair) -> None:

@@ -11,6 +11,8 @@ LockstepError            one base class: where, what was expected and found, wha
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -26,6 +28,13 @@ class LockstepError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: `did you mean BF16? `, or nothing if no known word is near."""
+    by_lower = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(word[:80].lower(), by_lower, n=1, cutoff=0.6)
+    return f"did you mean {by_lower[found[0]]}? " if found else ""
 
 
 class GateError(LockstepError):

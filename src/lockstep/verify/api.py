@@ -167,7 +167,7 @@ def refusal(report: Verification) -> ValuesDiffer | ClaimsDoNotAddUp | NotProved
     elif report.problems or not report.claims:
         messages = [printable(row.message) for row in report.problems] or ["nothing was claimed"]
         error = ClaimsDoNotAddUp(
-            f"{where}: expected claims that cover every element once, got: {_some(messages)}",
+            f"{where}: expected claims that cover every element once, got:{_listed(messages)}",
             hint="mend the claims; `lockstep verify plan` shows them without reading data",
         )
     elif not report.value_exact or report.verdict not in VALUE_EXACT:
@@ -186,6 +186,12 @@ def refusal(report: Verification) -> ValuesDiffer | ClaimsDoNotAddUp | NotProved
 def _some(texts: list[str], n: int = 3) -> str:
     more = f", and {len(texts) - n} more" if len(texts) > n else ""
     return ", ".join(texts[:n]) + more
+
+
+def _listed(texts: list[str], n: int = 10) -> str:
+    """Each on a line of its own."""
+    more = [f"and {len(texts) - n} more"] if len(texts) > n else []
+    return "".join(f"\n    {text}" for text in [*texts[:n], *more])
 
 
 def _refuse_same(source: Store, target: Store) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lockstep.errors import UsageError
-from lockstep.formats.leaf import Leaf, Store
+from lockstep.formats.leaf import ElementType, Leaf, Store
 from lockstep.verify.claim import Claim, Problem
 from lockstep.verify.claims.expand import Instance, stopped
 from lockstep.verify.claims.expressions import Call
@@ -15,6 +16,7 @@ from lockstep.verify.claims.moves import Array, text
 from lockstep.verify.claims.steps import STEPS, apply
 from lockstep.verify.layouts.layout import Layout, whole
 from lockstep.verify.layouts.piece import Piece
+from lockstep.verify.numbers.values import MOVES, value_move
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def claim_of(wanted: Wanted, source: Store, target: Store, memo: Memo) -> Claim 
     try:
         array, spelled = _array(wanted, found, memo)
     except UsageError as error:
-        return _problem(wanted, "shape", f"{error.message}, {_shown(found)}", error.hint)
+        kind: Literal["shape", "type"] = "type" if _is_of_types(error) else "shape"
+        return _problem(wanted, kind, f"{error.message}, {_shown(found)}", error.hint)
     if array.shape != leaf.shape:
         message = f"expected the target's shape {text(leaf.shape)}, got {text(array.shape)}"
         return _problem(
@@ -65,7 +68,7 @@ def claim_of(wanted: Wanted, source: Store, target: Store, memo: Memo) -> Claim 
             wanted,
             "type",
             f"{message} from {spelled}, {_shown(found)}",
-            f"declare the change with cast({leaf.element}) or widen({leaf.element})",
+            _change(array.element, leaf.element),
         )
     return Claim(
         id=leaf.name,
@@ -79,6 +82,27 @@ def claim_of(wanted: Wanted, source: Store, target: Store, memo: Memo) -> Claim 
         text=spelled,
         takes_all=array.layout.n_elements == sum(part.n_elements for part in found),
     )
+
+
+def _is_of_types(error: UsageError) -> bool:
+    """Whether it is a step of values that does not fit, which is none of shapes."""
+    return re.split(r"[(:]", error.message, maxsplit=1)[0] in MOVES
+
+
+def _change(old: ElementType, new: ElementType) -> str:
+    """The steps that can make one type of the other, to be declared."""
+    possible = []
+    for name in ("widen", "cast"):
+        try:
+            value_move(name, old, (new.name,), {})
+        except UsageError:
+            continue
+        possible.append(f"{name}({new})")
+    if old.n_numbers > 1 and new.name == "F32":
+        possible.append("dequant(F32)")
+    if possible:
+        return f"declare the change with {' or '.join(possible)}"
+    return f"check the pattern: no step makes {new} of {old}"
 
 
 def _shown(found: Sequence[Leaf]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from lockstep.artifacts.verification import Mapped
-from lockstep.errors import InputError, UsageError
+from lockstep.errors import InputError, UsageError, nearest
 from lockstep.formats.locate.bounded import opened
 from lockstep.verify.claim import Equality
 from lockstep.verify.claims.expand import compile_rules
@@ -124,6 +124,7 @@ class _Table:
 
     def __init__(self, table: Mapping[str, Any], where: str) -> None:
         self.left = dict(table)
+        self._known: dict[str, None] = {}  # keys that were asked for
         self.where = where
 
     def wrong(self, key: str, expected: str, got: object) -> NoReturn:
@@ -135,6 +136,7 @@ class _Table:
 
     def take(self, key: str, expected: str, default: Any, fits: Callable[[Any], bool]) -> Any:
         """The value of a key; without a default it must be there."""
+        self._known[key] = None
         if key not in self.left:
             if default is not None:
                 return default
@@ -185,7 +187,8 @@ class _Table:
             key = min(self.left)
             raise UsageError(
                 f"{self.where}: expected known keys, got {key!r:.80}",
-                hint=f"remove {key!r:.80}, or mend its spelling",
+                hint=f"{nearest(key, self._known)}remove {key!r:.80}, or mend its spelling; known "
+                f"here: {', '.join(self._known)}",
             )
 
 
@@ -197,7 +200,16 @@ def _rules(table: _Table, kind: str, where: str) -> list[_Table]:
                 f"{where}: [[{kind}]] {i}: expected a table, got {rule!r:.80}",
                 hint=f"write [[{kind}]] with its keys below",
             )
-    return [_Table(rule, f"{where}: [[{kind}]] {i}") for i, rule in enumerate(rules, 1)]
+    return [
+        _Table(rule, f"{where}: [[{kind}]] {i}{_target_of(rule) if kind == 'claim' else ''}")
+        for i, rule in enumerate(rules, 1)
+    ]
+
+
+def _target_of(rule: Mapping[str, Any]) -> str:
+    """The target of a rule, by which a reader finds it."""
+    target = rule.get("target")
+    return f" (target {target:.200})" if isinstance(target, str) and target else ""
 
 
 def _claim(table: _Table) -> ClaimRule:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lockstep.errors import UsageError
+from lockstep.errors import UsageError, nearest
+from lockstep.formats.leaf import ELEMENT_TYPES
 from lockstep.verify.claim import Problem
 from lockstep.verify.claims.expressions import (
     Call,
@@ -23,6 +24,7 @@ from lockstep.verify.claims.expressions import (
 from lockstep.verify.claims.rules import ClaimFile, ClaimRule, ExcuseRule, From
 from lockstep.verify.claims.steps import check_call, names_of
 from lockstep.verify.claims.templates import Captured, NameIndex, Pattern, patterns
+from lockstep.verify.numbers.values import MOVES
 
 Context = Mapping[str, object]
 
@@ -226,10 +228,11 @@ def _steps(transform: tuple[str, ...], where: str, names: Iterable[str]) -> tupl
         check_call(call, place)
         for name in sorted(names_of(call) - known):
             shown = ", ".join(sorted(known)) or "none"
+            near = nearest(name, {*known, *(ELEMENT_TYPES if call.name in MOVES else ())})
             raise UsageError(
                 f"{place}: expected a name of a fact or a capture, got {name!r:.80} "
                 f"in {text!r:.120}",
-                hint=f"state it under [facts]; known here: {shown:.300}",
+                hint=f"{near}state it under [facts]; known here: {shown:.300}",
             )
         calls.append(call)
     return tuple(calls)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from lockstep.errors import UsageError
+from lockstep.errors import UsageError, nearest
 
 Value = int | float | str | list["Value"]
 MAX_TEXT = 4000  # signs of one expression
@@ -275,5 +275,5 @@ def known_names(expressions: Iterable[Expression], names: Iterable[str], where: 
             raise UsageError(
                 f"{where}: expected a name of a fact or a capture, got {name!r:.80} "
                 f"in {expression.text!r:.80}",
-                hint=f"state it under [facts]; known here: {shown:.300}",
+                hint=f"{nearest(name, known)}state it under [facts]; known here: {shown:.300}",
             )

@@ -58,7 +58,7 @@ class _Resolver:
         self._tie_leaves()
         place = self.names.target.place
         claims = tuple(sorted(self.claims.values(), key=lambda claim: place[claim.target]))
-        if not claims:
+        if not claims and not any(p.kind in ("shape", "type") for p in self.problems):
             self.problems.append(_empty(self.source, self.target))
         ledger = account(claims, self.excuses, self.ties, self.source, self.target)
         gaps = unsaid(ledger.problems, self.problems)

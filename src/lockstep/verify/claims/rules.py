@@ -136,8 +136,9 @@ class ClaimFile:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def place(self, kind: str, i: int) -> str:
-        """Where a rule stands, for messages: the file, the kind and the number from 1."""
-        return f"{self.where}: [[{kind}]] {i}"
+        """Where a rule stands, for messages: the file, the kind, the number from 1, the target."""
+        target = f" (target {self.claims[i - 1].target:.200})" if kind == "claim" else ""
+        return f"{self.where}: [[{kind}]] {i}{target}"
 
     def to_toml(self) -> str:
         """The TOML spelling, without what is as by default."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lockstep.errors import UsageError
+from lockstep.errors import UsageError, nearest
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
 from lockstep.verify.claim import ValueMove
 from lockstep.verify.claims import model_moves, moves
@@ -94,7 +94,7 @@ def check_call(call: Call, where: str) -> Step:
     if step is None:
         raise UsageError(
             f"{where}: expected a known step, got {call.name!r:.60} in {call.text!r:.120}",
-            hint=f"use one of {', '.join(STEPS)}",
+            hint=f"{nearest(call.name, STEPS)}use one of {', '.join(STEPS)}",
         )
     if step.function is not None:
         _bind(step, call, where)

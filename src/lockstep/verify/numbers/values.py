@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.errors import UsageError
+from lockstep.errors import UsageError, nearest
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
 from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.numbers.arithmetic import plus, power_of_two, times
@@ -208,7 +208,7 @@ def _type(move: str, name: object) -> ElementType:
     if not isinstance(name, str) or name not in ELEMENT_TYPES:
         raise UsageError(
             f"{move}: expected the name of a type such as BF16, got {name!r:.60}",
-            hint=f"use one of {', '.join(ELEMENT_TYPES)}",
+            hint=f"{nearest(str(name), ELEMENT_TYPES)}use one of {', '.join(ELEMENT_TYPES)}",
         )
     return ELEMENT_TYPES[name]
 
