@@ -67,6 +67,8 @@ def _follower(
         f"{rule}: expected the {side} to have {name}, as the follower of {parameter.target} is on "
         "the other side, got none",
         "mend the beginnings in [[like]], or the checkpoint",
+        like.group,
+        (f"target {target}", *(f"source {each}" for each in wanted)),
     )
 
 
