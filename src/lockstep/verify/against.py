@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lockstep.artifacts import Artifact, parse_json, read_bytes
+from lockstep.artifacts import Artifact, parse_json
 from lockstep.artifacts.printable import printable
 from lockstep.artifacts.verification import (
     VALUE_EXACT,
@@ -24,11 +24,13 @@ from lockstep.artifacts.verification import (
     weakest,
 )
 from lockstep.errors import GateError, InputError
+from lockstep.formats.locate.bounded import opened
 from lockstep.verify.api import digest_checkpoint, exit_code
 from lockstep.verify.digest import ALGORITHM
 from lockstep.verify.engine.examine import Options
 from lockstep.verify.listing import DigestChanges, DigestLine, Digests, compare_digests, root_of
 
+_MAX_BYTES = 256 << 20  # some hundred thousand leaves
 _EDITED = "ask for the report again, with `lockstep verify --out`; this one was edited or damaged"
 
 NOT_RECHECKED = (
@@ -76,7 +78,14 @@ def load_report(path: Path) -> Verification:
 
     Raises: InputError naming what does not follow, or if it has no digests.
     """
-    report = Verification.from_document(parse_json(read_bytes(path), str(path)), str(path))
+    with opened(path) as (file, n_bytes):
+        if n_bytes > _MAX_BYTES:
+            raise InputError(
+                f"{path}: expected a report of at most {_MAX_BYTES} bytes, got {n_bytes}",
+                hint="give the report that `lockstep verify --out` wrote",
+            )
+        text = file.read(n_bytes)
+    report = Verification.from_document(parse_json(text, str(path)), str(path))
     if report.digest_algorithm != ALGORITHM:
         raise InputError(
             f"{path}: digest_algorithm: expected {ALGORITHM}, got {report.digest_algorithm!r:.40}",

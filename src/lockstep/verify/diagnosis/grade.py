@@ -129,14 +129,20 @@ class _Grader:
         if not n_sized:
             return "unique by shape", f"no other leaf is like {leaf.name}"
         if not n_others:
-            other = f"{n_sized} leaves have as many elements as {leaf.name}"
+            other = f"other leaves ({n_sized}) have as many elements as {leaf.name}"
             return "not graded", f"{other}, in another shape or type, and were not compared with it"
         if digest is None or self._n_digests[_class(leaf)] <= n_others:
-            return "not graded", f"{n_others} leaves are like {leaf.name}, and have no digests"
+            return (
+                "not graded",
+                f"other leaves ({n_others}) are like {leaf.name}, and have no digests",
+            )
         twins = [name for name in self._equal[digest] if name != leaf.name]
         if twins:
             return "indistinguishable", f"{leaf.name} has the bits of {_listed(twins)}"
-        return "unique by content", f"{n_others} leaves are like {leaf.name}, none has its bits"
+        return (
+            "unique by content",
+            f"other leaves ({n_others}) are like {leaf.name}, none has its bits",
+        )
 
     def _constant(self, leaf: Leaf, digest: str) -> str:
         """What the leaf is throughout, if that is zero, one, or what it begins with."""

@@ -25,6 +25,8 @@ from lockstep.verify.layouts.piece import (
     tidy,
 )
 
+_MAX_CUTS = 1 << 20  # of pieces by an order; each takes some microseconds
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -177,7 +179,14 @@ def take(layout: Layout, axis: int, order: Sequence[int]) -> Layout:
         raise UsageError(f"take: expected places from 0 to {n - 1} on axis {axis}")
     if not order:
         return cut(layout, axis, 0, 0)
-    return join([cut(layout, axis, a, b) for a, b in _runs(order)], axis)
+    runs = list(_runs(order))
+    if len(runs) * len(layout.pieces) > _MAX_CUTS:
+        raise UsageError(
+            f"take: expected an order of {_MAX_CUTS // len(layout.pieces)} runs at most here, "
+            f"got {len(runs)}",
+            hint="write the order as one step, on the leaf as it is",
+        )
+    return join([cut(layout, axis, a, b) for a, b in runs], axis)
 
 
 def broadcast(layout: Layout, axis: int, n: int) -> Layout:
