@@ -132,7 +132,7 @@ TOY: dict[str, dict[str, Fault]] = {
         "bytes swapped": _of("k", lambda a: a.byteswap(), "byte"),
         "one element infinite": _of("k", put(5, 0x7F800000), "one element"),
     },
-    "State": {"moments missing": Fault(_moments_missing, ("used by a claim|expected the target to have",))},
+    "State": {"moments missing": Fault(_moments_missing, ("used by a claim|target to have",))},
 }  # fmt: skip
 
 
