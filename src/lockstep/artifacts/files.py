@@ -65,9 +65,10 @@ def regular_or_missing(path: Path) -> None:
             mode = path.stat().st_mode
         except FileNotFoundError:
             return
-    if not stat.S_ISREG(mode):
+    # a directory is refused by the rename, and nothing of it is lost
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UsageError(
-            f"{path}: expected a regular file or none, got a directory, a device or a pipe",
+            f"{path}: expected a regular file or none, got a device or a pipe",
             hint="name another file",
         )
 
