@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lockstep.formats.leaf import ELEMENT_TYPES, ElementType, Held, Leaf, Name, 
 from lockstep.verify.claim import Claim, Plan
 from lockstep.verify.diagnosis.grade import grades
 from lockstep.verify.diagnosis.summarise import summarise
-from lockstep.verify.digest import block_digests, leaf_digest
+from lockstep.verify.digest import leaf_digest
 from lockstep.verify.layouts.layout import Layout, cut, whole
 from lockstep.verify.numbers.health import BLOCK, Health
 
@@ -28,9 +29,7 @@ def plan_of(arrays: Arrays) -> tuple[Plan, dict[str, dict[str, str]]]:
         name: Leaf((Name(name),), words.shape, F32, Held(words.tobytes()))
         for name, words in arrays.items()
     }
-    digests = {
-        n: leaf_digest(x, block_digests(arrays[n].tobytes(), F32)) for n, x in leaves.items()
-    }
+    digests = {n: leaf_digest(x, sha256(arrays[n].tobytes()).digest()) for n, x in leaves.items()}
     claims = tuple(
         Claim(f"id {n}", "rule", "params", n, (n,), whole(n, x.shape)) for n, x in leaves.items()
     )

@@ -48,13 +48,6 @@ def leaf_digest(leaf: Leaf, blocks: bytes) -> str:
     return sha256(header(leaf) + blocks).hexdigest()
 
 
-def block_digests(data: bytes | memoryview, element: ElementType) -> bytes:
-    """The digests of the blocks of an array that is in memory."""
-    step = block_elements(element) * element.n_bytes
-    view = memoryview(data)
-    return b"".join(sha256(view[i : i + step]).digest() for i in range(0, len(view), step))
-
-
 def merkle_root(digests: Mapping[str, str]) -> str:
     """The digest of a checkpoint: of all names and their digests, in order of the names."""
     nodes = [
