@@ -21,7 +21,15 @@ GUARD_BYTES = 128
 GUARD = 0xA5
 Case = Mapping[str, Attr]
 Spans = Iterable[tuple[int, int]]
-DTYPES: dict[str, type] = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
+DTYPES: dict[str, type] = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "i32": np.int32,
+    "f16": np.float16,
+    "u8": np.uint8,
+    "i8": np.int8,
+    "i16": np.int16,
+}
 
 
 def attrs_of(op: Op, case: Case) -> dict[str, Attr]:

@@ -80,7 +80,7 @@ def test_text_keeps_sections_covers_and_writes() -> None:
     [
         lambda text: text.replace("rmsnorm(", "nonsense("),
         lambda text: text.replace("norm.weight)", "no.such.value)"),
-        lambda text: text.replace("f32[", "f16["),
+        lambda text: text.replace("f32[", "f24["),
         lambda text: text.replace("graph ", "grap "),
         lambda text: text + "  broken line\n",
         lambda text: "",

@@ -75,7 +75,7 @@ def test_type_rule_agrees_with_reference(op: Op, case: Case) -> None:
         arrays = reference(op, call.inputs, case)
         assert [t.shape({}) for t in types] == [a.shape for a in arrays]
         for t, a in zip(types, arrays, strict=True):
-            assert (t.dtype == "i32") == (a.dtype.kind == "i")
+            assert (t.dtype[0] in "iu") == (a.dtype.kind in "iu")
 
 
 @pytest.mark.parametrize(("op", "case"), CASES)

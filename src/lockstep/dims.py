@@ -20,5 +20,6 @@ LEGEND = {
     "P": "elements of a tensor of any rank, seen flat",
     "J": "panels of a packed weight",
     "Q": "columns in one panel of a packed weight",
+    "L": "slots: sequences that the caches of a program hold at once",
     "S": "number of things that are summed",
 }

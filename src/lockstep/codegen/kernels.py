@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from lockstep.errors import UsageError
 from lockstep.ir import Attr, Dim, Graph, Kernel, Node
 
-C_TYPES = {"f32": "float", "f64": "double", "i32": "int32_t"}
+C_TYPES = {
+    "f32": "float",
+    "f64": "double",
+    "i32": "int32_t",
+    "f16": "uint16_t",
+    "u8": "uint8_t",
+    "i8": "int8_t",
+    "i16": "int16_t",
+}
 
 
 @dataclass(frozen=True, slots=True)

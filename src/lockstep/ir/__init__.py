@@ -25,7 +25,7 @@ from lockstep.ir.op import (
     Tolerance,
 )
 from lockstep.ir.text import parse_graph, print_graph
-from lockstep.ir.type import ITEM_BYTES, Dim, Type, f32, f64, i32, parse_type
+from lockstep.ir.type import ITEM_BYTES, Dim, Type, f16, f32, f64, i8, i16, i32, parse_type, u8
 
 __all__ = [
     "ALIGN_BYTES",
@@ -59,9 +59,12 @@ __all__ = [
     "Type",
     "Value",
     "check",
+    "f16",
     "f32",
     "f64",
     "flat_layout",
+    "i8",
+    "i16",
     "i32",
     "interpret",
     "make_node",
@@ -71,4 +74,5 @@ __all__ = [
     "print_graph",
     "renamed",
     "run_reference",
+    "u8",
 ]

@@ -10,10 +10,18 @@ from typing import Literal, get_args
 
 from lockstep.errors import UsageError
 
-DType = Literal["f32", "f64", "i32"]
+DType = Literal["f32", "f64", "i32", "f16", "u8", "i8", "i16"]
 Dim = int | str  # a str names a symbol of the graph: a count that is known only at the call
 
-ITEM_BYTES: dict[DType, int] = {"f32": 4, "f64": 8, "i32": 4}
+ITEM_BYTES: dict[DType, int] = {
+    "f32": 4,
+    "f64": 8,
+    "i32": 4,
+    "f16": 2,
+    "u8": 1,
+    "i8": 1,
+    "i16": 2,
+}
 _PATTERN = re.compile(r"(\w+)\[([\w,]*)\]")
 
 
@@ -62,6 +70,26 @@ def f64(*dims: Dim) -> Type:
 def i32(*dims: Dim) -> Type:
     """An int32 type."""
     return Type("i32", dims)
+
+
+def f16(*dims: Dim) -> Type:
+    """A float16 type; C sees its bits as uint16_t."""
+    return Type("f16", dims)
+
+
+def u8(*dims: Dim) -> Type:
+    """A type of bytes: packed weights."""
+    return Type("u8", dims)
+
+
+def i8(*dims: Dim) -> Type:
+    """An int8 type."""
+    return Type("i8", dims)
+
+
+def i16(*dims: Dim) -> Type:
+    """An int16 type."""
+    return Type("i16", dims)
 
 
 def parse_type(text: str) -> Type:

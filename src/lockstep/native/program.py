@@ -16,7 +16,15 @@ from lockstep.errors import EnvironmentLacks, UsageError
 from lockstep.native.manifest import Guard, Manifest
 from lockstep.native.memory import Bytes, allocate
 
-DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
+DTYPES = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "i32": np.int32,
+    "f16": np.float16,
+    "u8": np.uint8,
+    "i8": np.int8,
+    "i16": np.int16,
+}
 MAX_THREADS = 256  # as in codegen/pool.c
 
 # The thread pool belongs to the library, which two programs may share: one call at a time.
