@@ -175,7 +175,7 @@ def test_referee_names_what_is_missing() -> None:
 def test_types_print_and_parse() -> None:
     assert str(parse_type("f32[rows,64]")) == "f32[rows,64]"
     assert parse_type("f64[]").dims == ()
-    for text in ("f16[2]", "f32", "f32[2", "f32[-1]"):
+    for text in ("f24[2]", "f32", "f32[2", "f32[-1]"):
         with pytest.raises(UsageError):
             parse_type(text)
     with pytest.raises(UsageError, match="at least 1"):
