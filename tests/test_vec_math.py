@@ -31,7 +31,23 @@ def library() -> ctypes.CDLL:
         "  for (int64_t i = 0; i < n; i += VL)\n"
         "    vf_store_n(y + i, vf_quotient(vf_set(3.0f), vf_load_n(x + i, n - i)), n - i);\n}\n"
     )
+    for kind, step, load, store in (
+        ("vector", "VL", "vf_load_half(h + i)", "vf_store_half(h + i, vf_load(x + i))"),
+        ("scalar", "1", "half_to_float(h[i])", "h[i] = float_to_half(x[i])"),
+    ):
+        keep = f"vf_store(x + i, {load})" if kind == "vector" else f"x[i] = {load}"
+        for name, body in (("from_half", keep), ("to_half", store)):
+            loops += (
+                f"void {kind}_{name}(float *x, uint16_t *h, int64_t n) {{\n"
+                f"  for (int64_t i = 0; i < n; i += {step}) {body};\n}}\n"
+            )
     return ctypes.CDLL(str(compile_library(header + loops)))
+
+
+def convert(name: str, x: Array, h: Array) -> None:
+    """Fills one of the two arrays from the other; their length is a multiple of all VL."""
+    function: Callable[..., None] = getattr(library(), name)
+    function(*(ctypes.c_void_p(a.ctypes.data) for a in (x, h)), ctypes.c_int64(x.size))
 
 
 def apply(name: str, x: Array) -> Array:
@@ -98,3 +114,32 @@ def test_nan_stays_nan(name: str) -> None:
     x = np.array([1.0, np.nan, 0.5, *([-1.0] if name in BELOW_ZERO else [])])
     wrong = np.isnan(apply(name, x))
     assert wrong.tolist() == [False, True, False, *([True] if name in BELOW_ZERO else [])]
+
+
+@pytest.mark.parametrize("kind", ["vector", "scalar"])
+def test_halves_become_the_floats_of_numpy(kind: str) -> None:
+    h = np.arange(1 << 16, dtype=np.uint16)
+    x = np.empty(h.size, np.float32)
+    convert(f"{kind}_from_half", x, h)
+    assert x.view(np.uint32).tolist() == quiet(h.view(np.float16).astype(np.float32)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["vector", "scalar"])
+def test_floats_round_to_the_halves_of_numpy(kind: str) -> None:
+    middle = np.arange(1 << 19, dtype=np.uint32) << 13  # every sign, exponent and upper mantissa
+    near = [middle + offset for offset in (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF)]
+    x = np.concatenate(near).view(np.float32)
+    h = np.empty(x.size, np.uint16)
+    convert(f"{kind}_to_half", x, h)
+    with np.errstate(all="ignore"):
+        exact = x.astype(np.float16).view(np.uint16)
+    number = ~np.isnan(x)
+    assert np.array_equal(h[number], exact[number])
+    assert np.isnan(h[~number].view(np.float16)).all()
+
+
+def quiet(x: Array) -> Array:
+    """The bits of the numbers, NaNs quiet: what the hardware makes of a signalling one."""
+    bits = x.view(np.uint32).copy()
+    bits[np.isnan(x)] |= 0x400000
+    return bits

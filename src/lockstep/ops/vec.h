@@ -1,6 +1,7 @@
 /* Vectors of float: one set of names for AVX-512, AVX2 with FMA, NEON, and plain vectors.
  *
  * vf  VL floats, lane i is element i. vi  VL int32. vd  VL/2 doubles. vm  a truth value per lane.
+ * Half precision lives in memory only, as uint16_t: vf_load_half and vf_store_half.
  * +, -, *, / and unary - work on vf and vd, and &, |, ^, +, -, <<, >> on vi, as in C. A multiply
  * and an add are never contracted (-ffp-contract=off): vf_fma says where one rounding is meant. */
 #ifndef LOCKSTEP_VEC_H
@@ -217,6 +218,69 @@ INLINE vf vf_round(vf a) {
 
 INLINE vf vf_load_n(const float *p, int64_t n) { return vf_load_m(p, vm_first(n)); }
 INLINE void vf_store_n(float *p, vf x, int64_t n) { vf_store_m(p, x, vm_first(n)); }
+
+/* Half precision, IEEE 754 binary16. To float it is exact; from float it rounds to nearest, ties to
+ * even. A NaN becomes quiet and keeps the upper bits of its payload: as F16C and NEON do it. */
+INLINE float half_to_float(uint16_t half) {
+  uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff, bits;
+  float x;
+  if (magnitude >= 0x7c00) {
+    bits = 0x7f800000 | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000u : 0);
+  } else {
+    bits = (magnitude << 13) + (112u << 23); /* the exponent's bias is 15 there, 127 here */
+    memcpy(&x, &bits, sizeof x);
+    if (magnitude < 0x400) x = (float)magnitude * 0x1p-24f; /* subnormal: a whole multiple */
+    memcpy(&bits, &x, sizeof bits);
+  }
+  bits |= sign;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+INLINE uint16_t float_to_half(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
+  if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to infinity */
+  if (magnitude < 0x38800000) { /* subnormal: 0.5 has the spacing of these, so the sum rounds */
+    float sum = fabsf(x) + 0.5f;
+    memcpy(&bits, &sum, sizeof bits);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+  }
+  magnitude += 0xfff + (magnitude >> 13 & 1);
+  return (uint16_t)(sign | (magnitude - (112u << 23)) >> 13);
+}
+#if VL == 16
+INLINE vf vf_load_half(const uint16_t *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+INLINE void vf_store_half(uint16_t *p, vf x) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif VL == 8 && defined(__F16C__)
+INLINE vf vf_load_half(const uint16_t *p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE void vf_store_half(uint16_t *p, vf x) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+INLINE vf vf_load_half(const uint16_t *p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+INLINE void vf_store_half(uint16_t *p, vf x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+#else
+INLINE vf vf_load_half(const uint16_t *p) {
+  float x[VL];
+  for (int i = 0; i < VL; i++) x[i] = half_to_float(p[i]);
+  return vf_load(x);
+}
+INLINE void vf_store_half(uint16_t *p, vf x) {
+  float lane[VL];
+  vf_store(lane, x);
+  for (int i = 0; i < VL; i++) p[i] = float_to_half(lane[i]);
+}
+#endif
 
 /* Sum and maximum of the lanes; always the tree that folds the upper half onto the lower half.
  * vf_hmax keeps no promise about NaN. */
