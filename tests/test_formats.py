@@ -23,7 +23,6 @@ from lockstep.formats import (
     write_hf_directory,
     write_safetensors,
 )
-from lockstep.formats.elements import as_f32
 
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4) / 7,
@@ -113,18 +112,9 @@ def test_a_config_with_a_key_twice_is_refused(directory: Path) -> None:
         HFDirectory(directory)
 
 
-def test_every_16_bit_pattern_is_widened_exactly() -> None:
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    halves = as_f32(bits.tobytes(), "F16", bits.shape, "x")
-    np.testing.assert_array_equal(halves, bits.view(np.float16).astype(np.float32))
-    brains = as_f32(bits.tobytes(), "BF16", bits.shape, "x")
-    assert (brains.view(np.uint32) >> 16 == bits).all()
-    assert not (brains.view(np.uint32) & 0xFFFF).any()
-
-
 def test_a_type_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
     save_file({"x": np.ones(3)}, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match="got F64"):
+    with pytest.raises(InputError, match="x: F64"):
         SafetensorsFile(tmp_path / "x.safetensors").read("x")
 
 

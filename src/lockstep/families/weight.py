@@ -88,8 +88,18 @@ class TensorSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor, without reading it."""
 
+    @property
+    def stored(self) -> Mapping[str, str]:
+        """The type that each tensor is stored in, such as BF16 or Q4_K."""
+
     def read(self, name: str) -> Array:
         """One tensor as float32."""
+
+    def raw(self, name: str) -> Array:
+        """The bytes of one tensor as they are stored, read-only.
+
+        Shapes: (rows, bytes of a row)
+        """
 
 
 def read_parameters(

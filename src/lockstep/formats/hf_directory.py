@@ -13,14 +13,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
-from lockstep.formats.elements import leaf_as_f32
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.safetensors import SINGLE, locate
+from lockstep.formats.mapped import MappedTensors
 from lockstep.formats.safetensors import sync, write_safetensors
 
 
-class HFDirectory:
-    """The config, the shape of each tensor, and one tensor at a time as float32."""
+class HFDirectory(MappedTensors):
+    """The config, the shape and stored type of each tensor, and one tensor at a time."""
 
     def __init__(self, path: Path) -> None:
         """Opens a directory; no weights are read yet.
@@ -28,22 +28,13 @@ class HFDirectory:
         Raises: InputError if a file is missing or corrupt, or index and files disagree.
         """
         self.path = path
-        self.where = str(path)
         if not path.is_dir():
             raise InputError(
                 f"{path}: expected a directory with config.json, got none",
                 hint="check the path of the model",
             )
         self.config = read_json_object(path / "config.json")
-        self._leaves = locate(path).leaves
-        self.shapes = {name: leaf.shape for name, leaf in self._leaves.items()}
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32.
-
-        Raises: InputError if there is none, or float32 cannot hold it exactly.
-        """
-        return leaf_as_f32(self._leaves, name, self.where)
+        super().__init__(str(path), locate(path).leaves)
 
 
 def write_hf_directory(

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks
-from lockstep.formats.elements import leaf_as_f32
 from lockstep.formats.locate.safetensors import read_header
+from lockstep.formats.mapped import MappedTensors
 
 
-class SafetensorsFile:
-    """One file: the shape and stored type of each tensor, and one tensor at a time as float32."""
+class SafetensorsFile(MappedTensors):
+    """One file: the shape and stored type of each tensor, and one tensor at a time."""
 
     def __init__(self, path: Path) -> None:
         """Opens a file.
@@ -25,19 +25,9 @@ class SafetensorsFile:
         Raises: InputError if it is not a whole and valid safetensors file.
         """
         self.path = path
-        self.where = str(path)
         header = read_header(path)
         self.metadata = header.metadata
-        self._leaves = header.leaves
-        self.shapes = {name: leaf.shape for name, leaf in header.leaves.items()}
-        self.stored = {name: leaf.element.name for name, leaf in header.leaves.items()}
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32.
-
-        Raises: InputError if there is none, or float32 cannot hold it exactly.
-        """
-        return leaf_as_f32(self._leaves, name, self.where)
+        super().__init__(str(path), header.leaves)
 
 
 def write_safetensors(

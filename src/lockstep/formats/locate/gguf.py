@@ -57,8 +57,9 @@ _BLOCKS = {
     41: ("Q1_0", 128, 18),
 }
 _PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
+BLOCK_TYPES = {name: ElementType(name, n_bytes, n) for name, n, n_bytes in _BLOCKS.values()}
 TYPES = {i: ELEMENT_TYPES[name] for i, name in _PLAIN.items()} | {
-    i: ElementType(name, n_bytes, n_numbers) for i, (name, n_numbers, n_bytes) in _BLOCKS.items()
+    i: BLOCK_TYPES[name] for i, (name, _, _) in _BLOCKS.items()
 }
 _STRING, _ARRAY = 8, 9
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -95,8 +96,7 @@ def locate(path: Path) -> Store:
 
     Raises: InputError if one is damaged, missing or of another split.
     """
-    header = read_header(path)
-    headers = _split(path, header) if header.metadata.get("split.count", 1) != 1 else [header]
+    headers = read_headers(path)
     return Store(
         where=str(path),
         format="gguf",
@@ -105,6 +105,15 @@ def locate(path: Path) -> Store:
         facts={k: v for k, v in headers[0].metadata.items() if _is_fact(v)},
         notes=(NO_CHECKSUM, *(note for h in headers for note in h.notes)),
     )
+
+
+def read_headers(path: Path) -> list[Header]:
+    """The header of a file, or those of all files of its split, in order.
+
+    Raises: InputError if one is damaged, missing or of another split.
+    """
+    header = read_header(path)
+    return _split(path, header) if header.metadata.get("split.count", 1) != 1 else [header]
 
 
 def read_header(path: Path) -> Header:
@@ -227,10 +236,19 @@ def _split(path: Path, header: Header) -> list[Header]:
             f" split.count, got {path.name!r:.120} and {n_files!r:.40}",
             hint="rename the files of the split as llama-gguf-split names them",
         )
+    names = [f"{named[1]}-{i + 1:05d}-of-{n_files:05d}.gguf" for i in range(n_files)]
+    missing = [name for name in names if not (path.parent / name).exists()]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(
+            f"{path}: expected all {n_files} files of the split, missing are"
+            f" {', '.join(missing[:5])}{more}",
+            hint="download the files of one split together",
+        )
     headers = []
-    for i in range(n_files):
-        name = f"{named[1]}-{i + 1:05d}-of-{n_files:05d}.gguf"
-        part = read_header(inside(path.parent, name, str(path)))
+    for i, name in enumerate(names):
+        beside = inside(path.parent, name, str(path))
+        part = header if name == path.name else read_header(beside)
         found = (part.metadata.get("split.no"), part.metadata.get("split.count"))
         if found != (i, n_files):
             raise InputError(

@@ -21,16 +21,18 @@ from typing import Any
 import numpy as np
 
 from lockstep.errors import UsageError, nearest
+from lockstep.formats.dequantise import SUPPORTED, dequantise
 from lockstep.formats.leaf import ELEMENT_TYPES, ElementType
 from lockstep.verify.claim import ValueMove, Words
 from lockstep.verify.numbers.arithmetic import plus, power_of_two, times
-from lockstep.verify.numbers.dequantise import BLOCKS, dequantise
 from lockstep.verify.numbers.float_formats import FLOATS, FloatFormat, Numbers, decode
 from lockstep.verify.numbers.integers import INTEGERS, holds_integer, integer_numbers, to_integer
 from lockstep.verify.numbers.rounding import NEAREST, Rules, encode
 
 BLOCK = 1 << 15  # elements at a time, so that what is on the way stays in the cache
 E8M0 = "F8_E8M0"  # a scale: 2^(word - 127), 255 is NaN
+BLOCKS = [name for name, element in SUPPORTED.items() if element.n_numbers > 1]
+CANONICAL_NAN = 0x7FC00000
 
 
 @dataclass(frozen=True)
@@ -336,9 +338,18 @@ def _dequant(element: ElementType, to: object) -> Move:
             f"got {element} and {to!r:.60}",
             hint="compare other blocks by their bytes, without dequant",
         )
-    rule = partial(dequantise, name=element.name)
+    rule = partial(_numbers_of_blocks, name=element.name)
     target = ELEMENT_TYPES["F32"]
     return Move("dequant(F32)", element, target, rule, expands=element.n_numbers)
+
+
+def _numbers_of_blocks(blocks: Words, name: str) -> Words:
+    """The words of all numbers of some blocks; there is one NaN, whatever the processor makes."""
+    n_bytes = SUPPORTED[name].n_bytes
+    numbers = dequantise(blocks.reshape(-1, n_bytes).astype(np.uint8, copy=False), name)
+    words = numbers.reshape(-1).view("<u4")
+    words[np.isnan(numbers).reshape(-1)] = CANONICAL_NAN
+    return words
 
 
 MOVES: dict[str, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
