@@ -173,12 +173,17 @@ heads_and_width = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1,
 
 @pytest.mark.parametrize("name", ["attention", "attention_grad"])
 @settings(max_examples=15)
-@given(shape=heads_and_width, tokens=st.integers(1, 140))
-def test_attention_agrees_for_any_heads_and_tokens(
-    name: str, shape: tuple[int, int, int], tokens: int
+@given(
+    shape=heads_and_width,
+    tokens=st.integers(1, 140),
+    window=st.one_of(st.just(0), st.integers(1, 140)),
+)
+def test_attention_agrees_for_any_heads_tokens_and_window(
+    name: str, shape: tuple[int, int, int], tokens: int, window: int
 ) -> None:
     group, kv_heads, E = shape
-    case = {"B": 2, "E": E, "heads": group * kv_heads, "kv_heads": kv_heads, "tokens": tokens}
+    heads = {"heads": group * kv_heads, "kv_heads": kv_heads}
+    case = {"B": 2, "E": E, **heads, "tokens": tokens, "window": window, "scale": E**-0.5}
     assert_kernels_agree(Call(OPS[name], draw(OPS[name], case, 0), case))
 
 
@@ -194,7 +199,7 @@ def test_cached_attention_gives_the_bits_of_attention(
     """However a sequence is cut into calls, each query gets what the whole sequence gives it."""
     group, kv_heads, E = shape
     heads: dict[str, Any] = {"heads": group * kv_heads, "kv_heads": kv_heads}
-    case = {"B": 1, "E": E, **heads, "tokens": tokens}
+    case = {"B": 1, "E": E, **heads, "tokens": tokens, "window": 0, "scale": E**-0.5}
     q, k, v = draw(OPS["attention"], case, 0)
     assert q is not None
     whole = Call(OPS["attention"], (q, k, v), case)

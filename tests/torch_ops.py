@@ -6,6 +6,7 @@ Source of the formulas: PyTorch's own functions, optimizers and autograd whereve
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,21 +129,32 @@ def rows_first(x: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, tokens: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    kv_heads: int,
+    tokens: int,
+    window: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the log-sums."""
     q4 = heads_first(q, heads, tokens)
     k4, v4 = (heads_first(x, kv_heads, tokens) for x in (k, v))
-    o = functional.scaled_dot_product_attention(q4, k4, v4, is_causal=True, enable_gqa=True)
+    sees = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    if window:
+        sees = sees.triu(1 - window)
+    o = functional.scaled_dot_product_attention(
+        q4, k4, v4, attn_mask=sees, scale=scale, enable_gqa=True
+    )
     wide = k4.repeat_interleave(heads // kv_heads, 1)
-    scores = q4 @ wide.transpose(-1, -2) / q4.shape[-1] ** 0.5
-    hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-    lse = scores.masked_fill(hidden, -torch.inf).logsumexp(-1)
+    scores = q4 @ wide.transpose(-1, -2) * scale
+    lse = scores.masked_fill(~sees, -torch.inf).logsumexp(-1)
     return rows_first(o), lse.transpose(1, 2).reshape(-1, heads)
 
 
 def attention_grad(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, **attrs: int
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, **attrs: Any
 ) -> Outputs:
     return backward(lambda *x: attend(*x, **attrs)[0], do, q, k, v)
 

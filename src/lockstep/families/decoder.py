@@ -195,7 +195,9 @@ def training_graph(
 
     def attend(id: str, q_MN: Value, k_MO: Value, v_MO: Value) -> Value:
         heads = {"heads": config.heads, "kv_heads": config.kv_heads}
-        return graph.add(OPS["attention"], id, q_MN, k_MO, v_MO, **heads, tokens=tokens)
+        scale = config.head_dim**-0.5
+        inputs, rest = (q_MN, k_MO, v_MO), {"tokens": tokens, "window": 0}
+        return graph.add(OPS["attention"], id, *inputs, **heads, **rest, scale=scale)
 
     decoder.attend = attend
     logits_MV = decoder.head(_trunk(decoder, block, tokens_M))

@@ -96,29 +96,54 @@ INLINE int64_t attention_seen(int64_t n, int64_t key, int w) {
   return seen < n ? seen : n;
 }
 
-/* The lanes of vector w that may see a key, given its place after the block's first query. */
-INLINE vm attention_sees(int64_t key, int w) {
-  vi lane;
-  int32_t number[VL];
-  for (int i = 0; i < VL; i++) number[i] = w * VL + i;
-  memcpy(&lane, number, sizeof lane);
-  return vm_not(vi_lt(lane, vi_set((int32_t)key)));
+/* How many keys, the query's own among them, a query may see; so many that none is out of reach
+ * where the window is 0. */
+INLINE int64_t attention_reach(int64_t window) { return window ? window : (int64_t)1 << 40; }
+
+/* The block of keys that holds the first one that a query at this position sees. */
+INLINE int64_t attention_begin(int64_t position, int64_t reach) {
+  return position < reach ? 0 : (position + 1 - reach) / ATT_KEYS * ATT_KEYS;
 }
 
-/* sum[column][lane] += x[column] * p[lane] for the vectors of lanes from `w0` on; in vector w0,
- * where `partly`, only the lanes that see the key: the others skip it, whatever it holds. */
+/* How many of n keys are out of reach of at least one lane. */
+INLINE int64_t attention_old(int64_t n, int64_t key, int64_t reach) {
+  int64_t old = ATT_LANES - reach - key;
+  return old < 0 ? 0 : old < n ? old : n;
+}
+
+INLINE vi attention_lane(int w) {
+  int32_t number[VL];
+  for (int i = 0; i < VL; i++) number[i] = w * VL + i;
+  return vi_load(number);
+}
+
+/* The lanes of vector w that may see a key, given its place after the block's first query. */
+INLINE vm attention_sees(int64_t key, int w) {
+  return vm_not(vi_lt(attention_lane(w), vi_set((int32_t)key)));
+}
+
+/* The same where some lanes are too far behind the key to see it. */
+INLINE vm attention_reaches(int64_t key, int64_t reach, int w) {
+  int64_t end = key + reach < ATT_LANES ? key + reach : ATT_LANES;
+  return vm_and(attention_sees(key, w), vi_lt(attention_lane(w), vi_set((int32_t)end)));
+}
+
+/* sum[column][lane] += x[column] * p[lane] for the vectors of lanes from `w0` on; in the first
+ * `partly` of these, only the lanes that see the key: the others skip it, whatever it holds. */
 INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
                                    const int64_t *column, const float *p, int64_t key,
-                                   const int width, const int w0, const int partly,
+                                   int64_t reach, const int width, const int w0, const int partly,
                                    const int wide) {
   vf weight[ATT_WIDE];
-  vm sees = partly ? attention_sees(key, w0) : vm_first(VL);
+  vm sees[ATT_WIDE];
   UNROLL for (int w = w0; w < wide; w++) weight[w] = vf_load(p + w * VL);
+  UNROLL for (int w = w0; w < wide; w++)
+    sees[w] = w - w0 < partly ? attention_reaches(key, reach, w) : vm_first(VL);
   UNROLL for (int r = 0; r < width; r++) {
     vf y = vf_set(x[column[r]]);
     UNROLL for (int w = w0; w < wide; w++) {
       vf next = vf_fma(y, weight[w], sum[r][w]);
-      sum[r][w] = partly && w == w0 ? vf_blend(sees, next, sum[r][w]) : next;
+      sum[r][w] = w - w0 < partly ? vf_blend(sees[w], next, sum[r][w]) : next;
     }
   }
 }
@@ -126,8 +151,8 @@ INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
 /* out[e][lane] = out[e][lane] * fade[lane] + sum over n keys of x[key][e] * p[key][lane], for
  * `width` columns; `key` as in attention_dots. */
 INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
-                              const float *p, int64_t n, int64_t key, int64_t E, const int width,
-                              const int wide) {
+                              const float *p, int64_t n, int64_t key, int64_t reach, int64_t E,
+                              const int width, const int wide) {
   vf sum[ATT_STEP][ATT_WIDE];
   int64_t column[ATT_STEP];
   UNROLL for (int r = 0; r < width; r++) {
@@ -136,25 +161,30 @@ INLINE void attention_columns(float *out, const float *fade, const float *x, int
       sum[r][w] = vf_load(out + column[r] * ATT_LANES + w * VL) * vf_load(fade + w * VL);
   }
   int64_t open = 1 - key < n ? 1 - key : n, first = attention_seen(n, key, 0), i = 0;
-  for (; i < open; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 0, wide);
-  for (; i < first; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 0, 1, wide);
-  for (; wide > 1 && i < n; i++)
-    attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, width, 1, 1, wide);
+  int64_t old = attention_old(n, key, reach);
+#define COLUMNS_STEP(w0, partly)                                                                  \
+  attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, reach, width, w0,    \
+                         partly, wide)
+  for (; i < old; i++) COLUMNS_STEP(0, wide);
+  for (; i < open; i++) COLUMNS_STEP(0, 0);
+  for (; i < first; i++) COLUMNS_STEP(0, 1);
+  for (; wide > 1 && i < n; i++) COLUMNS_STEP(1, 1);
+#undef COLUMNS_STEP
   UNROLL for (int r = 0; r < width; r++)
     UNROLL for (int w = 0; w < wide; w++)
       if (r < E) vf_store(out + r * ATT_LANES + w * VL, sum[r][w]);
 }
 
 INLINE void attention_gather(float *out, const float *fade, const float *x, int64_t O,
-                             const float *p, int64_t n, int64_t key, int64_t E,
+                             const float *p, int64_t n, int64_t key, int64_t reach, int64_t E,
                              const int wide) {
   int64_t e = 0;
   for (; e + ATT_STEP / 2 < E; e += ATT_STEP)
-    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP, wide);
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP,
+                      wide);
   if (e < E)
-    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, E - e, ATT_STEP / 2, wide);
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP / 2,
+                      wide);
 }
 
 #endif

@@ -1,13 +1,15 @@
 """Causal attention with grouped key and value heads: forward, over a cache, and its gradient.
 
-Query m of a sequence sees keys 0..m: o = softmax(q k / sqrt(E)) v; lse is the log of the softmax's
-denominator, from which the gradient rebuilds the weights.
+Query m of a sequence sees keys 0..m, or of these the last `window` where that is not 0:
+o = softmax(scale q k) v; lse is the log of the softmax's denominator, from which the gradient
+rebuilds the weights.
 Source: arXiv:1706.03762, arXiv:2205.14135.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +51,15 @@ def _check_heads(q_MN: Type, width: Dim, heads: int, kv_heads: int) -> None:
 
 
 def _infer(
-    q_MN: Type, k_MO: Type, v_MO: Type, *, heads: int, kv_heads: int, tokens: int
+    q_MN: Type,
+    k_MO: Type,
+    v_MO: Type,
+    *,
+    heads: int,
+    kv_heads: int,
+    tokens: int,
+    window: int,
+    scale: float,
 ) -> tuple[Type, ...]:
     _check_heads(q_MN, k_MO.dims[-1], heads, kv_heads)
     expect_type("attention k", k_MO, f32_type(q_MN.dims[0], k_MO.dims[-1]))
@@ -58,21 +68,32 @@ def _infer(
     return q_MN, f32_type(q_MN.dims[0], heads)
 
 
-def _queries(M: int, N: int, heads: int, kv_heads: int, tokens: int) -> Iterator[tuple[int, ...]]:
+def _queries(
+    M: int, N: int, heads: int, kv_heads: int, tokens: int, window: int
+) -> Iterator[tuple[int, ...]]:
     """Each query: row, the rows it sees (begin, end), head, columns in q and k, their number."""
     E = N // heads
     for m in range(M):
+        begin = m - min(m % tokens, window - 1 if window else tokens)
         for h in range(heads):
-            yield m, m - m % tokens, m + 1, h, h * E, h // (heads // kv_heads) * E, E
+            yield m, begin, m + 1, h, h * E, h // (heads // kv_heads) * E, E
 
 
 def _reference(
-    q_MN: Array, k_MO: Array, v_MO: Array, *, heads: int, kv_heads: int, tokens: int
+    q_MN: Array,
+    k_MO: Array,
+    v_MO: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    tokens: int,
+    window: int,
+    scale: float,
 ) -> tuple[Array, ...]:
     M, N = q_MN.shape
     o_MN, lse_MH = np.empty((M, N)), np.empty((M, heads))
-    for m, begin, end, h, i, j, E in _queries(M, N, heads, kv_heads, tokens):
-        score_T = k_MO[begin:end, j : j + E] @ q_MN[m, i : i + E] / np.sqrt(E)
+    for m, begin, end, h, i, j, E in _queries(M, N, heads, kv_heads, tokens, window):
+        score_T = scale * (k_MO[begin:end, j : j + E] @ q_MN[m, i : i + E])
         weight_T = np.exp(score_T - score_T.max())
         o_MN[m, i : i + E] = weight_T / weight_T.sum() @ v_MO[begin:end, j : j + E]
         lse_MH[m, h] = score_T.max() + np.log(weight_T.sum())
@@ -106,8 +127,11 @@ def _infer_grad(
     heads: int,
     kv_heads: int,
     tokens: int,
+    window: int,
+    scale: float,
 ) -> tuple[Type, ...]:
-    forward = _infer(q_MN, k_MO, v_MO, heads=heads, kv_heads=kv_heads, tokens=tokens)
+    attrs = {"heads": heads, "kv_heads": kv_heads, "tokens": tokens, "window": window}
+    forward = _infer(q_MN, k_MO, v_MO, **attrs, scale=scale)
     expect_type("attention_grad do", do_MN, q_MN)
     expect_type("attention_grad o", o_MN, forward[0])
     expect_type("attention_grad lse", lse_MH, forward[1])
@@ -125,14 +149,16 @@ def _reference_grad(
     heads: int,
     kv_heads: int,
     tokens: int,
+    window: int,
+    scale: float,
 ) -> tuple[Array, ...]:
     M, N = q_MN.shape
     dq_MN, dk_MO, dv_MO = np.empty((M, N)), np.zeros(k_MO.shape), np.zeros(v_MO.shape)
-    for m, begin, end, h, i, j, E in _queries(M, N, heads, kv_heads, tokens):
+    for m, begin, end, h, i, j, E in _queries(M, N, heads, kv_heads, tokens, window):
         query, key = slice(i, i + E), (slice(begin, end), slice(j, j + E))
         q_E, do_E, k_TE, v_TE = q_MN[m, query], do_MN[m, query], k_MO[key], v_MO[key]
-        weight_T = np.exp(k_TE @ q_E / np.sqrt(E) - lse_MH[m, h])
-        dscore_T = weight_T * (v_TE @ do_E - do_E @ o_MN[m, query]) / np.sqrt(E)
+        weight_T = np.exp(scale * (k_TE @ q_E) - lse_MH[m, h])
+        dscore_T = scale * weight_T * (v_TE @ do_E - do_E @ o_MN[m, query])
         dq_MN[m, query] = dscore_T @ k_TE
         dk_MO[key] += np.outer(dscore_T, q_E)
         dv_MO[key] += np.outer(weight_T, do_E)
@@ -142,8 +168,8 @@ def _reference_grad(
 def _example_grad(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
     forward = _example(rng, case)
     q_MN, k_MO, v_MO = (a.astype(np.float64) for a in forward if a is not None)
-    heads, kv_heads, tokens = (size(case, name) for name in ("heads", "kv_heads", "tokens"))
-    exact = _reference(q_MN, k_MO, v_MO, heads=heads, kv_heads=kv_heads, tokens=tokens)
+    attrs: dict[str, Any] = {name: case[name] for name in ATTENTION.attrs}
+    exact = _reference(q_MN, k_MO, v_MO, **attrs)
     o_MN, lse_MH = (a.astype(np.float32) for a in exact)
     return normal(rng, *o_MN.shape), *forward, o_MN, lse_MH
 
@@ -165,7 +191,9 @@ def _reference_cached(
     # Queries at positions before `start` are of no interest; zeros stand in for them.
     q_CN = np.concatenate([np.zeros((int(start), q_MN.shape[1])), q_MN])
     k_CO, v_CO = kcache_CO[:seen], vcache_CO[:seen]
-    return (_reference(q_CN, k_CO, v_CO, heads=heads, kv_heads=kv_heads, tokens=seen)[0][-M:],)
+    attrs = {"heads": heads, "kv_heads": kv_heads, "tokens": seen, "window": 0}
+    scale = (q_MN.shape[1] // heads) ** -0.5
+    return (_reference(q_CN, k_CO, v_CO, **attrs, scale=scale)[0][-M:],)
 
 
 def _example_cached(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
@@ -177,10 +205,12 @@ def _example_cached(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple
 
 
 _CASES: tuple[dict[str, Attr], ...] = (
-    {"B": 2, "E": 8, "heads": 4, "kv_heads": 2, "tokens": 5},
-    {"B": 3, "E": 12, "heads": 2, "kv_heads": 1, "tokens": 33},
-    {"B": 1, "E": 16, "heads": 1, "kv_heads": 1, "tokens": 131},
-    {"B": 1, "E": 70, "heads": 3, "kv_heads": 3, "tokens": 66},
+    {"B": 2, "E": 8, "heads": 4, "kv_heads": 2, "tokens": 5, "window": 0, "scale": 0.06},
+    {"B": 3, "E": 12, "heads": 2, "kv_heads": 1, "tokens": 33, "window": 0, "scale": 0.12},
+    {"B": 1, "E": 16, "heads": 1, "kv_heads": 1, "tokens": 131, "window": 0, "scale": 0.1},
+    {"B": 1, "E": 70, "heads": 3, "kv_heads": 3, "tokens": 66, "window": 0, "scale": 0.09},
+    {"B": 2, "E": 6, "heads": 2, "kv_heads": 1, "tokens": 29, "window": 3, "scale": 0.11},
+    {"B": 1, "E": 10, "heads": 1, "kv_heads": 1, "tokens": 200, "window": 70, "scale": 0.08},
 )
 _WHY = "dots of E products, exponentials within 2 ulp, weights summed in float32 key by key"
 
@@ -189,7 +219,7 @@ ATTENTION = OPS.register(
         name="attention",
         inputs=("q_MN", "k_MO", "v_MO"),
         outputs=("o_MN", "lse_MH"),
-        attrs={"heads": int, "kv_heads": int, "tokens": int},
+        attrs={"heads": int, "kv_heads": int, "tokens": int, "window": int, "scale": float},
         infer=_infer,
         reference=_reference,
         gradient=_gradient,
@@ -207,7 +237,7 @@ ATTENTION_GRAD = OPS.register(
         name="attention_grad",
         inputs=("do_MN", "q_MN", "k_MO", "v_MO", "o_MN", "lse_MH"),
         outputs=("dq_MN", "dk_MO", "dv_MO"),
-        attrs={"heads": int, "kv_heads": int, "tokens": int},
+        attrs={"heads": int, "kv_heads": int, "tokens": int, "window": int, "scale": float},
         infer=_infer_grad,
         reference=_reference_grad,
         gradient=NotDifferentiable("it is itself a gradient; training needs no second order"),

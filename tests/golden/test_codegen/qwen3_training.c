@@ -536,15 +536,15 @@ static int64_t k_rope_2_count(int64_t rows) {
   (void)rows;
   return 40;
 }
-/* attention: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20 */
+/* attention: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20, window=0, scale=0.28867513459481287 */
 INSTANCE void k_attention_1(float *o0, float *o1, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
   for (int64_t tile = begin; tile < end; tile++)
-    attention_f32(o0, o1, i0, i1, i2, 40, 72, 24, 6, 6, 2, 20, tile);
+    attention_f32(o0, o1, i0, i1, i2, 40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287, tile);
 }
 static int64_t k_attention_1_count(int64_t rows) {
   (void)rows;
-  return attention_f32_tiles(40, 72, 24, 6, 6, 2, 20);
+  return attention_f32_tiles(40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287);
 }
 /* linear_packed: M=40, K=72, J=2, Q=32, N=48, n=48 */
 INSTANCE void k_linear_packed_3(float *o0, const float *i0, const float *i1, const float *i3, int64_t rows, int64_t begin, int64_t end) {
@@ -732,15 +732,15 @@ static int64_t k_linear_dw_4_count(int64_t rows) {
   (void)rows;
   return linear_dw_f32_tiles(40, 48, 72);
 }
-/* attention_grad: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20 */
+/* attention_grad: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20, window=0, scale=0.28867513459481287 */
 INSTANCE void k_attention_grad_1(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
   for (int64_t tile = begin; tile < end; tile++)
-    attention_grad_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, 40, 72, 24, 6, 6, 2, 20, tile);
+    attention_grad_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, 40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287, tile);
 }
 static int64_t k_attention_grad_1_count(int64_t rows) {
   (void)rows;
-  return attention_grad_f32_tiles(40, 72, 24, 6, 6, 2, 20);
+  return attention_grad_f32_tiles(40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287);
 }
 /* rope: M=40, N=24, C=20, R=6, interleaved=False, inverse=True */
 INSTANCE void k_rope_3(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
