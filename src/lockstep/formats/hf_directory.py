@@ -13,10 +13,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.formats.atomic import sync
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.safetensors import SINGLE, locate
 from lockstep.formats.mapped import MappedTensors
-from lockstep.formats.safetensors import sync, write_safetensors
+from lockstep.formats.safetensors import write_safetensors
 
 
 class HFDirectory(MappedTensors):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks
+from lockstep.formats.atomic import replacing
 from lockstep.formats.locate.safetensors import read_header
 from lockstep.formats.mapped import MappedTensors
 
@@ -43,27 +42,9 @@ def write_safetensors(
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             save_file(contiguous, temporary, metadata=dict(metadata or {}))
-            os.chmod(temporary, 0o644)  # mkstemp gave it to the owner alone
-            sync(Path(temporary))
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise EnvironmentLacks(
             f"{path}: cannot be written: {error}", hint="check free space and permissions"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from lockstep.errors import InputError
 MAX_ELEMENTS = 1 << 59  # of 16 bytes, in 63 bits
 MAX_HEAD_BYTES = 1 << 27  # the largest vocabulary and its merges have some tens of megabytes
 MAX_ITEMS = 1 << 24  # of an array or a string: Python needs tens of bytes for each
+_PIECE = 1 << 20  # bytes read at a time where many strings follow each other
 
 
 @contextmanager
@@ -114,6 +115,33 @@ class Cursor:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.wrong(f"a string is not UTF-8: {raw[:40]!r}") from error
+
+    def strings(self, n: int) -> list[str]:
+        """The next strings, of which a vocabulary has hundreds of thousands."""
+        found: list[str] = []
+        self.count(n, 8)
+        while len(found) < n:
+            piece = self._file.read(_PIECE)
+            end = self._whole_strings(piece, n - len(found), found)
+            self._file.seek(self.position + end)
+            self.position += end
+            self.count(n - len(found), 8)
+            if len(found) < n:
+                found.append(self.string())  # one across the end of the piece, or a broken one
+        return found
+
+    def _whole_strings(self, piece: bytes, n: int, found: list[str]) -> int:
+        """Adds up to n strings that lie whole in a piece; returns where they end."""
+        at, end, length = 0, len(piece), struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(n):
+                if at + 8 > end or (then := at + 8 + length(piece, at)[0]) > end:
+                    break
+                found.append(piece[at + 8 : then].decode("utf-8"))
+                at = then
+        except UnicodeDecodeError:
+            pass  # read again by itself, which says what is wrong
+        return at
 
 
 def check_shape(shape: Sequence[int], where: str) -> None:

@@ -168,7 +168,7 @@ def _value(cursor: Cursor, kind: int) -> object:
         raise cursor.wrong(f"unknown metadata type {kind}")
     item, n = cursor.number("I"), cursor.number("Q")
     if item == _STRING:
-        return [cursor.string() for _ in range(cursor.count(n, 8))]
+        return cursor.strings(n)
     if item not in _SCALARS:
         raise cursor.wrong(f"expected an array of scalars or strings, got items of type {item}")
     width = struct.calcsize(f"<{_SCALARS[item]}")
