@@ -13,7 +13,7 @@ from lockstep.build import Built, OptimizerSpec, inference_program, training_pro
 from lockstep.engine.initialise import initialise
 from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.session import InferenceSession, generate
-from lockstep.engine.streaming import PieceBytes, stream_text
+from lockstep.engine.streaming import stream_text
 from lockstep.engine.trainer import IGNORED, Microbatch, TrainingSession
 from lockstep.errors import InputError, UsageError
 from lockstep.families import FAMILIES
@@ -107,22 +107,21 @@ def tokenizer() -> Tokenizer:
 def test_streamed_pieces_are_the_text_and_never_half_a_character(text: str) -> None:
     tokenizer = train_tokenizer("bpe", ROWS, 280, ["[circle]"])
     ids = tokenizer.encode(text)
-    pieces = list(stream_text(PieceBytes(tokenizer), ids))
+    pieces = list(stream_text(tokenizer, ids))
     assert "".join(pieces) == tokenizer.decode(ids)
     assert all("�" not in piece for piece in pieces) or "�" in text
 
 
 def _stream(tokenizer: Tokenizer, text: str, **stops: tuple[str, ...]) -> list[str]:
-    return list(stream_text(PieceBytes(tokenizer), tokenizer.encode(text), **stops))  # type: ignore[arg-type]
+    return list(stream_text(tokenizer, tokenizer.encode(text), **stops))  # type: ignore[arg-type]
 
 
 def test_a_character_waits_for_its_last_byte(tokenizer: Tokenizer) -> None:
-    pieces = PieceBytes(tokenizer)
-    by_byte = {pieces[id]: id for id in range(tokenizer.vocab_size) if len(pieces[id]) == 1}
+    by_byte = {tokenizer.token_bytes(id): id for id in range(tokenizer.vocab_size)}
     ids = [by_byte[bytes([byte])] for byte in "a€b".encode()]
-    assert list(stream_text(pieces, ids)) == ["a", "€", "b"]
-    assert list(stream_text(pieces, ids[:3])) == ["a", "�"], "cut short at the end"
-    assert list(stream_text(pieces, [ids[1], ids[1], ids[0]])) == ["�", "�a"]
+    assert list(stream_text(tokenizer, ids)) == ["a", "€", "b"]
+    assert list(stream_text(tokenizer, ids[:3])) == ["a", "�"], "cut short at the end"
+    assert list(stream_text(tokenizer, [ids[1], ids[1], ids[0]])) == ["�", "�a"]
 
 
 def test_nothing_of_a_stop_text_is_shown(tokenizer: Tokenizer) -> None:
@@ -132,7 +131,9 @@ def test_nothing_of_a_stop_text_is_shown(tokenizer: Tokenizer) -> None:
     assert "".join(_stream(tokenizer, "xyz", stop_texts=("", "y"))) == "x"
     eos = (tokenizer.eos_id,)
     ids = [*tokenizer.encode("ab"), *eos, *tokenizer.encode("cd")]
-    assert "".join(stream_text(PieceBytes(tokenizer), ids, stop_ids=eos)) == "ab"
+    assert "".join(stream_text(tokenizer, ids, stop_ids=eos)) == "ab"
+    assert "".join(stream_text(tokenizer, ids)) == "abcd", "a control token is no text"
+    assert "".join(stream_text(tokenizer, ids, show_control=True)) == "ab<eos>cd"
 
 
 BATCH, TOKENS = 2, 6

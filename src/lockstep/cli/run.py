@@ -14,7 +14,7 @@ from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
 from lockstep.engine.model import open_model
 from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.session import generate
-from lockstep.engine.streaming import PieceBytes, stream_text
+from lockstep.engine.streaming import stream_text
 from lockstep.errors import UsageError
 from lockstep.tokenizers import Tokenizer
 
@@ -64,8 +64,10 @@ def command(
             yield id
 
     pieces = []
-    pieces_of = stream_text(PieceBytes(tokenizer), tokens(), stop_ids=stop_ids, stop_texts=stop)
-    for piece in pieces_of:
+    shown = stream_text(
+        tokenizer, tokens(), stop_ids=stop_ids, stop_texts=stop, show_control=ignore_eos
+    )
+    for piece in shown:
         pieces.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -5,38 +5,29 @@ from __future__ import annotations
 import codecs
 from collections.abc import Collection, Iterable, Iterator
 
-from lockstep.tokenizers import Tokenizer
-from lockstep.tokenizers.types import alphabet
-
-
-class PieceBytes:
-    """The bytes that each id of a byte-level vocabulary stands for."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        byte_of = {image: byte for byte, image in enumerate(alphabet("bpe"))}
-        self._bytes = [bytes(byte_of[c] for c in piece) for piece in tokenizer.pieces]
-
-    def __getitem__(self, id: int) -> bytes:
-        return self._bytes[id] if 0 <= id < len(self._bytes) else b""
+from lockstep.tokenizers import ModelTokenizer
 
 
 def stream_text(
-    pieces: PieceBytes,
+    tokenizer: ModelTokenizer,
     ids: Iterable[int],
     *,
     stop_ids: Collection[int] = (),
     stop_texts: Collection[str] = (),
+    show_control: bool = False,
 ) -> Iterator[str]:
     """Text as soon as it is certain; ends before the first stop text and at the first stop id.
 
-    Bytes that are not UTF-8 become U+FFFD.
+    Control tokens are left out unless they are to be shown. Bytes that are not UTF-8 become U+FFFD.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     held = ""
     for id in ids:
         if id in stop_ids:
             break
-        held += decoder.decode(pieces[id])
+        if tokenizer.is_control(id) and not show_control:
+            continue
+        held += decoder.decode(tokenizer.token_bytes(id))
         if (end := _first_stop(held, stop_texts)) is not None:
             if end:
                 yield held[:end]

@@ -13,14 +13,16 @@ from typing import Any
 import tokenizers
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.tokenizers.model_tokenizer import Part
+from lockstep.tokenizers.pre_tokenizers import trained_pre_tokenizer
 from lockstep.tokenizers.types import (
     KINDS,
     PRE_TOKENIZERS,
     Kind,
     PreTokenizer,
     alphabet,
+    byte_images,
     check_text,
-    pre_tokenizer,
     spelling,
 )
 
@@ -51,6 +53,10 @@ class Tokenizer:
         self.eos: str = specials[0][1]
         self._tag_ids = {token.content: id_ for id_, token in added if not token.special}
         self.vocab_size: int = self._rows.get_vocab_size()
+        self.bos_id: int | None = None
+        self.stop_ids = frozenset((self.eos_id,))
+        self.add_bos = False
+        self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
         self.kind, self.pre_tokenizer = _recognised(document, where)
         self._check_ids()
 
@@ -110,6 +116,32 @@ class Tokenizer:
         check_text(row, self.kind, where)
         ids: list[int] = self._rows.encode(row, add_special_tokens=False).ids
         return ids
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """The ids of a prompt; the end token is one id in markup only.
+
+        Raises: InputError naming line, column and character outside the alphabet.
+        """
+        encoded = [(self.encode_row if part.markup else self.encode)(part.text) for part in parts]
+        return [id_ for ids in encoded for id_ in ids]
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        """The pieces that markup may have and a user's text may not."""
+        return (self.eos,)
+
+    def is_control(self, id: int) -> bool:
+        """Whether an id is the end token."""
+        return id == self.eos_id
+
+    def token_bytes(self, id: int) -> bytes:
+        """What an id stands for; nothing for an id outside the vocabulary."""
+        if not 0 <= id < self.vocab_size:
+            return b""
+        piece = self._rows.id_to_token(id)
+        if id == self.eos_id or piece in self._tag_ids:
+            return bytes(piece, "utf-8")
+        return b"".join(self._byte_of[character] for character in piece)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
@@ -189,7 +221,7 @@ def _recognised(document: str, where: str) -> tuple[Kind, PreTokenizer]:
     """Which kind of vocabulary and which splitting a document holds."""
     parts = json.loads(document)
     splitting, model = parts.get("pre_tokenizer"), parts.get("model", {})
-    names = [n for n in PRE_TOKENIZERS if spelling(pre_tokenizer(n)) == splitting]
+    names = [n for n in PRE_TOKENIZERS if spelling(trained_pre_tokenizer(n)) == splitting]
     if model.get("type") != "BPE" or parts.get("normalizer") is not None or not names:
         raise InputError(
             f"{where}: expected byte-level BPE split as {', '.join(PRE_TOKENIZERS)}, "

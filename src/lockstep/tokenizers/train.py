@@ -9,13 +9,13 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, trainers
 
 from lockstep.errors import InputError, UsageError
+from lockstep.tokenizers.pre_tokenizers import trained_pre_tokenizer
 from lockstep.tokenizers.tokenizer import Tokenizer
 from lockstep.tokenizers.types import (
     Kind,
     PreTokenizer,
     alphabet,
     check_text,
-    pre_tokenizer,
 )
 
 MAX_VOCAB = 1 << 20  # the library sets aside memory for all of it, and aborts if it cannot
@@ -50,7 +50,7 @@ def train_tokenizer(
             hint="raise the vocabulary size",
         )
     built = tokenizers.Tokenizer(models.BPE())
-    built.pre_tokenizer = pre_tokenizer(splitting)
+    built.pre_tokenizer = trained_pre_tokenizer(splitting)
     built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=n_merged, min_frequency=2, initial_alphabet=letters, show_progress=False

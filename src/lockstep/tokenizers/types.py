@@ -1,12 +1,11 @@
-"""Alphabets and pre-tokenizers, those that llama.cpp reproduces id for id."""
+"""What a tokenizer is trained as; llama.cpp reproduces all of these id for id."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Literal, get_args
 
-from tokenizers import Regex, pre_tokenizers
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+from tokenizers import pre_tokenizers
 
 from lockstep.errors import InputError
 
@@ -19,7 +18,7 @@ _ASCII_BYTES = (0x09, 0x0A, *range(0x20, 0x7F))
 _ASCII = frozenset(map(chr, _ASCII_BYTES))
 
 
-def _byte_images() -> dict[int, str]:
+def byte_images() -> dict[int, str]:
     """For each byte, the printable character that stands for it in a byte-level vocabulary."""
     shown = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
     hidden = [byte for byte in range(256) if byte not in shown]
@@ -28,7 +27,7 @@ def _byte_images() -> dict[int, str]:
 
 def alphabet(kind: Kind) -> list[str]:
     """The characters that a vocabulary of this kind starts from, in byte order."""
-    images = _byte_images()
+    images = byte_images()
     return [images[byte] for byte in (_ASCII_BYTES if kind == "ascii_bpe" else range(256))]
 
 
@@ -51,23 +50,6 @@ def check_text(text: str, kind: Kind, where: str) -> None:
 
 def _is_surrogate(character: str) -> bool:
     return "\ud800" <= character <= "\udfff"
-
-
-def pre_tokenizer(name: PreTokenizer) -> Any:
-    """The splitting of text before merges, as llama.cpp does it under this name."""
-    if name == "gpt-2":
-        return ByteLevel(add_prefix_space=False, use_regex=True)
-    if name == "smollm":
-        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-        return Sequence(steps)
-    # Splits at runs of digits only, so merges may span quotes, blanks and brackets.
-    return Sequence(
-        [
-            Split(Regex(r"\p{N}+"), "isolated"),
-            Split(Regex(r"(?=(\d{3})+(?!\d))"), "isolated"),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
 
 
 def spelling(component: pre_tokenizers.PreTokenizer) -> Any:

@@ -1,0 +1,73 @@
+"""The splitting of text before merges, under the names that GGUF has for it.
+
+The expressions are those of llama.cpp, whose ids a GGUF file promises. Where it spells a
+case-insensitive part as `'[sS]`, so is it here: `(?i:'s)` would take the long s, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+from lockstep.errors import InputError, nearest
+
+_ENDINGS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+
+
+def _words(letters: str, digits: str, others: str) -> str:
+    return (
+        rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?{others}+[\r\n]*|{_BLANKS}"
+    )  # fmt: skip
+
+
+_LLAMA3 = _words(r"\p{L}", r"\p{N}{1,3}", r"[^\s\p{L}\p{N}]")
+_QWEN2 = _words(r"\p{L}", r"\p{N}", r"[^\s\p{L}\p{N}]")
+_QWEN35 = _words(r"[\p{L}\p{M}]", r"\p{N}", r"[^\s\p{L}\p{M}\p{N}]")
+
+# `tokenizer.ggml.pre` -> the expressions that split the text, one after the other.
+# Source: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
+SPLITS: dict[str, tuple[str, ...]] = {
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "deepseek-r1-qwen": (_QWEN2,),
+    "gpt-2": (_GPT2,),
+    "llama-bpe": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "qwen35": (_QWEN35,),
+    "refact": (r"\p{N}", _GPT2),
+    "smollm": (r"\p{N}", _GPT2),
+    # Splits at runs of digits only, so merges may span quotes, blanks and brackets.
+    "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
+}
+# Under these names a word that is one token is that token, whatever the merges say, and the text
+# begins with the beginning token.
+LLAMA3_NAMES = frozenset(("llama-bpe", "llama-v3", "llama3"))
+
+
+def pre_tokenizer(name: str, where: str = "tokenizer") -> Any:
+    """The splitting of this name, then bytes as printable characters.
+
+    Raises: InputError if llama.cpp's name is not one of those that are known here.
+    """
+    if name not in SPLITS:
+        raise InputError(
+            f"{where}: expected a known pre-tokenizer, got tokenizer.ggml.pre = {name!r:.60}",
+            hint=f"{nearest(name, SPLITS)}use a model split as one of {', '.join(SPLITS)}",
+        )
+    steps = [Split(Regex(expression), "isolated") for expression in SPLITS[name]]
+    return Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def trained_pre_tokenizer(name: str) -> Any:
+    """The same splitting in the spelling that tokenizer.json has where it was trained here."""
+    if name == "gpt-2":
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    if name == "smollm":
+        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        return Sequence(steps)
+    return pre_tokenizer(name)

@@ -1,0 +1,47 @@
+"""The process that asks llama.cpp: it aborts on a vocabulary that it dislikes, so it is alone.
+
+Input: a JSON object with `path` and `requests`, each with `texts`, `add_special` and
+`parse_special`. Output: for each request and text, the tokens as objects with `id` and `piece`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.request
+from typing import Any
+
+import xllamacpp
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    out = os.dup(1)
+    os.dup2(2, 1)  # llama.cpp logs to stdout
+    params = xllamacpp.CommonParams()
+    params.model.path = request["path"]
+    params.n_ctx, params.n_parallel, params.warmup, params.port = 512, 1, False, 0
+    server = xllamacpp.Server(params)
+
+    def post(path: str, body: dict[str, Any]) -> Any:
+        headers = {"content-type": "application/json"}
+        url = f"{server.listening_address}{path}"
+        sent = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(sent, timeout=30) as answer:
+            return json.load(answer)
+
+    answers = []
+    for one in request["requests"]:
+        how = {key: one[key] for key in ("add_special", "parse_special")} | {"with_pieces": True}
+        answers.append(
+            [post("/tokenize", {"content": text, **how})["tokens"] for text in one["texts"]]
+        )
+    with os.fdopen(out, "w") as file:
+        json.dump(answers, file)
+        file.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
