@@ -24,7 +24,6 @@ from lockstep.formats.leaf import (
 from lockstep.formats.locate.bounded import Cursor, check_shape, inside, opened
 
 MAX_DIMS = 4
-MAX_SPLITS = 99_999  # five digits in the name of a file
 MAX_FACT_ITEMS = 64  # a vocabulary is no fact
 NO_CHECKSUM = "GGUF has no checksums: damaged elements show only in the comparison"
 # Type id -> name, numbers and bytes of a block.  Source: ggml.h, type_traits of ggml.c.
@@ -226,17 +225,25 @@ def _offset(leaf: Leaf) -> int:
     return leaf.storage.offset
 
 
+def split_names(name: str) -> list[str]:
+    """The names of all files of the split that a file is named as a part of, or the name itself."""
+    named = _SPLIT_NAME.fullmatch(name)
+    n_files = int(named[3]) if named else 0
+    if named is None or not 0 < int(named[2]) <= n_files:
+        return [name]
+    return [f"{named[1]}-{i + 1:05d}-of-{named[3]}.gguf" for i in range(n_files)]
+
+
 def _split(path: Path, header: Header) -> list[Header]:
     """Every file of a split, in order."""
     n_files = header.metadata["split.count"]
-    named = _SPLIT_NAME.fullmatch(path.name)
-    if type(n_files) is not int or not 1 < n_files <= MAX_SPLITS or named is None:
+    names = split_names(path.name)
+    if type(n_files) is not int or n_files != len(names):
         raise InputError(
             f"{path}: expected a name like model-00001-of-00003.gguf and as many files as"
             f" split.count, got {path.name!r:.120} and {n_files!r:.40}",
             hint="rename the files of the split as llama-gguf-split names them",
         )
-    names = [f"{named[1]}-{i + 1:05d}-of-{n_files:05d}.gguf" for i in range(n_files)]
     missing = [name for name in names if not (path.parent / name).exists()]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -1,0 +1,308 @@
+"""Models of the hub by name, against a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub_server
+import numpy as np
+import pytest
+from hub_server import COMMIT, Hub
+from safetensors.numpy import save
+
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.formats import HFDirectory
+from lockstep.formats.hub import HubName, fetch, parse_hub_name
+
+SMALL = b"GGUF, or something like it" * 1000
+LARGE = np.random.default_rng(0).bytes(23 << 20)  # the library writes ten MiB at a time
+WEIGHTS = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+NAME = "hf://org/model/m.gguf"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_server.running() as running:
+        running.files = {"m.gguf": SMALL, "README.md": b"words"}
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield running
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_a_file_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
+    first = fetch(NAME, tmp_path)
+    assert first.read_bytes() == SMALL
+    assert first == tmp_path / "org" / "model" / COMMIT / "m.gguf"
+    n_asked = len(hub.asked)
+    assert fetch(NAME, tmp_path) == first
+    assert fetch(f"hf://org/model@{COMMIT}/m.gguf", tmp_path) == first
+    assert len(hub.asked) == n_asked
+    fetch(NAME, tmp_path, refresh=True)
+    assert [path for _, path, _ in hub.asked[n_asked:]] == ["/api/models/org/model/revision/main"]
+
+
+def test_the_token_is_for_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
+    fetch(NAME, tmp_path)
+    assert hub.tokens.pop("/store/m.gguf") is None
+    assert set(hub.tokens.values()) == {"Bearer hf_secret"}
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "feature%2Fx"])
+def test_a_revision_is_asked_for(hub: Hub, tmp_path: Path, revision: str) -> None:
+    assert fetch(f"hf://org/model@{revision}/m.gguf", tmp_path).read_bytes() == SMALL
+    assert hub.asked[0][1].endswith(f"/revision/{revision.replace('%2F', '/')}")
+    assert not fetch(f"hf://org/model@{revision}/m.gguf", tmp_path).is_symlink()
+    assert len(hub.ranges()) == 1
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m.gguf"] = LARGE
+    hub.cut = [21 << 20]
+    assert fetch(NAME, tmp_path).read_bytes() == LARGE
+    assert hub.ranges() == ["", f"bytes={20 << 20}-"]
+
+
+def test_a_run_that_ends_early_is_taken_up_by_the_next(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m.gguf"] = LARGE
+    part = tmp_path / "org" / "model" / COMMIT / ".m.gguf.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(LARGE[: 5 << 20])
+    hub.refuses["/store/"] = (500, "")
+    with pytest.raises(EnvironmentLacks, match="HTTP status 500"):
+        fetch(NAME, tmp_path)
+    assert part.stat().st_size == 5 << 20
+    hub.refuses.clear()
+    assert fetch(NAME, tmp_path).read_bytes() == LARGE
+    assert hub.ranges() == [f"bytes={5 << 20}-"] * 2
+    assert not part.exists()
+
+
+def test_a_process_that_is_killed_is_taken_up_by_the_next(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m.gguf"] = LARGE
+    hub.cut = [15 << 20]
+    program = (
+        "import os, sys, pathlib\n"
+        "from lockstep.formats.hub import fetch\n"
+        "import huggingface_hub.file_download as d\n"
+        "d.time.sleep = lambda _: os.kill(os.getpid(), 9)\n"  # where it waits to try again
+        "fetch(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, NAME, str(tmp_path)], check=False)
+    assert run.returncode == -9
+    assert fetch(NAME, tmp_path).read_bytes() == LARGE
+    assert hub.ranges() == ["", f"bytes={10 << 20}-"]
+
+
+@pytest.mark.parametrize("file", ["m.gguf", "config.json"])
+def test_bytes_that_are_not_as_declared_are_refused_and_not_kept(
+    hub: Hub, tmp_path: Path, file: str
+) -> None:
+    """Whether the hub declares a SHA-256, as for LFS, or the hash of Git."""
+    hub.files["config.json"] = b'{"model_type": "llama"}'
+    flipped = bytearray(hub.files[file])
+    flipped[7] ^= 1
+    hub.sent[file] = bytes(flipped)
+    with pytest.raises(InputError, match=rf"{file}\): expected \d+ bytes with the hash"):
+        fetch(f"hf://org/model/{file}", tmp_path)
+    kept = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert kept == {".listing.json", ".lock"}
+    hub.sent.clear()
+    assert fetch(f"hf://org/model/{file}", tmp_path).read_bytes() == hub.files[file]
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_file_that_changed_in_the_cache_is_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_offline: bool
+) -> None:
+    """Also one whose size and time of change are as before."""
+    path = fetch(NAME, tmp_path)
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(100)
+        file.write(b"\0")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if is_offline:
+        offline(monkeypatch)
+    with pytest.raises(InputError, match="the file was removed"):
+        fetch(NAME, tmp_path)
+    assert not path.exists()
+    if not is_offline:
+        assert fetch(NAME, tmp_path).read_bytes() == SMALL
+
+
+def test_a_file_that_was_only_touched_is_hashed_again_and_used(hub: Hub, tmp_path: Path) -> None:
+    path = fetch(NAME, tmp_path)
+    os.utime(path)
+    n_asked = len(hub.asked)
+    assert fetch(NAME, tmp_path) == path
+    assert len(hub.asked) == n_asked
+
+
+def test_offline_uses_what_is_there_and_refuses_the_rest(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch(NAME, tmp_path)
+    n_asked = len(hub.asked)
+    offline(monkeypatch)
+    assert fetch(NAME, tmp_path) == path
+    with pytest.raises(EnvironmentLacks, match="HF_HUB_OFFLINE") as miss:
+        fetch("hf://org/model/README.md", tmp_path)
+    assert miss.value.exit_code == 3
+    with pytest.raises(EnvironmentLacks, match="HF_HUB_OFFLINE"):
+        fetch("hf://org/model@v2/m.gguf", tmp_path)
+    assert len(hub.asked) == n_asked
+
+
+def test_a_cached_model_is_found_without_the_library(hub: Hub, tmp_path: Path) -> None:
+    fetch(NAME, tmp_path)
+    program = (
+        "import sys, pathlib\n"
+        "from lockstep.formats.hub import fetch\n"
+        "print(fetch(sys.argv[1], pathlib.Path(sys.argv[2])))\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program, NAME, str(tmp_path)], check=True)
+
+
+def test_no_network_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(EnvironmentLacks, match="cannot be reached") as error:
+        fetch(NAME, tmp_path)
+    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("begin", "status", "code", "kind", "says"),
+    [
+        ("/api/", 404, "RepoNotFound", InputError, "the hub has none"),
+        ("/api/", 404, "RevisionNotFound", InputError, "expected the revision main"),
+        ("/api/", 401, "RepoNotFound", InputError, "private"),
+        ("/api/", 401, "", EnvironmentLacks, "HTTP status 401"),
+        ("/api/", 403, "GatedRepo", EnvironmentLacks, "gated"),
+        ("/org/", 403, "GatedRepo", EnvironmentLacks, "gated"),
+        ("/org/", 404, "EntryNotFound", InputError, "404"),
+        ("/api/", 503, "", EnvironmentLacks, "HTTP status 503"),
+    ],
+)
+def test_refusals_of_the_hub_are_explained(
+    hub: Hub, tmp_path: Path, begin: str, status: int, code: str, kind: type[Exception], says: str
+) -> None:
+    hub.refuses[begin] = (status, code)
+    with pytest.raises(kind, match=says) as error:
+        fetch(NAME, tmp_path)
+    assert "hf_secret" not in str(error.value)
+
+
+def test_a_file_that_the_repository_lacks_has_a_neighbour(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean m\.gguf"):
+        fetch("hf://org/model/n.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("part", [1, 3])
+def test_all_files_of_a_split_are_downloaded(hub: Hub, tmp_path: Path, part: int) -> None:
+    names = [f"Q8/m-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    hub.files = {name: name.encode() for name in names}
+    path = fetch(f"hf://org/model/{names[part - 1]}", tmp_path)
+    assert [(path.parent.parent / n).read_bytes() for n in names] == list(hub.files.values())
+    del hub.files[names[1]]
+    with pytest.raises(InputError, match="m-00002-of-00003"):
+        fetch(f"hf://org/model@other/{names[0]}", tmp_path)
+
+
+def directory(hub: Hub, *, sharded: bool) -> None:
+    """A model in safetensors, among files that are none of it."""
+    hub.files |= {"config.json": b"{}", "tokenizer.json": b"{}", "pytorch_model.bin": b"old"}
+    if sharded:
+        shard = "model-00001-of-00001.safetensors"
+        index = {"weight_map": {"a": shard}}
+        hub.files |= {shard: WEIGHTS, "model.safetensors.index.json": json.dumps(index).encode()}
+        hub.files["consolidated.safetensors"] = WEIGHTS
+    else:
+        hub.files["model.safetensors"] = WEIGHTS
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_directory_is_what_a_model_needs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    directory(hub, sharded=sharded)
+    path = fetch("hf://org/model", tmp_path)
+    assert HFDirectory(path).read("a").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (path / "tokenizer.json").exists()
+    left = {"pytorch_model.bin", "consolidated.safetensors", "m.gguf", "README.md"}
+    assert not left & {p.name for p in path.iterdir()}
+    offline(monkeypatch)
+    assert fetch("hf://org/model", tmp_path) == path
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(EnvironmentLacks, match="no whole copy"):
+        fetch("hf://org/model", tmp_path)
+
+
+def test_a_repository_of_gguf_files_lists_them(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"it has m\.gguf"):
+        fetch("hf://org/model", tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../../../x.safetensors", "/tmp/x.safetensors", ".listing.json"])
+def test_a_shard_that_leads_out_of_the_cache_is_refused(
+    hub: Hub, tmp_path: Path, shard: str
+) -> None:
+    directory(hub, sharded=True)
+    index = {"weight_map": {"a": shard}}
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.files[shard] = WEIGHTS
+    with pytest.raises(InputError, match="inside of the repository"):
+        fetch("hf://org/model", tmp_path / "cache")
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_commit_that_leads_out_of_the_cache_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.listed = {"sha": "../../../../elsewhere"}
+    with pytest.raises(InputError, match="expected commits"):
+        fetch(NAME, tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf://", "hf://org", "hf://org/", "hf:/org/model/m.gguf", "hf://org/model@/m.gguf"),
+        *("hf://org/model/../x.gguf", "hf://org/model//x.gguf", "hf://org/model/a/../../x.gguf"),
+        *("hf://org/model/..", "hf://org/..", "hf://../model", "hf://org/model/x\\..\\y.gguf"),
+        *("hf://org/model@../x.gguf", "hf://org/model@a%2F..%2Fb/x.gguf", "hf://org/model/\0"),
+        *("hf://org/model/a/", "hf://datasets/org/model/x", "hf://org/model/C:/x", "hf://o g/m"),
+        *("hf://org/model/.checked", "hf://org/model@%2e%2e/x.gguf", "hf://org/m\n/x.gguf"),
+    ],
+)
+def test_malformed_names_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        fetch(text, tmp_path)
+    assert error.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf://org/model", "hf://org/model@v1", "hf://org/model/a/b.gguf", "hf://models/o/m/x"),
+        *("hf://Org-1/m_0.5B@refs/pr/3/x.gguf", "hf://o/m@feature%2Fx/y.gguf"),
+    ],
+)
+def test_names_are_read_as_the_library_reads_them(text: str) -> None:
+    from huggingface_hub.utils import parse_hf_uri
+
+    theirs = parse_hf_uri(text)
+    expected = HubName(theirs.id, theirs.revision or "main", theirs.path_in_repo)
+    assert parse_hub_name(text) == expected
+    assert parse_hub_name(expected.text) == expected
