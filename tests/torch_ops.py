@@ -178,6 +178,19 @@ def gated_grad(act: Callable[[Tensor], Tensor]) -> Callable[..., Outputs]:
     return lambda dh, gate, up: backward(lambda g, u: act(g) * u, dh, gate, up)
 
 
+def delta_gates(a: Tensor, b: Tensor, dt: Tensor, rate: Tensor) -> Outputs:
+    return (-rate.exp() * functional.softplus(a + dt)).exp(), b.sigmoid()
+
+
+def delta_gates_grad(
+    ddecay: Tensor, dbeta: Tensor, a: Tensor, b: Tensor, dt: Tensor, rate: Tensor
+) -> Outputs:
+    rows = rate.expand_as(a)  # of its own for each row, so that its gradient is not summed
+    da, drate = backward(lambda x, r: delta_gates(x, b, dt, r)[0], ddecay, a, rows)
+    (db,) = backward(torch.sigmoid, dbeta, b)
+    return da, db, drate
+
+
 def gelu(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
@@ -250,6 +263,10 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "attention_cached": attention_cached,
     "silu_mul": gated(functional.silu),
     "silu_mul_grad": gated_grad(functional.silu),
+    "sigmoid_mul": gated(torch.sigmoid),
+    "sigmoid_mul_grad": gated_grad(torch.sigmoid),
+    "delta_gates": delta_gates,
+    "delta_gates_grad": delta_gates_grad,
     "gelu_mul": gated(gelu),
     "gelu_mul_grad": gated_grad(gelu),
     "cross_entropy": cross_entropy,

@@ -4,6 +4,7 @@ import lockstep.ops.add
 import lockstep.ops.attention
 import lockstep.ops.cache
 import lockstep.ops.cross_entropy
+import lockstep.ops.delta_gates
 import lockstep.ops.embedding
 import lockstep.ops.gelu_mul
 import lockstep.ops.linear
@@ -11,7 +12,9 @@ import lockstep.ops.linear_packed
 import lockstep.ops.optimizer
 import lockstep.ops.rmsnorm
 import lockstep.ops.rope
-import lockstep.ops.silu_mul  # noqa: F401
+import lockstep.ops.sigmoid_mul
+import lockstep.ops.silu_mul
+import lockstep.ops.split_heads  # noqa: F401
 from lockstep.ops.registry import OPS, VECTOR_HEADER
 
 __all__ = ["OPS", "VECTOR_HEADER"]
