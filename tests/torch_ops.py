@@ -5,7 +5,7 @@ Source of the formulas: PyTorch's own functions, optimizers and autograd whereve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -178,6 +178,39 @@ def gated_grad(act: Callable[[Tensor], Tensor]) -> Callable[..., Outputs]:
     return lambda dh, gate, up: backward(lambda g, u: act(g) * u, dh, gate, up)
 
 
+def causal_conv(x: Tensor, w: Tensor, tokens: int) -> Outputs:
+    x_BNT = x.view(-1, tokens, x.shape[1]).transpose(1, 2)
+    padded = functional.pad(x_BNT, (len(w) - 1, 0))
+    y_BNT = functional.silu(functional.conv1d(padded, w.T[:, None], groups=x.shape[1]))
+    return (y_BNT.transpose(1, 2).reshape(x.shape),)
+
+
+def causal_conv_grad(
+    dy: Tensor, x: Tensor, w: Tensor, acc: Tensor, accumulate: Tensor, tokens: int
+) -> Outputs:
+    dx, dw = backward(lambda *inputs: causal_conv(*inputs, tokens)[0], dy, x, w)
+    return *accumulated(dw, acc, accumulate), dx
+
+
+def runs_of_slots(positions: Tensor, slots: Tensor) -> Iterator[tuple[slice, int, bool]]:
+    """Consecutive rows of one slot: which, the slot, and whether it starts anew."""
+    for slot in slots.unique():
+        (rows,) = torch.where(slots == slot)
+        yield slice(int(rows[0]), int(rows[-1]) + 1), int(slot), int(positions[rows[0]]) == 0
+
+
+def causal_conv_cached(
+    x: Tensor, w: Tensor, state: Tensor, positions: Tensor, slots: Tensor
+) -> Outputs:
+    y, state = torch.empty_like(x), state.clone()
+    for rows, slot, fresh in runs_of_slots(positions, slots):
+        past = torch.zeros_like(state[slot]) if fresh else state[slot]
+        seen = torch.cat([past, x[rows]])
+        y[rows] = causal_conv(seen, w, len(seen))[0][len(past) :]
+        state[slot] = seen[-len(past) :]
+    return y, state
+
+
 def delta_gates(a: Tensor, b: Tensor, dt: Tensor, rate: Tensor) -> Outputs:
     return (-rate.exp() * functional.softplus(a + dt)).exp(), b.sigmoid()
 
@@ -265,6 +298,9 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "silu_mul_grad": gated_grad(functional.silu),
     "sigmoid_mul": gated(torch.sigmoid),
     "sigmoid_mul_grad": gated_grad(torch.sigmoid),
+    "causal_conv": causal_conv,
+    "causal_conv_grad": causal_conv_grad,
+    "causal_conv_cached": causal_conv_cached,
     "delta_gates": delta_gates,
     "delta_gates_grad": delta_gates_grad,
     "gelu_mul": gated(gelu),

@@ -22,4 +22,6 @@ LEGEND = {
     "Q": "columns in one panel of a packed weight",
     "L": "slots: sequences that the caches of a program hold at once",
     "S": "number of things that are summed",
+    "U": "rows that a convolution remembers: its taps but one",
+    "W": "taps of a convolution over the rows",
 }

@@ -3,6 +3,7 @@
 import lockstep.ops.add
 import lockstep.ops.attention
 import lockstep.ops.cache
+import lockstep.ops.causal_conv
 import lockstep.ops.cross_entropy
 import lockstep.ops.delta_gates
 import lockstep.ops.embedding
