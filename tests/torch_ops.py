@@ -224,6 +224,86 @@ def delta_gates_grad(
     return da, db, drate
 
 
+def delta_heads(
+    x: Tensor, heads: int, key_heads: int, key_width: int, tiled: bool, eps: float
+) -> Outputs:
+    """q and k as unit vectors and v, each (value heads, rows, width)."""
+    keys = key_heads * key_width
+    q, k, v = x.split([keys, keys, x.shape[1] - 2 * keys], 1)
+    units = []
+    for part in (q.view(len(x), key_heads, -1), k.view(len(x), key_heads, -1)):
+        unit = part * torch.rsqrt((part * part).sum(-1, keepdim=True) + eps)
+        group = heads // key_heads
+        wide = unit.repeat(1, group, 1) if tiled else unit.repeat_interleave(group, 1)
+        units.append(wide.transpose(0, 1))
+    return units[0] / key_width**0.5, units[1], v.view(len(x), heads, -1).transpose(0, 1)
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> Outputs:
+    """The output (rows, heads * width) of one sequence, and the state after it."""
+    outputs = []
+    for t in range(len(decay)):
+        state = state * decay[t, :, None, None]
+        known = (state * k[:, t, :, None]).sum(-2)
+        news = (v[:, t] - known) * beta[t, :, None]
+        state = state + k[:, t, :, None] * news[:, None]
+        outputs.append((state * q[:, t, :, None]).sum(-2))
+    return torch.stack(outputs).flatten(1), state
+
+
+def gated_delta(x: Tensor, decay: Tensor, beta: Tensor, tokens: int, **attrs: Any) -> Outputs:
+    outputs = []
+    for begin in range(0, len(x), tokens):
+        rows = slice(begin, begin + tokens)
+        q, k, v = delta_heads(x[rows], decay.shape[1], **attrs)
+        state = torch.zeros(len(v), k.shape[-1], v.shape[-1])
+        outputs.append(delta_rule(q, k, v, decay[rows], beta[rows], state)[0])
+    return (torch.cat(outputs),)
+
+
+def gated_delta_grad(do: Tensor, *inputs: Tensor, tokens: int, **attrs: Any) -> Outputs:
+    gradients = backward(lambda *i: gated_delta(*i, tokens=tokens, **attrs)[0], do, *inputs)
+    x, decay, beta = inputs
+    heads, starts = decay.shape[1], []
+    for begin in range(0, len(x), tokens):
+        state = torch.zeros(heads, attrs["key_width"], do.shape[1] // heads)
+        for first in range(begin, begin + tokens, 16):
+            starts.append(in_blocks(state, 16))
+            rows = slice(first, min(first + 16, begin + tokens))
+            units = delta_heads(x[rows], heads, **attrs)
+            state = delta_rule(*units, decay[rows], beta[rows], state)[1]
+    runs = -(-tokens // 16)
+    return *gradients, torch.stack(starts).unflatten(0, (-1, runs)).permute(0, 2, 3, 1, 4, 5)
+
+
+def in_blocks(state: Tensor, columns: int) -> Tensor:
+    """A state (heads, E, V) as (heads, blocks, E, columns)."""
+    padded = functional.pad(state, (0, -state.shape[-1] % columns))
+    return padded.unflatten(-1, (-1, columns)).transpose(1, 2)
+
+
+def gated_delta_cached(
+    x: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    **attrs: Any,
+) -> Outputs:
+    q, k, v = delta_heads(x, decay.shape[1], **attrs)
+    o, state = torch.empty(len(x), v.shape[0] * v.shape[-1]), state.clone()
+    for rows, slot, fresh in runs_of_slots(positions, slots):
+        before = state[slot].transpose(1, 2).flatten(2)[..., : v.shape[-1]]
+        before = torch.zeros_like(before) if fresh else before
+        heads = (part[:, rows] for part in (q, k, v))
+        o[rows], after = delta_rule(*heads, decay[rows], beta[rows], before)
+        state[slot] = in_blocks(after, 32)
+    return o, state
+
+
 def gelu(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
@@ -303,6 +383,9 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "causal_conv_cached": causal_conv_cached,
     "delta_gates": delta_gates,
     "delta_gates_grad": delta_gates_grad,
+    "gated_delta": gated_delta,
+    "gated_delta_grad": gated_delta_grad,
+    "gated_delta_cached": gated_delta_cached,
     "gelu_mul": gated(gelu),
     "gelu_mul_grad": gated_grad(gelu),
     "cross_entropy": cross_entropy,

@@ -7,6 +7,7 @@ import lockstep.ops.causal_conv
 import lockstep.ops.cross_entropy
 import lockstep.ops.delta_gates
 import lockstep.ops.embedding
+import lockstep.ops.gated_delta
 import lockstep.ops.gelu_mul
 import lockstep.ops.linear
 import lockstep.ops.linear_packed

@@ -1,4 +1,4 @@
-"""h = sigmoid(gate) * up, and its gradient.  Source: transformers modeling_qwen3_5, the gate of attention."""
+"""h = sigmoid(gate) * up, and its gradient.  Source: transformers modeling_qwen3_5."""
 
 from __future__ import annotations
 
