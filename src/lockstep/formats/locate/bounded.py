@@ -75,21 +75,28 @@ def inside(root: Path, name: str, where: str) -> Path:
 
 
 class Cursor:
-    """A position in a file, which never asks for more than the file holds."""
+    """A position in a file, which never asks for more than the file holds.
+
+    `part` names what is being read, such as a key, for the error.
+    """
 
     def __init__(self, file: BinaryIO, size: int, where: str) -> None:
         self._file, self._size = file, size
         self.where = where
+        self.part = ""
         self.position = 0
 
     def wrong(self, what: str, hint: str = "download the file again") -> InputError:
         """The error for a broken file."""
-        return InputError(f"{self.where}: {what}", hint=hint)
+        part = f" ({self.part}, byte {self.position})" if self.part else ""
+        return InputError(f"{self.where}{part}: {what}", hint=hint)
 
-    def count(self, n: int, item_bytes: int) -> int:
+    def count(self, n: int, item_bytes: int, at_most: int = MAX_ITEMS) -> int:
         """The number of items, which must fit into the rest of the file."""
-        if n > min(MAX_ITEMS, (self._size - self.position) // item_bytes):
-            raise self.wrong(f"expected no more items than the file can hold, got {n}")
+        if n > min(at_most, (self._size - self.position) // item_bytes):
+            raise self.wrong(
+                f"expected no more items than the file can hold, and at most {at_most}, got {n}"
+            )
         if self.position + n * item_bytes > MAX_HEAD_BYTES:
             raise self.wrong(
                 f"expected at most {MAX_HEAD_BYTES} bytes beside the tensors, got more"
@@ -119,7 +126,6 @@ class Cursor:
     def strings(self, n: int) -> list[str]:
         """The next strings, of which a vocabulary has hundreds of thousands."""
         found: list[str] = []
-        self.count(n, 8)
         while len(found) < n:
             piece = self._file.read(_PIECE)
             end = self._whole_strings(piece, n - len(found), found)

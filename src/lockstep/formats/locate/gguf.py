@@ -25,6 +25,8 @@ from lockstep.formats.locate.bounded import Cursor, check_shape, inside, opened
 
 MAX_DIMS = 4
 MAX_FACT_ITEMS = 64  # a vocabulary is no fact
+# Ten times what the largest files have; a tensor listed in 24 bytes takes a kilobyte here.
+MAX_KEYS, MAX_TENSORS, MAX_ARRAY = 1 << 12, 1 << 16, 1 << 22
 NO_CHECKSUM = "GGUF has no checksums: damaged elements show only in the comparison"
 # Type id -> name, numbers and bytes of a block.  Source: ggml.h, type_traits of ggml.c.
 _BLOCKS = {
@@ -59,6 +61,9 @@ _PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F6
 BLOCK_TYPES = {name: ElementType(name, n_bytes, n) for name, n, n_bytes in _BLOCKS.values()}
 TYPES = {i: ELEMENT_TYPES[name] for i, name in _PLAIN.items()} | {
     i: BLOCK_TYPES[name] for i, (name, _, _) in _BLOCKS.items()
+}
+_REMOVED = {4: " (Q4_2)", 5: " (Q4_3)", 31: " (Q4_0_4_4)", 32: " (Q4_0_4_8)", 33: " (Q4_0_8_8)"} | {
+    i: f" (IQ4_NL_{tile})" for i, tile in ((36, "4_4"), (37, "4_8"), (38, "8_8"))
 }
 _STRING, _ARRAY = 8, 9
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -125,12 +130,16 @@ def read_header(path: Path) -> Header:
         cursor = Cursor(file, size, str(path))
         n_tensors, n_keys = _counts(cursor)
         metadata: dict[str, object] = {}
-        for _ in range(cursor.count(n_keys, 13)):
+        for i in range(cursor.count(n_keys, 13, MAX_KEYS)):
+            cursor.part = f"metadata key {i + 1} of {n_keys}"
             key = cursor.string()
             if key in metadata:
                 raise cursor.wrong(f"metadata key {key!r:.80} occurs twice")
+            cursor.part = f"metadata {key!r:.80}"
             metadata[key] = _value(cursor, cursor.number("I"))
-        listed = [_listed(cursor) for _ in range(cursor.count(n_tensors, 24))]
+        cursor.part = "list of tensors"
+        listed = [_listed(cursor) for _ in range(cursor.count(n_tensors, 24, MAX_TENSORS))]
+        cursor.part = ""
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 8 or alignment % 8:
             raise cursor.wrong(f"general.alignment: expected a multiple of 8, got {alignment!r}")
@@ -167,11 +176,11 @@ def _value(cursor: Cursor, kind: int) -> object:
         raise cursor.wrong(f"unknown metadata type {kind}")
     item, n = cursor.number("I"), cursor.number("Q")
     if item == _STRING:
-        return cursor.strings(n)
+        return cursor.strings(cursor.count(n, 8, MAX_ARRAY))
     if item not in _SCALARS:
         raise cursor.wrong(f"expected an array of scalars or strings, got items of type {item}")
     width = struct.calcsize(f"<{_SCALARS[item]}")
-    raw = cursor.take(cursor.count(n, width) * width)
+    raw = cursor.take(cursor.count(n, width, MAX_ARRAY) * width)
     return list(struct.unpack(f"<{n}{_SCALARS[item]}", raw))
 
 
@@ -186,7 +195,8 @@ def _listed(cursor: Cursor) -> _Listed:
     stored = cursor.number("I")
     if stored not in TYPES:
         raise cursor.wrong(
-            f"{name!r:.120}: expected a type of ggml that is known, got number {stored}",
+            f"{name!r:.120}: expected a type of ggml that is known, got number {stored}"
+            f"{_REMOVED.get(stored, '')}",
             "convert the model again: types that ggml removed are not read",
         )
     element = TYPES[stored]
