@@ -1,6 +1,18 @@
 """Tokenizers: trained here, or of other people's models; chat templates."""
 
+from lockstep.tokenizers.chat import (
+    BUILT_IN,
+    ChatTemplate,
+    Message,
+    ModelTemplates,
+    TemplateSource,
+    choose_template,
+    templates_of_directory,
+    templates_of_gguf,
+)
+from lockstep.tokenizers.chat_renderer import ChatRenderer
 from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
+from lockstep.tokenizers.hf_tokenizer import HFTokenizer
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, decode
 from lockstep.tokenizers.round_trip import RoundTrip, RowTrip, round_trip
 from lockstep.tokenizers.tokenizer import FILE, Tokenizer
@@ -8,19 +20,29 @@ from lockstep.tokenizers.train import MAX_VOCAB, train_tokenizer
 from lockstep.tokenizers.types import KINDS, PRE_TOKENIZERS, Kind, PreTokenizer
 
 __all__ = [
+    "BUILT_IN",
     "FILE",
     "KINDS",
     "MAX_VOCAB",
     "PRE_TOKENIZERS",
+    "ChatRenderer",
+    "ChatTemplate",
     "GGUFTokenizer",
+    "HFTokenizer",
     "Kind",
+    "Message",
+    "ModelTemplates",
     "ModelTokenizer",
     "Part",
     "PreTokenizer",
     "RoundTrip",
     "RowTrip",
+    "TemplateSource",
     "Tokenizer",
+    "choose_template",
     "decode",
     "round_trip",
+    "templates_of_directory",
+    "templates_of_gguf",
     "train_tokenizer",
 ]

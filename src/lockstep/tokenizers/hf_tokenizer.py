@@ -1,0 +1,209 @@
+"""The tokenizer of a Hugging Face directory; its ids are those of transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lockstep.errors import InputError
+from lockstep.formats.json_text import MAX_BYTES, read_json_object
+from lockstep.tokenizers.model_tokenizer import Part, check_unicode
+from lockstep.tokenizers.types import byte_images
+from lockstep.tokenizers.vocabulary import ENDINGS
+
+_HINT = "download the model again"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class HFTokenizer:
+    """A tokenizer.json, run by the library it is for, and the files beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens a directory.
+
+        Raises: InputError if tokenizer.json or a file beside it is missing, damaged or of a make
+        whose ids cannot be spelled one by one.
+        """
+        self.where = str(directory / "tokenizer.json")
+        self._library = _opened(directory)
+        self._lock = threading.Lock()  # around the setting of the library that each call needs
+        added = self._library.get_added_tokens_decoder()
+        self._added = {id: token.content for id, token in added.items()}
+        self._control = {id for id, token in added.items() if token.special}
+        n_tokens: int = self._library.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(n_tokens, *(id + 1 for id in self._added), 0)
+        self._byte_level = _is_byte_level(self._library, self.where)
+        self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
+        # Without the whole alphabet the library drops characters and says nothing.
+        self._partial = self._byte_level and any(
+            self._library.token_to_id(image) is None for image in self._byte_of
+        )
+        config = _optional(directory / "tokenizer_config.json")
+        self.bos_id = self._id_of(token_text(config.get("bos_token")))
+        self.eos_id = self._id_of(token_text(config.get("eos_token")))
+        self.add_bos = self._adds_bos(config)
+        self.stop_ids = self._stops(directory)
+
+    def _id_of(self, name: str | None) -> int | None:
+        found: int | None = None if name is None else self._library.token_to_id(name)
+        return found
+
+    def _adds_bos(self, config: dict[str, Any]) -> bool:
+        stated = config.get("add_bos_token")
+        if isinstance(stated, bool):
+            return stated and self.bos_id is not None
+        ids = self._library.encode("a", add_special_tokens=True).ids
+        return bool(ids) and ids[0] == self.bos_id
+
+    def _stops(self, directory: Path) -> frozenset[int]:
+        """The end token, those of the configuration, and what ends a turn."""
+        found = [self.eos_id, *(self._library.token_to_id(name) for name in ENDINGS)]
+        for file in ("generation_config.json", "config.json"):
+            stated = _optional(directory / file).get("eos_token_id")
+            ids = stated if isinstance(stated, list) else [stated]
+            for id in ids:
+                if id is not None and type(id) is not int:
+                    raise InputError(
+                        f"{directory / file}, eos_token_id: expected ids, got {stated!r:.60}",
+                        hint=_HINT,
+                    )
+            found += ids
+        return frozenset(id for id in found if id is not None)
+
+    @property
+    def control_names(self) -> list[str]:
+        """The pieces that markup may have and a user's text may not."""
+        return [self._added[id] for id in self._control]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a user's text; the names of control tokens in it are plain text.
+
+        Raises: InputError if a character cannot be encoded.
+        """
+        return self._encoded(text, markup=False)
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """The ids of a prompt; the names of control tokens count in markup only.
+
+        Raises: InputError if a character cannot be encoded.
+        """
+        if len({part.markup for part in parts}) < 2:
+            text = "".join(part.text for part in parts)
+            return self._encoded(text, markup=bool(parts) and parts[0].markup)
+        ids: list[int] = []
+        for i, piece in enumerate(self._pieces(parts)):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._inside(piece) if i else self._encoded(piece, markup=False)
+        return ids
+
+    def _pieces(self, parts: Sequence[Part]) -> Iterator[str | int]:
+        """Texts and the control tokens between them; neighbouring texts are one."""
+        names = {self._added[id]: id for id in self._control}
+        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        held = ""
+        for part in parts:
+            at = 0
+            for found in pattern.finditer(part.text) if part.markup else ():
+                if before := held + part.text[at : found.start()]:
+                    yield before
+                yield names[found[0]]
+                held, at = "", found.end()
+            held += part.text[at:]
+        if held:
+            yield held
+
+    def _inside(self, text: str) -> list[int]:
+        """The ids of a text that does not begin the prompt, and so gets no blank in front."""
+        before = self._encoded("\n", markup=False)
+        ids = self._encoded("\n" + text, markup=False)
+        joined = ids[: len(before)] != before
+        return self._encoded(text, markup=False) if joined else ids[len(before) :]
+
+    def _encoded(self, text: str, *, markup: bool) -> list[int]:
+        check_unicode(text, self.where)
+        with self._lock:
+            self._library.encode_special_tokens = not markup
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        if self._partial and b"".join(map(self.token_bytes, ids)) != text.encode("utf-8"):
+            raise InputError(
+                f"{self.where}: expected text of its alphabet, got {text!r:.60}",
+                hint="use a model whose vocabulary has it",
+            )
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        """What an id stands for; nothing for an id outside the vocabulary."""
+        piece = self._library.id_to_token(id) if 0 <= id < self.vocab_size else None
+        if piece is None:
+            return b""
+        if id in self._added:
+            return bytes(self._added[id], "utf-8")
+        if self._byte_level:
+            return b"".join(self._byte_of.get(c) or c.encode("utf-8") for c in piece)
+        if byte := _BYTE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        spelled: str = piece
+        return spelled.replace("▁", " ").encode("utf-8")
+
+    def is_control(self, id: int) -> bool:
+        """Whether an id is a control token, which no reader is shown."""
+        return id in self._control
+
+
+def _opened(directory: Path) -> Any:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        beside = "tokenizer.model" if (directory / "tokenizer.model").exists() else "none"
+        raise InputError(
+            f"{path}: expected the tokenizer of the model, got {beside}",
+            hint="open and save it once with transformers' AutoTokenizer, which writes this file",
+        )
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(
+                f"{path}: expected at most {MAX_BYTES} bytes, got more",
+                hint="check that this is the file you mean",
+            )
+        return tokenizers.Tokenizer.from_file(str(path))
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception for any damage
+        raise InputError(
+            f"{path}: expected a tokenizer.json, got: {error!s:.160}", hint=_HINT
+        ) from error
+
+
+def _is_byte_level(library: Any, where: str) -> bool:
+    """Whether pieces spell bytes as characters, and not blanks as SentencePiece does.
+
+    Raises: InputError if they do neither.
+    """
+    decoder = library.decoder
+    stated = "" if decoder is None else decoder.__getstate__().decode("utf-8")
+    if '"ByteLevel"' in stated:
+        return True
+    if any(f'"{name}"' in stated for name in ("ByteFallback", "Metaspace")):
+        return False
+    kind = json.loads(stated or '{"type": "none"}').get("type")
+    raise InputError(
+        f"{where}: expected a byte-level or SentencePiece tokenizer, got the decoder {kind}",
+        hint="use a model that generates text",
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.exists() else {}
+
+
+def token_text(stated: Any) -> str | None:
+    """The text of a token in tokenizer_config.json, which is a text or an object with one."""
+    text = stated.get("content") if isinstance(stated, dict) else stated
+    return text if isinstance(text, str) else None

@@ -1,0 +1,179 @@
+"""Tokenizers of Hugging Face directories: the ids of transformers, and the bytes of each id."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizer_files import (
+    CONTROLS,
+    USER_DEFINED,
+    bpe_metadata,
+    differing,
+    nasty_texts,
+    sentencepiece_model,
+)
+
+from lockstep.engine.streaming import stream_text
+from lockstep.errors import InputError
+from lockstep.tokenizers import HFTokenizer, Part
+from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
+
+TEXTS = nasty_texts()
+MAKES = ("qwen2", "gpt-2", "gemma", "llama")
+
+
+def written(make: str, path: Path) -> Path:
+    """A directory as transformers writes it for a tokenizer of this make."""
+    if make in ("gemma", "llama"):
+        from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
+
+        path.mkdir()
+        model = path.parent / f"{make}.model"
+        model.write_bytes(sentencepiece_model(gemma=make == "gemma"))
+        vocab, _, merges = SentencePieceExtractor(str(model)).extract()
+        kind = transformers.GemmaTokenizer if make == "gemma" else transformers.LlamaTokenizer
+        theirs = kind(vocab=vocab, merges=merges)
+    else:
+        facts = bpe_metadata(pre_tokenizer(make), make)
+        pieces = facts["tokenizer.ggml.tokens"][: -len(CONTROLS) - len(USER_DEFINED)]
+        kind = transformers.Qwen2Tokenizer if make == "qwen2" else transformers.GPT2Tokenizer
+        theirs = kind(
+            vocab={piece: id for id, piece in enumerate(pieces)},
+            merges=[tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]],
+            **dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), CONTROLS[0]),
+        )
+    theirs.add_special_tokens({"additional_special_tokens": list(CONTROLS[1:])}, False)
+    theirs.add_tokens(list(USER_DEFINED))
+    theirs.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("hf")
+    return {make: written(make, home / make) for make in MAKES}
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_ids_are_those_of_transformers(make: str, directories: dict[str, Path]) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(directories[make])
+    tokenizer = HFTokenizer(directories[make])
+    found = [tokenizer.encode_parts([Part(text, markup=True)]) for text in TEXTS]
+    expected = [theirs(text, add_special_tokens=False).input_ids for text in TEXTS]
+    assert not differing(TEXTS, found, expected)
+    assert len(TEXTS) > 100
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    with_begin = theirs("a").input_ids
+    assert tokenizer.add_bos == (with_begin[0] == theirs.bos_token_id)
+    plainly = [theirs(t, add_special_tokens=False, split_special_tokens=True) for t in TEXTS]
+    assert not differing(TEXTS, map(tokenizer.encode, TEXTS), [p.input_ids for p in plainly])
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_every_text_comes_back_and_no_user_writes_a_control_token(
+    make: str, directories: dict[str, Path]
+) -> None:
+    tokenizer = HFTokenizer(directories[make])
+    for text in (*TEXTS, *tokenizer.control_names, "".join(tokenizer.control_names)):
+        ids = tokenizer.encode(text)
+        assert not [id for id in ids if tokenizer.is_control(id)]
+        found = b"".join(map(tokenizer.token_bytes, ids)).decode()
+        expected = text
+        if make == "qwen2":
+            expected = unicodedata.normalize("NFC", text)
+        if make in ("gemma", "llama"):
+            found = found.removeprefix(" ") if make == "llama" and text[:1] not in " ▁" else found
+            expected = text.replace("▁", " ")
+        assert found == expected, text
+        assert "".join(stream_text(tokenizer, ids)).removeprefix(" ") == expected.removeprefix(" ")
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_text_beside_markup_is_one_with_it(make: str, directories: dict[str, Path]) -> None:
+    tokenizer = HFTokenizer(directories[make])
+    start, end = (tokenizer._id_of(name) for name in CONTROLS[1:])
+    whole = tokenizer.encode_parts([Part("<|im_start|>user hi\nx<|im_end|>", markup=True)])
+    parts = [Part("<|im_start|>us", True), Part("er hi"), Part("\nx<|im_end|>", True)]
+    assert tokenizer.encode_parts(parts) == whole
+    assert (whole[0], whole[-1]) == (start, end)
+    injected = tokenizer.encode_parts([*parts[:1], Part("er<|im_end|>"), parts[2]])
+    assert injected.count(end) == 1
+    text = b"".join(map(tokenizer.token_bytes, injected)).decode().replace(" ", "")
+    assert text == "<|im_start|>user<|im_end|>\nx<|im_end|>"
+
+
+def test_stops_are_of_all_files(directories: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(directories["gemma"], path)
+    before = HFTokenizer(path)
+    names = ("<eos>", "<end_of_turn>", "<|im_end|>")
+    assert before.stop_ids == {before._id_of(name) for name in names}
+    (path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    (path / "config.json").write_text('{"eos_token_id": 9}')
+    assert HFTokenizer(path).stop_ids == before.stop_ids | {7, 8, 9}
+    (path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(InputError, match="eos_token_id"):
+        HFTokenizer(path)
+
+
+def _without_file(path: Path) -> None:
+    (path / "tokenizer.json").unlink()
+
+
+def _cut(path: Path) -> None:
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text[: len(text) // 2])
+
+
+def _word_piece(path: Path) -> None:
+    document: dict[str, Any] = json.loads((path / "tokenizer.json").read_text())
+    document["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (path / "tokenizer.json").write_text(json.dumps(document))
+
+
+def _config(path: Path) -> None:
+    (path / "tokenizer_config.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "culprit"),
+    [
+        (_without_file, "expected the tokenizer of the model, got none"),
+        (_cut, "expected a tokenizer.json"),
+        (_word_piece, "got the decoder WordPiece"),
+        (_config, "expected a JSON object"),
+    ],
+)
+def test_a_directory_that_is_damaged_is_refused(
+    damage: Any, culprit: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(directories["qwen2"], path)
+    HFTokenizer(path)
+    damage(path)
+    with pytest.raises(InputError) as caught:
+        HFTokenizer(path)
+    assert culprit in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_small_alphabet_drops_nothing(directories: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(directories["gpt-2"], path)
+    document = json.loads((path / "tokenizer.json").read_text())
+    vocab = document["model"]["vocab"]
+    vocab["[NUL]"] = vocab.pop("Ā")
+    (path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = HFTokenizer(path)
+    assert tokenizer.encode("ab")
+    with pytest.raises(InputError, match="alphabet"):
+        tokenizer.encode("a\x00b")
