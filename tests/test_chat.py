@@ -117,6 +117,7 @@ def test_thinking_is_asked_for_where_a_template_knows_it(renderer: ChatRenderer)
     assert {name for name, can in able.items() if can} == {"qwen3", "qwen35", "nanbeige"}
 
 
+TOO_MUCH = "share of the memory|longer than"  # whichever limit it meets first
 NO_END = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 GROWING = (
     "{% set ns = namespace(s='x' * 99) %}"
@@ -128,10 +129,10 @@ GROWING = (
     ("template", "culprit"),
     [
         (NO_END, "longer than"),
-        (GROWING, "share of the memory"),
-        ("{{ 'a' * 10 ** 11 }}", "share of the memory"),
-        ("{{ 10 ** (10 ** 10) }}", "share|longer"),
-        ("{{ 'a'.ljust(10 ** 11) }}", "share of the memory"),
+        (GROWING, TOO_MUCH),
+        ("{{ 'a' * 10 ** 11 }}", TOO_MUCH),
+        ("{{ 10 ** (10 ** 10) }}", TOO_MUCH),
+        ("{{ 'a'.ljust(10 ** 11) }}", TOO_MUCH),
         ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "16777216 characters"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without end"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
