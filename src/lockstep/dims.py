@@ -18,7 +18,7 @@ LEGEND = {
     "O": "width of a row of keys or values: key/value heads times head width",
     "R": "half the width of a head: the pairs that rope turns",
     "P": "elements of a tensor of any rank, seen flat",
-    "J": "panels of a packed weight",
+    "J": "panels of a packed weight, or blocks of a row that share a scale",
     "Q": "columns in one panel of a packed weight",
     "L": "slots: sequences that the caches of a program hold at once",
     "S": "number of things that are summed",

@@ -114,6 +114,16 @@ def cpu_identity() -> str:
     return "\n".join(line for line in lines if line.startswith(wanted)) + platform.machine()
 
 
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """What the processor can do, in the words of /proc/cpuinfo; empty where that is not there."""
+    for line in cpu_identity().splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(words.split())
+    return frozenset()
+
+
 def sanitizer_environment(compiler: Compiler) -> dict[str, str]:
     """What the environment of a process needs that loads an address-sanitized build.
 

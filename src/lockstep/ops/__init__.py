@@ -6,12 +6,16 @@ import lockstep.ops.cache
 import lockstep.ops.causal_conv
 import lockstep.ops.cross_entropy
 import lockstep.ops.delta_gates
+import lockstep.ops.embed_panels
 import lockstep.ops.embedding
 import lockstep.ops.gated_delta
 import lockstep.ops.gelu_mul
 import lockstep.ops.linear
+import lockstep.ops.linear_float
 import lockstep.ops.linear_packed
+import lockstep.ops.linear_quant
 import lockstep.ops.optimizer
+import lockstep.ops.quantize_rows
 import lockstep.ops.rmsnorm
 import lockstep.ops.rope
 import lockstep.ops.sigmoid_mul

@@ -282,6 +282,21 @@ INLINE void vf_store_half(uint16_t *p, vf x) {
 }
 #endif
 
+/* The upper half of a float. */
+INLINE vf vf_load_bfloat(const uint16_t *p) {
+#if VL == 16
+  const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+#elif VL == 8
+  const __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+#else
+  int32_t bits[VL];
+  for (int i = 0; i < VL; i++) bits[i] = (int32_t)((uint32_t)p[i] << 16);
+  return vf_from_bits(vi_load(bits));
+#endif
+}
+
 /* Sum and maximum of the lanes; always the tree that folds the upper half onto the lower half.
  * vf_hmax keeps no promise about NaN. */
 #if VL == 16

@@ -1,0 +1,119 @@
+/* Dot products of small integers, lane by lane: four bytes, or two int16, in each int32 lane.
+ *
+ * vi_dot8 sums products of unsigned bytes of at most `bits` bits and signed bytes. Where the
+ * processor has no instruction that does it without saturation, up to DOT8_RUN(bits) such sums are
+ * held in pairs of int16; so what it makes is opaque until vi_dot8_sum, or vi_dot8_scaled, which
+ * multiplies it by a small number. Sums are exact: all ways give the same integers. */
+#ifndef LOCKSTEP_VEC_DOT_H
+#define LOCKSTEP_VEC_DOT_H
+
+#include "vec.h"
+
+#if (VL == 16 && defined(__AVX512VNNI__)) || (VL == 8 && defined(__AVXVNNI__)) || \
+    (VL == 8 && defined(__AVX512VNNI__) && defined(__AVX512VL__)) || \
+    (VL == 4 && defined(__ARM_FEATURE_DOTPROD))
+#define DOT8_IS_WIDE 1
+#elif (VL == 16 && defined(__AVX512BW__)) || VL == 8
+#define DOT8_IS_WIDE 0
+#else
+#define DOT8_IS_WIDE 1
+#endif
+/* 2 * 15 * 128 * 8, 2 * 31 * 128 * 4 and 2 * 63 * 128 * 2 stay below 2^15. */
+#define DOT8_RUN(bits) (DOT8_IS_WIDE || (bits) > 6 || (bits) == 4 ? 8 : (bits) == 5 ? 4 : 2)
+
+/* Four bytes, or two int16, wherever they lie, in every lane. */
+INLINE vi vi_spread(const void *p) {
+  int32_t x;
+  memcpy(&x, p, sizeof x);
+  return vi_set(x);
+}
+INLINE vi vi_load_bytes(const uint8_t *p) {
+  vi x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+/* acc + both products of int16 in each lane. */
+INLINE vi vi_dot16(vi acc, vi a, vi b) {
+#if VL == 16 && defined(__AVX512VNNI__)
+  return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif VL == 16 && defined(__AVX512BW__)
+  return acc + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif VL == 8
+  return acc + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return acc + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/* The exact sum of four products: w unsigned bytes, x signed ones. */
+INLINE vi vi_dot8_exact(vi acc, vi w, vi x) {
+  acc += (w & 255) * (x << 24 >> 24) + (w >> 8 & 255) * (x << 16 >> 24);
+  return acc + (w >> 16 & 255) * (x << 8 >> 24) + (w >> 24 & 255) * (x >> 24);
+}
+
+INLINE vi vi_dot8(vi acc, vi w, vi x, const int bits) {
+#if VL == 16 && defined(__AVX512VNNI__)
+  (void)bits;
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+#elif VL == 8 && defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  (void)bits;
+  return (vi)_mm256_dpbusd_epi32((__m256i)acc, (__m256i)w, (__m256i)x);
+#elif VL == 8 && defined(__AVXVNNI__)
+  (void)bits;
+  return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)x);
+#elif VL == 16 && defined(__AVX512BW__)
+  if (bits > 6) return vi_dot8_exact(acc, w, x);
+  return (vi)_mm512_add_epi16((__m512i)acc, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
+#elif VL == 8
+  if (bits > 6) return vi_dot8_exact(acc, w, x);
+  return (vi)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  if (bits > 7) return vi_dot8_exact(acc, w, x);
+  return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)x);
+#else
+  (void)bits;
+  return vi_dot8_exact(acc, w, x);
+#endif
+}
+
+/* sum + what vi_dot8 has summed from zero. */
+INLINE vi vi_dot8_sum(vi sum, vi acc, const int bits) {
+  return DOT8_IS_WIDE || bits > 6 ? sum + acc : vi_dot16(sum, acc, vi_set(0x10001));
+}
+
+/* sum + what vi_dot8 has summed from zero, times a scale that vi_dot8_scale has prepared. */
+INLINE vi vi_dot8_scaled(vi sum, vi acc, vi scale, const int bits) {
+  return DOT8_IS_WIDE || bits > 6 ? sum + acc * scale : vi_dot16(sum, acc, scale);
+}
+INLINE vi vi_dot8_scale(vi scale, const int bits) {
+  return DOT8_IS_WIDE || bits > 6 ? scale : (scale & 0xffff) | scale << 16;
+}
+
+/* Four unsigned bytes of each lane as two pairs of int16. */
+INLINE void vi_widen(vi w, vi *first, vi *second) {
+#if VL == 8
+  const __m256 low = _mm256_castsi256_ps(_mm256_unpacklo_epi8((__m256i)w, _mm256_setzero_si256()));
+  const __m256 high = _mm256_castsi256_ps(_mm256_unpackhi_epi8((__m256i)w, _mm256_setzero_si256()));
+  *first = (vi)_mm256_shuffle_ps(low, high, 0x88);
+  *second = (vi)_mm256_shuffle_ps(low, high, 0xdd);
+#else
+  *first = (w & 255) | (w << 8 & 0xff0000);
+  *second = (w >> 16 & 255) | (w >> 8 & 0xff0000);
+#endif
+}
+
+/* VL signed bytes as int32. */
+INLINE vi vi_from_i8(const int8_t *p) {
+#if VL == 16
+  return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+#elif VL == 8
+  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
+#else
+  int32_t lane[VL];
+  for (int i = 0; i < VL; i++) lane[i] = p[i];
+  return vi_load(lane);
+#endif
+}
+
+#endif
