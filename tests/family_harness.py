@@ -32,9 +32,19 @@ class Held:
         """The shape of each tensor."""
         return {name: array.shape for name, array in self.tensors.items()}
 
+    @property
+    def stored(self) -> dict[str, str]:
+        """The stored type of each tensor."""
+        return dict.fromkeys(self.tensors, "F32")
+
     def read(self, name: str) -> Array:
         """One tensor."""
         return self.tensors[name]
+
+    def raw(self, name: str) -> Array:
+        """The bytes of one tensor."""
+        array = np.ascontiguousarray(self.tensors[name])
+        return array.view(np.uint8).reshape(-1, array.shape[-1] * array.itemsize)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from lockstep.errors import UsageError
 from lockstep.families import FAMILIES, Family, Llama3Scaling
-from lockstep.families.weight import join_pairs
+from lockstep.families.form import AS_IS
 from lockstep.ir import Array, Graph, flat_layout, interpret, parse_graph, print_graph
 from lockstep.ops import OPS
 from lockstep.passes import OptimizerSpec, add_optimizer
@@ -147,8 +147,8 @@ def test_interleaved_rope_with_gguf_rows_is_the_same_model() -> None:
         for head in ("q", "k"):
             graph = with_attr(graph, f"layers.{layer}.attn.{head}_rope", interleaved=True)
     for weight in family.weights(family.TINY):
-        if weight.gguf_heads:
-            parameters[weight.id] = join_pairs(parameters[weight.id], weight.gguf_heads)
+        if weight.gguf_form != AS_IS:
+            parameters[weight.id] = weight.gguf_form.stored(parameters[weight.id])
     forward = ("init", "forward")
     values = interpret(graph, {**parameters, **batch_inputs(batch)}, sections=forward)
     found = {"logits": values["head"].reshape(logits.shape)}

@@ -24,7 +24,7 @@ from lockstep.families import (
     read_parameters,
     write_parameters,
 )
-from lockstep.families.weight import join_pairs, split_pairs
+from lockstep.families.form import join_pairs, split_pairs
 from lockstep.formats import GGUFFile, HFDirectory, write_hf_directory
 
 # As published with Qwen/Qwen3-0.6B.
@@ -121,8 +121,11 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
         (QWEN3_06B, {"layer_types": ["sliding_attention"] * 28}, "layer_types"),
         (QWEN3_06B, {"attention_dropout": 0.1}, "attention_dropout: expected 0.0 or 0, got 0.1"),
         (QWEN3_06B, {"hidden_act": "relu"}, "hidden_act: .* got 'relu'"),
-        (QWEN3_06B, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type: .*'yarn'"),
-        (QWEN3_06B, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "type: .*'linear'"),
+        (QWEN3_06B, {"rope_scaling": {"rope_type": "dynamic"}}, "rope_type: .*'dynamic'"),
+        (QWEN3_06B, {"rope_scaling": {"type": "longrope"}}, "type: .*'longrope'"),
+        (QWEN3_06B, {"rope_scaling": {"type": "linear"}}, "expected a key factor"),
+        (QWEN3_06B, {"rope_scaling": {"type": "linear", "factor": -2.0}}, "factor above 0"),
+        (QWEN3_06B, {"rope_scaling": {"type": "yarn", "factor": 2.0, "low": 1}}, "got low"),
         (QWEN3_06B, {"quantization_config": {}}, "got quantization_config"),
         (QWEN3_06B, {"new_a": 1, "new_b": 2}, "got new_a, new_b"),
         (QWEN3_06B, {"mlp_bias": False}, "got mlp_bias"),
@@ -138,7 +141,7 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
         (
             LLAMA_32_1B,
             {"rope_scaling": {**LLAMA_32_1B["rope_scaling"], "factor": float("inf")}},
-            "finite",
+            "factor above 0",
         ),
         (
             LLAMA_32_1B,
@@ -270,15 +273,15 @@ def test_a_gguf_file_gives_config_and_parameters(tmp_path: Path) -> None:
         writer.write_tensors_to_file()
         writer.close()
         file = GGUFFile(tmp_path / f"{arch}.gguf")
-        assert family.from_gguf(file.metadata, file.shapes) == replace(c, eps=0.5)
+        assert family.from_gguf(file.metadata, file) == replace(c, eps=0.5)
         back = family.gguf_parameters(c, file)
         assert all(back[id].tobytes() == parameters[id].tobytes() for id in parameters)
         unknown = {**file.metadata, f"{arch}.expert_count": 8}
         with pytest.raises(InputError, match="expert_count"):
-            family.from_gguf(unknown, file.shapes)
-        scaled = {**file.metadata, f"{arch}.rope.scaling.type": "yarn"}
-        with pytest.raises(InputError, match=r"rope\.scaling\.type: expected 'none', got 'yarn'"):
-            family.from_gguf(scaled, file.shapes)
+            family.from_gguf(unknown, file)
+        scaled = {**file.metadata, f"{arch}.rope.scaling.type": "longrope"}
+        with pytest.raises(InputError, match=r"rope\.scaling\.type: expected .* got 'longrope'"):
+            family.from_gguf(scaled, file)
 
 
 @given(heads=st.integers(1, 5), half=st.integers(1, 6), tail=st.integers(0, 3))

@@ -91,31 +91,42 @@ def linear_db(dy: Tensor, acc: Tensor, accumulate: Tensor) -> Outputs:
 def rope_table(
     theta: float,
     context: int,
-    head_dim: int,
+    rotary: int,
     factor: float,
-    low: float,
-    high: float,
+    by_pair: bool,
+    begin: float,
+    end: float,
     original: float,
+    magnitude: float,
 ) -> Outputs:
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    frequency = 1.0 / theta ** (torch.arange(0, rotary, 2).float() / rotary)
     if factor != 1.0:
-        turns = original * frequency / (2 * torch.pi)
-        share = ((turns - low) / (high - low)).clamp(0, 1)
-        frequency = (1 - share) * frequency / factor + share * frequency
+        along = original * frequency / (2 * torch.pi)
+        if by_pair:
+            along = torch.arange(rotary // 2).float()
+        kept = ((along - begin) / (end - begin)).clamp(0, 1)
+        frequency = (1 - kept) * frequency / factor + kept * frequency
     angle = torch.outer(torch.arange(context).float(), frequency)
-    return angle.cos(), angle.sin()
+    return angle.cos() * magnitude, angle.sin() * magnitude
 
 
 def rope(
-    x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+    x: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rest: int,
+    interleaved: bool,
+    inverse: bool,
 ) -> Outputs:
     R = cos.shape[1]
     c, s = cos[positions.long()][:, None], sin[positions.long()][:, None]
     s = -s if inverse else s
-    pairs = x.view(len(x), -1, R, 2) if interleaved else x.view(len(x), -1, 2, R)
+    turning, still = x.view(len(x), -1, 2 * R + rest).split((2 * R, rest), -1)
+    pairs = turning.reshape(len(x), -1, *((R, 2) if interleaved else (2, R)))
     a, b = pairs.unbind(-1 if interleaved else -2)
     turned = torch.stack((a * c - b * s, b * c + a * s), -1 if interleaved else -2)
-    return (turned.reshape(x.shape),)
+    return (torch.cat((turned.reshape(turning.shape), still), -1).reshape(x.shape),)
 
 
 def heads_first(x: Tensor, heads: int, tokens: int) -> Tensor:
@@ -371,6 +382,7 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "linear_db": linear_db,
     "rope_table": rope_table,
     "rope": rope,
+    "scale": lambda x, by: (x * by,),
     "attention": attend,
     "attention_grad": attention_grad,
     "attention_cached": attention_cached,

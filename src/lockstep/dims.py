@@ -16,7 +16,7 @@ LEGEND = {
     "E": "width of one head",
     "C": "context: positions in a cache or in a rope table",
     "O": "width of a row of keys or values: key/value heads times head width",
-    "R": "half the width of a head: the pairs that rope turns",
+    "R": "the pairs of a head that rope turns: half its width, or fewer",
     "P": "elements of a tensor of any rank, seen flat",
     "J": "panels of a packed weight, or blocks of a row that share a scale",
     "Q": "columns in one panel of a packed weight",

@@ -7,9 +7,11 @@ from typing import Any
 
 from lockstep.errors import InputError, UsageError
 from lockstep.families import llama, qwen3
-from lockstep.families.decoder import DecoderConfig, Llama3Scaling
+from lockstep.families.decoder import DecoderConfig
 from lockstep.families.family import Family
-from lockstep.families.weight import TensorSource, Weight, read_parameters, write_parameters
+from lockstep.families.rope import LinearScaling, Llama3Scaling, YarnScaling
+from lockstep.families.source import TensorSource
+from lockstep.families.weight import Parameters, Weight, read_parameters, write_parameters
 
 FAMILIES: Mapping[str, Family[Any]] = {f.name: f for f in (qwen3.FAMILY, llama.FAMILY)}
 
@@ -17,9 +19,12 @@ __all__ = [
     "FAMILIES",
     "DecoderConfig",
     "Family",
+    "LinearScaling",
     "Llama3Scaling",
+    "Parameters",
     "TensorSource",
     "Weight",
+    "YarnScaling",
     "family_named",
     "family_of_hf",
     "read_parameters",

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Literal, get_args
 
 from lockstep.errors import UsageError
+from lockstep.families.rope import Rope, Scaling
 from lockstep.families.weight import Weight
 from lockstep.ir import Graph, Value, check, f32, i32
 from lockstep.ops import OPS
@@ -18,27 +19,6 @@ MAX_LAYERS = 1000
 MAX_SIZE = 1 << 24
 
 Activation = Literal["silu", "gelu_tanh"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Llama3Scaling:
-    """How Llama 3.1 slows down the low frequencies of rope.
-
-    Source: transformers modeling_rope_utils, `rope_type: llama3`.
-    """
-
-    factor: float
-    low: float
-    high: float
-    original: int  # context of the first training
-
-    def __post_init__(self) -> None:
-        finite = isfinite(self.factor) and isfinite(self.high) and self.original <= MAX_SIZE
-        if not (finite and self.factor > 0 and 0 < self.low < self.high and self.original > 0):
-            raise UsageError(
-                "config scaling: expected finite numbers, factor > 0, 0 < low < high and "
-                f"original > 0, got {self}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +37,7 @@ class DecoderConfig:
     theta: float = 10000.0
     tied: bool = True
     activation: Activation = "silu"
-    attention_bias: bool = False
-    scaling: Llama3Scaling | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
@@ -89,6 +68,8 @@ class DecoderConfig:
         for name, value in (("eps", self.eps), ("theta", self.theta)):
             if not (isfinite(value) and value > 0):
                 raise UsageError(f"config {name}: expected a positive number, got {value}")
+        for rope in self.ropes.values():
+            rope.attrs()  # refuses what no table can be made of
 
     @property
     def q_width(self) -> int:
@@ -99,6 +80,16 @@ class DecoderConfig:
     def kv_width(self) -> int:
         """Width of a row of keys or values."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """The tables of angles that its layers turn by, by their ids."""
+        return {"rope": Rope(theta=self.theta, rotary=self.head_dim, scaling=self.scaling)}
+
+    @property
+    def embed_scale(self) -> float:
+        """What the rows of the embedding table are multiplied by."""
+        return 1.0
 
 
 class Decoder:
@@ -113,12 +104,15 @@ class Decoder:
         self.graph = graph
         self.weights = {w.id: graph.input(w.id, f32(*w.shape), "parameter") for w in weights}
         self.attend: Callable[[str, Value, Value, Value], Value]
-        self._rope: tuple[Value, ...] = ()
+        self._ropes: dict[str, tuple[Value, ...]] = {}
         self._positions: Value
 
     def embed(self, tokens_M: Value) -> Value:
-        """The rows of the embedding table."""
-        return self.graph.add(OPS["embedding"], "embed", tokens_M, self.weights["embed.weight"])
+        """The rows of the embedding table, scaled where the model scales them."""
+        x_MD = self.graph.add(OPS["embedding"], "embed", tokens_M, self.weights["embed.weight"])
+        if self.config.embed_scale == 1.0:
+            return x_MD
+        return self.graph.add(OPS["scale"], "embed.scale", x_MD, by=self.config.embed_scale)
 
     def norm(self, id: str, x_MN: Value) -> Value:
         """RMS norm, with one gain for the whole row or one for every head."""
@@ -130,11 +124,11 @@ class Decoder:
         w_NK = self.weights[weight or f"{id}.weight"]
         return self.graph.add(OPS["linear"], id, x_MK, w_NK, self.weights.get(f"{id}.bias"))
 
-    def rope(self, id: str, x_MN: Value) -> Value:
+    def rope(self, id: str, x_MN: Value, table: str = "rope") -> Value:
         """The rows turned by their positions, half-split."""
-        op, (cos_CR, sin_CR) = OPS["rope"], self._rope
-        inputs = (x_MN, self._positions, cos_CR, sin_CR)
-        return self.graph.add(op, id, *inputs, interleaved=False, inverse=False)
+        rest = self.config.head_dim - self.config.ropes[table].rotary
+        inputs = (x_MN, self._positions, *self._ropes[table])
+        return self.graph.add(OPS["rope"], id, *inputs, rest=rest, interleaved=False, inverse=False)
 
     def act_mul(self, id: str, gate_MF: Value, up_MF: Value) -> Value:
         """The activated gate times `up`."""
@@ -150,21 +144,13 @@ class Decoder:
         return self.linear("head", x_MD, "embed.weight" if self.config.tied else "head.weight")
 
     def prepare_rope(self, positions_M: Value, context: int) -> None:
-        """Adds the rope tables for positions below `context`."""
-        scaling = self.config.scaling or Llama3Scaling(factor=1.0, low=1.0, high=4.0, original=1)
+        """Adds the tables of angles for positions below `context`."""
         self._positions = positions_M
         self.graph.section = "init"
-        self._rope = self.graph.add_node(
-            OPS["rope_table"],
-            "rope",
-            theta=self.config.theta,
-            context=context,
-            head_dim=self.config.head_dim,
-            factor=scaling.factor,
-            low=scaling.low,
-            high=scaling.high,
-            original=scaling.original,
-        )
+        self._ropes = {
+            id: self.graph.add_node(OPS["rope_table"], id, context=context, **rope.attrs())
+            for id, rope in self.config.ropes.items()
+        }
         self.graph.section = "forward"
 
 

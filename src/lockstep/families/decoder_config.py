@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lockstep.errors import InputError, UsageError
-from lockstep.families.decoder import Activation, DecoderConfig, Llama3Scaling
+from lockstep.errors import InputError
+from lockstep.families.decoder import Activation, DecoderConfig
 from lockstep.families.keys import Keys
+from lockstep.families.rope_config import gguf_scaling, hf_rope, hf_scaling_keys
+from lockstep.families.source import TensorSource
 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -35,7 +37,8 @@ def hf_settings(keys: Keys, *, head_dim: int | None) -> dict[str, Any]:
     width, heads = keys.take("hidden_size", int), keys.take("num_attention_heads", int)
     keys.only("attention_dropout", 0.0, 0)
     keys.only("hidden_act", *ACTIVATIONS)
-    theta, scaling = _hf_rope(keys)
+    context = keys.take("max_position_embeddings", int)
+    theta, scaling = hf_rope(keys, context)
     return {
         "vocab": keys.take("vocab_size", int),
         "width": width,
@@ -44,48 +47,13 @@ def hf_settings(keys: Keys, *, head_dim: int | None) -> dict[str, Any]:
         "heads": heads,
         "kv_heads": keys.take("num_key_value_heads", int, heads),
         "head_dim": keys.take("head_dim", int, head_dim or width // max(heads, 1)),
-        "context": keys.take("max_position_embeddings", int),
+        "context": context,
         "eps": keys.take("rms_norm_eps", float, 1e-6),
         "theta": theta,
         "tied": keys.take("tie_word_embeddings", bool, False),
         "activation": ACTIVATIONS[keys.take("hidden_act", str, "silu")],
-        "attention_bias": keys.take("attention_bias", bool, False),
         "scaling": scaling,
     }
-
-
-def _hf_rope(keys: Keys) -> tuple[float, Llama3Scaling | None]:
-    """Theta and scaling: `rope_parameters` since transformers 5, two keys before."""
-    new, old = keys.take_mapping("rope_parameters"), keys.take_mapping("rope_scaling")
-    outer_theta = keys.take("rope_theta", float, 10000.0)
-    if new is not None and old is not None and dict(new) != dict(old):
-        raise InputError(
-            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both"
-        )
-    given = new if new is not None else old
-    if given is None:
-        return outer_theta, None
-    rope = Keys(f"{keys.where} {'rope_scaling' if new is None else 'rope_parameters'}", given)
-    theta = rope.take("rope_theta", float, outer_theta)
-    if "rope_theta" in rope and "rope_theta" in keys and theta != outer_theta:
-        raise InputError(
-            f"{keys.where} rope_theta: expected {theta} as in {rope.where}, got {outer_theta}"
-        )
-    rope.only("partial_rotary_factor", 1.0, 1)
-    rope.only("rope_type", "default", "llama3")
-    rope.only("type", "default", "llama3")
-    kind = rope.take("rope_type", str, rope.take("type", str, "default"))
-    scaling = None
-    if kind == "llama3":
-        settings = {
-            "factor": rope.take("factor", float),
-            "low": rope.take("low_freq_factor", float),
-            "high": rope.take("high_freq_factor", float),
-            "original": rope.take("original_max_position_embeddings", int),
-        }
-        scaling = made_from_file(Llama3Scaling, rope.where, settings)
-    rope.finish({})
-    return theta, scaling
 
 
 def hf_keys(config: DecoderConfig) -> dict[str, object]:
@@ -107,33 +75,27 @@ def hf_keys(config: DecoderConfig) -> dict[str, object]:
         "rope_theta": config.theta,
         "tie_word_embeddings": config.tied,
         "hidden_act": names[config.activation],
-        "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
     }
     if config.scaling is not None:
-        keys["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.scaling.factor,
-            "low_freq_factor": config.scaling.low,
-            "high_freq_factor": config.scaling.high,
-            "original_max_position_embeddings": config.scaling.original,
-        }
+        keys["rope_scaling"] = hf_scaling_keys(config.scaling)
     return keys
 
 
-def gguf_settings(keys: Keys, arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def gguf_settings(keys: Keys, arch: str, source: TensorSource) -> dict[str, Any]:
     """The fields of `DecoderConfig` from GGUF metadata; what it leaves out, the tensors show.
 
     Raises: InputError naming the key that is missing, of another type or not supported.
     """
-    if len(shapes.get("token_embd.weight", ())) != 2:
+    if len(source.shapes.get("token_embd.weight", ())) != 2:
         raise InputError(f"{keys.where}: expected a matrix token_embd.weight, got none")
-    vocab, width = shapes["token_embd.weight"]
+    vocab, width = source.shapes["token_embd.weight"]
     heads = keys.take(f"{arch}.attention.head_count", int)
     head_dim = keys.take(f"{arch}.attention.key_length", int, width // max(heads, 1))
+    context = keys.take(f"{arch}.context_length", int)
     keys.only(f"{arch}.attention.value_length", head_dim)
+    keys.only(f"{arch}.attention.causal", True)
     keys.only(f"{arch}.rope.dimension_count", head_dim)
-    keys.only(f"{arch}.rope.scaling.type", "none")
     keys.only(f"{arch}.vocab_size", vocab)
     keys.only(f"{arch}.embedding_length", width)
     return {
@@ -144,11 +106,11 @@ def gguf_settings(keys: Keys, arch: str, shapes: Mapping[str, tuple[int, ...]]) 
         "heads": heads,
         "kv_heads": keys.take(f"{arch}.attention.head_count_kv", int, heads),
         "head_dim": head_dim,
-        "context": keys.take(f"{arch}.context_length", int),
-        "eps": keys.take(f"{arch}.attention.layer_norm_rms_epsilon", float),
-        "theta": keys.take(f"{arch}.rope.freq_base", float, 10000.0),
-        "tied": "output.weight" not in shapes,
-        "attention_bias": "blk.0.attn_q.bias" in shapes,
+        "context": context,
+        "eps": keys.take_f32(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "theta": keys.take_f32(f"{arch}.rope.freq_base", 10000.0),
+        "tied": "output.weight" not in source.shapes,
+        "scaling": gguf_scaling(keys, arch, context),
     }
 
 
@@ -162,14 +124,3 @@ def architecture_keys(arch: str, metadata: Mapping[str, object]) -> Keys:
         raise InputError(f"gguf general.architecture: expected {arch!r}, got {found!r:.60}")
     own = {k: v for k, v in metadata.items() if k.startswith(f"{arch}.")}
     return Keys("gguf metadata", own)
-
-
-def made_from_file(Config: Any, where: str, settings: Mapping[str, Any]) -> Any:
-    """A config from settings that were read from a file.
-
-    Raises: InputError if they contradict each other.
-    """
-    try:
-        return Config(**settings)
-    except UsageError as error:
-        raise InputError(f"{where}: {error.message}", hint=error.hint) from error

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from lockstep.families.weight import TensorSource, Weight, read_parameters
+from lockstep.families.source import TensorSource
+from lockstep.families.weight import Parameters, Scheme, Weight
 from lockstep.ir import Array, Graph
 
 C = TypeVar("C", bound=Any)
@@ -31,25 +32,35 @@ class Family(Generic[C]):
     hf_class: str  # the class of transformers that is the oracle
     from_hf: Callable[[Mapping[str, object]], C]
     to_hf: Callable[[C], dict[str, object]]
-    from_gguf: Callable[[Mapping[str, object], Mapping[str, tuple[int, ...]]], C]
+    from_gguf: Callable[[Mapping[str, object], TensorSource], C]
+    # What of a file is parameters, under the names of the weight table.
+    own_tensors: Callable[[TensorSource, Scheme], TensorSource] = lambda source, scheme: source
 
     @property
     def small_configs(self) -> dict[str, C]:
         """The small configs that the laws of all families are held to."""
         return {"tiny": self.TINY, **self.variants}
 
-    def hf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
-        """The parameters by our id from a Hugging Face checkpoint.
+    def parameters(self, config: C, source: TensorSource, scheme: Scheme) -> Parameters:
+        """The parameters in a checkpoint, to be read one by one.
 
-        Raises: InputError naming every tensor that is missing, extra or wrong.
+        Raises: InputError naming every tensor that is missing, extra or of another shape.
         """
         # Some checkpoints with tied embeddings store the head as well.
-        copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tied else {}
-        return read_parameters(self.weights(config), source, "hf", copies)
+        copied = config.tied and scheme == "hf"
+        copies = {"lm_head.weight": "model.embed_tokens.weight"} if copied else {}
+        return Parameters(self.weights(config), self.own_tensors(source, scheme), scheme, copies)
 
-    def gguf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
-        """The parameters by our id from a GGUF file.
+    def hf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
+        """All parameters by our id from a Hugging Face checkpoint.
 
         Raises: InputError naming every tensor that is missing, extra or wrong.
         """
-        return read_parameters(self.weights(config), source, "gguf")
+        return self.parameters(config, source, "hf").all_f32()
+
+    def gguf_parameters(self, config: C, source: TensorSource) -> dict[str, Array]:
+        """All parameters by our id from a GGUF file.
+
+        Raises: InputError naming every tensor that is missing, extra or wrong.
+        """
+        return self.parameters(config, source, "gguf").all_f32()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from lockstep.errors import InputError
+import numpy as np
+
+from lockstep.errors import InputError, UsageError
 
 T = TypeVar("T", int, float, bool, str)
 _HINT = "choose a model without this setting, or report it with its config as a wish"
@@ -38,6 +40,14 @@ class Keys:
         if type(value) is not kind:
             raise InputError(f"{self.where} {key}: expected {kind.__name__}, got {value!r:.60}")
         return value
+
+    def take_f32(self, key: str, default: float | None = None) -> float:
+        """A number that was stored as float32: the shortest decimal that rounds to it.
+
+        Raises: InputError if it is missing or of another type.
+        """
+        value = self.take(key, float, default)
+        return float(str(np.float32(value))) if key in self else value
 
     def take_mapping(self, key: str) -> Mapping[str, object] | None:
         """The mapping under a key, None where it is absent or null.
@@ -75,3 +85,14 @@ class Keys:
                 f"{self.where}: expected only keys that are understood, got {', '.join(unknown)}",
                 hint=_HINT,
             )
+
+
+def made_from_file(Config: Any, where: str, settings: Mapping[str, Any]) -> Any:
+    """A config from settings that were read from a file.
+
+    Raises: InputError if they contradict each other.
+    """
+    try:
+        return Config(**settings)
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error

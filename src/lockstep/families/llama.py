@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lockstep.errors import InputError
 from lockstep.families import decoder
-from lockstep.families.decoder import Decoder, DecoderConfig, Llama3Scaling
+from lockstep.families.decoder import Decoder, DecoderConfig
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
     gguf_settings,
     hf_keys,
     hf_settings,
-    made_from_file,
 )
 from lockstep.families.family import Family
-from lockstep.families.keys import Keys
-from lockstep.families.weight import Table, Weight
+from lockstep.families.form import Pairs
+from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.rope import LinearScaling, Llama3Scaling
+from lockstep.families.rope_config import llama3_of_factors
+from lockstep.families.source import Renamed, TensorSource
+from lockstep.families.weight import Scheme, Table, Weight
 from lockstep.ir import Graph, Value
 
 
@@ -28,8 +33,11 @@ from lockstep.ir import Graph, Value
 class Config(DecoderConfig):
     """The dimensions and switches of a Llama model."""
 
+    attention_bias: bool = False
     mlp_bias: bool = False
 
+
+ROPE_FACTORS = "rope_freqs.weight"  # of GGUF: by how much each pair turns slower
 
 TINY = Config(
     vocab=89,
@@ -60,9 +68,23 @@ VARIANTS = {
         mlp_bias=True,
         scaling=Llama3Scaling(factor=8.0, low=1.0, high=4.0, original=36),
     ),
+    "stretched evenly": Config(
+        vocab=45,
+        width=24,
+        ffn=40,
+        layers=1,
+        heads=2,
+        kv_heads=2,
+        head_dim=14,
+        context=50,
+        scaling=LinearScaling(factor=2.5),
+    ),
 }
 
-_HF_IGNORED = HF_IGNORED | {"pretraining_tp": "only how transformers split its matrices"}
+_HF_IGNORED = HF_IGNORED | {
+    "is_llama_config": "said to converters",
+    "pretraining_tp": "only how transformers split its matrices",
+}
 
 
 def from_hf(hf: Mapping[str, object]) -> Config:
@@ -72,7 +94,9 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     """
     keys = Keys("config.json", hf)
     settings = hf_settings(keys, head_dim=None)
+    settings["attention_bias"] = keys.take("attention_bias", bool, False)
     settings["mlp_bias"] = keys.take("mlp_bias", bool, False)
+    keys.only("rope_interleaved", False)
     keys.finish(_HF_IGNORED)
     config: Config = made_from_file(Config, keys.where, settings)
     return config
@@ -84,21 +108,48 @@ def to_hf(config: Config) -> dict[str, object]:
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         **hf_keys(config),
+        "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
     }
 
 
-def from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Config:
-    """The config from GGUF metadata and the shapes of its tensors.
+def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
+    """The config from GGUF metadata and its tensors, of which one shows how rope is slowed down.
 
     Raises: InputError naming keys that are missing, unknown or not supported.
     """
     keys = architecture_keys("llama", metadata)
-    settings = gguf_settings(keys, "llama", shapes)
-    settings["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
+    settings = gguf_settings(keys, "llama", source)
+    settings["attention_bias"] = "blk.0.attn_q.bias" in source.shapes
+    settings["mlp_bias"] = "blk.0.ffn_gate.bias" in source.shapes
+    if ROPE_FACTORS in source.shapes:
+        settings["scaling"] = _scaling_of_factors(source, settings)
     keys.finish({})
     config: Config = made_from_file(Config, keys.where, settings)
     return config
+
+
+def _scaling_of_factors(source: TensorSource, settings: Mapping[str, Any]) -> Llama3Scaling | None:
+    where = f"{source.where} {ROPE_FACTORS}"
+    shape, head_dim = source.shapes[ROPE_FACTORS], settings["head_dim"]
+    if shape != (head_dim // 2,) or settings["scaling"] is not None:
+        raise InputError(
+            f"{where}: expected one factor for each of {head_dim // 2} pairs and no other scaling, "
+            f"got shape {shape} and {settings['scaling']}",
+            hint="convert the model again",
+        )
+    return llama3_of_factors(source.read(ROPE_FACTORS), settings["theta"], where)
+
+
+def own_tensors(source: TensorSource, scheme: Scheme) -> TensorSource:
+    """What of a file is parameters: not the angles of rope, which follow from the config."""
+
+    def is_own(name: str) -> bool:
+        return (
+            name != ROPE_FACTORS if scheme == "gguf" else not name.endswith(".rotary_emb.inv_freq")
+        )
+
+    return Renamed(source, {name: name for name in source.shapes if is_own(name)})
 
 
 def weights(config: Config) -> tuple[Weight, ...]:
@@ -109,8 +160,8 @@ def weights(config: Config) -> tuple[Weight, ...]:
         t = table.under(f"layers.{i}", f"model.layers.{i}", f"blk.{i}")
         q, kv, bias = (c.q_width, c.width), (c.kv_width, c.width), c.attention_bias
         t.gain("norm1", c.width, "input_layernorm", "attn_norm")
-        t.linear("attn.q", q, "self_attn.q_proj", "attn_q", bias=bias, gguf_heads=c.heads)
-        t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=bias, gguf_heads=c.kv_heads)
+        t.linear("attn.q", q, "self_attn.q_proj", "attn_q", bias=bias, gguf_form=Pairs(c.heads))
+        t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=bias, gguf_form=Pairs(c.kv_heads))
         t.linear("attn.v", kv, "self_attn.v_proj", "attn_v", bias=bias)
         t.linear("attn.o", q[::-1], "self_attn.o_proj", "attn_output", bias=bias)
         t.gain("norm2", c.width, "post_attention_layernorm", "ffn_norm")
@@ -167,4 +218,5 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     from_gguf=from_gguf,
+    own_tensors=own_tensors,
 )

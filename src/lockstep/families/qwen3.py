@@ -16,10 +16,11 @@ from lockstep.families.decoder_config import (
     gguf_settings,
     hf_keys,
     hf_settings,
-    made_from_file,
 )
 from lockstep.families.family import Family
-from lockstep.families.keys import Keys
+from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.rope import YarnScaling
+from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
 from lockstep.ir import Graph, Value
 
@@ -27,6 +28,8 @@ from lockstep.ir import Graph, Value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(DecoderConfig):
     """The dimensions and switches of a Qwen3 model."""
+
+    attention_bias: bool = False
 
 
 TINY = Config(vocab=101, width=48, ffn=80, layers=2, heads=6, kv_heads=2, head_dim=12, context=40)
@@ -45,6 +48,7 @@ VARIANTS = {
         theta=1e6,
         tied=False,
         attention_bias=True,
+        scaling=YarnScaling(factor=4.0, original=9, magnitude=1.2, beta_fast=1.5, beta_slow=0.3),
     ),
 }
 
@@ -61,6 +65,7 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     if "use_sliding_window" not in keys:
         keys.only("sliding_window")
     settings = hf_settings(keys, head_dim=128)
+    settings["attention_bias"] = keys.take("attention_bias", bool, False)
     keys.only("layer_types", ["full_attention"] * min(settings["layers"], decoder.MAX_LAYERS))
     ignored = _HF_IGNORED | {"sliding_window": "the sliding window is off"}
     keys.finish(ignored)
@@ -74,17 +79,19 @@ def to_hf(config: Config) -> dict[str, object]:
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
         **hf_keys(config),
+        "attention_bias": config.attention_bias,
         "use_sliding_window": False,
     }
 
 
-def from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Config:
-    """The config from GGUF metadata and the shapes of its tensors.
+def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
+    """The config from GGUF metadata and its tensors.
 
     Raises: InputError naming keys that are missing, unknown or not supported.
     """
     keys = architecture_keys("qwen3", metadata)
-    settings = gguf_settings(keys, "qwen3", shapes)
+    settings = gguf_settings(keys, "qwen3", source)
+    settings["attention_bias"] = "blk.0.attn_q.bias" in source.shapes
     keys.finish({})
     config: Config = made_from_file(Config, keys.where, settings)
     return config

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from lockstep.errors import InputError
+from lockstep.families.form import AS_IS, Form
+from lockstep.families.source import TensorSource
 from lockstep.ir import Array
 
 Scheme = Literal["hf", "gguf"]
@@ -16,10 +18,9 @@ Scheme = Literal["hf", "gguf"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One parameter: our id, its shape, and what files call it.
+    """One parameter: our id, its shape, and what files call it and how they keep it.
 
-    `decay` says whether weight decay applies: to matrices, not to gains and biases. `gguf_heads` is
-    the number of heads whose rows GGUF stores interleaved for rope, 0 where it stores them as is.
+    `decay` says whether weight decay applies: to matrices, not to gains and biases.
     """
 
     id: str
@@ -27,11 +28,16 @@ class Weight:
     hf: str
     gguf: str
     decay: bool
-    gguf_heads: int = 0
+    hf_form: Form = AS_IS
+    gguf_form: Form = AS_IS
 
     def name(self, scheme: Scheme) -> str:
         """What a file of this kind calls the weight."""
         return self.hf if scheme == "hf" else self.gguf
+
+    def form(self, scheme: Scheme) -> Form:
+        """In which form a file of this kind keeps the weight."""
+        return self.hf_form if scheme == "hf" else self.gguf_form
 
 
 class Table:
@@ -48,9 +54,9 @@ class Table:
         table._prefix = (f"{id}.", f"{hf}.", f"{gguf}.")
         return table
 
-    def gain(self, id: str, width: int, hf: str, gguf: str) -> None:
+    def gain(self, id: str, width: int, hf: str, gguf: str, hf_form: Form = AS_IS) -> None:
         """Adds the gain of a norm."""
-        self._put("weight", (width,), (id, hf, gguf))
+        self._put("weight", (width,), (id, hf, gguf), hf_form=hf_form)
 
     def linear(
         self,
@@ -60,46 +66,117 @@ class Table:
         gguf: str,
         *,
         bias: bool = False,
-        gguf_heads: int = 0,
+        gguf_form: Form = AS_IS,
     ) -> None:
         """Adds the matrix of a linear, and its bias if it has one."""
-        self._put("weight", shape, (id, hf, gguf), gguf_heads)
+        self._put("weight", shape, (id, hf, gguf), gguf_form=gguf_form)
         if bias:
-            self._put("bias", shape[:1], (id, hf, gguf), gguf_heads)
+            self._put("bias", shape[:1], (id, hf, gguf), gguf_form=gguf_form)
 
     def _put(
-        self, end: str, shape: tuple[int, ...], names: tuple[str, str, str], gguf_heads: int = 0
+        self,
+        end: str,
+        shape: tuple[int, ...],
+        names: tuple[str, str, str],
+        hf_form: Form = AS_IS,
+        gguf_form: Form = AS_IS,
     ) -> None:
         id, hf, gguf = (f"{p}{n}.{end}" for p, n in zip(self._prefix, names, strict=True))
-        decay = len(shape) > 1
         self.weights.append(
-            Weight(id=id, shape=shape, hf=hf, gguf=gguf, decay=decay, gguf_heads=gguf_heads)
+            Weight(
+                id=id,
+                shape=shape,
+                hf=hf,
+                gguf=gguf,
+                decay=len(shape) > 1,
+                hf_form=hf_form,
+                gguf_form=gguf_form,
+            )
         )
 
 
-class TensorSource(Protocol):
-    """A file or a folder of tensors: what is in it, and one of them at a time."""
+class Parameters(Mapping[str, Weight]):
+    """The parameters of a model in a file: by our id, in the order of the table, read one by one.
 
-    @property
-    def where(self) -> str:
-        """What to call it in a message."""
+    Raises: InputError naming every tensor that is missing, extra or of another shape.
+    """
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each tensor, without reading it."""
+    def __init__(
+        self,
+        weights: tuple[Weight, ...],
+        source: TensorSource,
+        scheme: Scheme,
+        copies: Mapping[str, str] | None = None,
+    ) -> None:
+        """`copies` names tensors that the file may hold besides, and of what they are copies."""
+        self._weights = {w.id: w for w in weights}
+        self._source, self._scheme = source, scheme
+        self.copies = {k: v for k, v in (copies or {}).items() if k in source.shapes}
+        _refuse(source.where, list(_differences(weights, source.shapes, scheme, self.copies)))
 
-    @property
-    def stored(self) -> Mapping[str, str]:
-        """The type that each tensor is stored in, such as BF16 or Q4_K."""
+    def __getitem__(self, id: str) -> Weight:
+        return self._weights[id]
 
-    def read(self, name: str) -> Array:
-        """One tensor as float32."""
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
 
-    def raw(self, name: str) -> Array:
-        """The bytes of one tensor as they are stored, read-only.
+    def __len__(self) -> int:
+        return len(self._weights)
 
-        Shapes: (rows, bytes of a row)
+    def name(self, id: str) -> str:
+        """What the file calls this parameter."""
+        return self._weights[id].name(self._scheme)
+
+    def stored(self, id: str) -> str:
+        """The type in which the file keeps it."""
+        return self._source.stored[self.name(id)]
+
+    def f32(self, id: str) -> Array:
+        """Its values as we hold them.
+
+        Raises: InputError if one is not finite.
         """
+        array = self._values(id)
+        if not _finite(array):
+            _refuse(self._source.where, [f"{self.name(id)}: not finite"])
+        return array
+
+    def has_rows(self, id: str) -> bool:
+        """Whether it is a matrix whose rows are those of the file, in some order."""
+        weight = self._weights[id]
+        order = weight.form(self._scheme).row_order(weight.shape[0])
+        return len(weight.shape) == 2 and order is not None
+
+    def rows(self, id: str) -> Array:
+        """Its rows in our order, as bytes of the stored type: (rows, bytes of a row)."""
+        weight = self._weights[id]
+        raw = self._source.raw(self.name(id))
+        form = weight.form(self._scheme)
+        if form == AS_IS:
+            return raw  # as it is mapped, without a copy
+        order = form.row_order(weight.shape[0])
+        assert order is not None, f"{id}: ask has_rows first"
+        return raw[order]
+
+    def all_f32(self) -> dict[str, Array]:
+        """All values, and the copies compared bit by bit.
+
+        Raises: InputError naming every tensor that is not finite, or no copy.
+        """
+        values = {id: self._values(id) for id in self}
+        bad = [f"{self.name(id)}: not finite" for id in self if not _finite(values[id])]
+        for copy, original in self.copies.items():
+            if self._source.read(copy).tobytes() != self._source.read(original).tobytes():
+                bad.append(
+                    f"{copy}: expected a copy of {original} (the config ties them), it differs"
+                )
+        _refuse(self._source.where, bad)
+        return values
+
+    def _values(self, id: str) -> Array:
+        stored = np.asarray(self._source.read(self.name(id)), dtype=np.float32)
+        held = self._weights[id].form(self._scheme).held(stored)
+        return np.ascontiguousarray(held, dtype=np.float32)
 
 
 def read_parameters(
@@ -115,48 +192,17 @@ def read_parameters(
 
     Raises: InputError naming every tensor that is missing, extra, of another shape or not finite.
     """
-    copies = {k: v for k, v in (copies or {}).items() if k in source.shapes}
-    _refuse(source.where, list(_differences(weights, source.shapes, scheme, copies)))
-    parameters = {}
-    for weight in weights:
-        array_f32 = np.ascontiguousarray(source.read(weight.name(scheme)), dtype=np.float32)
-        if scheme == "gguf" and weight.gguf_heads:
-            array_f32 = split_pairs(array_f32, weight.gguf_heads)
-        parameters[weight.id] = array_f32
-    bad = [f"{w.name(scheme)}: not finite" for w in weights if not _finite(parameters[w.id])]
-    for copy, original in copies.items():
-        if source.read(copy).tobytes() != source.read(original).tobytes():
-            bad.append(f"{copy}: expected a copy of {original} (the config ties them), it differs")
-    _refuse(source.where, bad)
-    return parameters
+    return Parameters(weights, source, scheme, copies).all_f32()
 
 
 def write_parameters(
     weights: tuple[Weight, ...], parameters: Mapping[str, Array], scheme: Scheme
 ) -> dict[str, Array]:
-    """The tensors by the file's names, in the file's order of rows."""
-    tensors = {}
-    for weight in weights:
-        array = parameters[weight.id]
-        if scheme == "gguf" and weight.gguf_heads:
-            array = join_pairs(array, weight.gguf_heads)
-        tensors[weight.name(scheme)] = np.ascontiguousarray(array)
-    return tensors
-
-
-def join_pairs(rows_N: Array, n_heads: int) -> Array:
-    """Rows of a query or key weight from half-split to interleaved order, head by head.
-
-    Source: llama.cpp convert_hf_to_gguf.py, LlamaModel.permute.
-    """
-    halves = rows_N.reshape(n_heads, 2, rows_N.shape[0] // n_heads // 2, *rows_N.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows_N.shape))
-
-
-def split_pairs(rows_N: Array, n_heads: int) -> Array:
-    """The inverse of `join_pairs`."""
-    pairs = rows_N.reshape(n_heads, rows_N.shape[0] // n_heads // 2, 2, *rows_N.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows_N.shape))
+    """The tensors by the file's names, in the form in which it keeps them."""
+    return {
+        w.name(scheme): np.ascontiguousarray(w.form(scheme).stored(parameters[w.id]))
+        for w in weights
+    }
 
 
 def _differences(

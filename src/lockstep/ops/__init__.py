@@ -18,6 +18,7 @@ import lockstep.ops.optimizer
 import lockstep.ops.quantize_rows
 import lockstep.ops.rmsnorm
 import lockstep.ops.rope
+import lockstep.ops.scale
 import lockstep.ops.sigmoid_mul
 import lockstep.ops.silu_mul
 import lockstep.ops.split_heads  # noqa: F401

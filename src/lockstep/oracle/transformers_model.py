@@ -43,6 +43,7 @@ class Oracle:
         self.dtype = getattr(torch, precision)
         named = dict(model.named_parameters())
         self.parameters: dict[str, Any] = {w.id: named[w.hf] for w in weights}
+        self._forms = {w.id: w.hf_form for w in weights}
 
     def exactly(self) -> AbstractContextManager[Any]:
         """The context in which the model really computes in its precision."""
@@ -70,12 +71,16 @@ class Oracle:
             logits = self.logits(tokens_BT)
             loss = self.summed_loss(logits, targets_BT) / n_tokens
             loss.backward()
-        gradients = {id: p.grad.numpy().copy() for id, p in self.parameters.items()}
+        gradients = {
+            id: self._forms[id].gradient(p.grad.numpy()).copy() for id, p in self.parameters.items()
+        }
         return Answer(logits.detach().numpy(), float(loss.detach()), n_tokens, gradients)
 
     def values(self) -> dict[str, Array]:
         """A copy of the parameters by our id."""
-        return {id: p.detach().numpy().copy() for id, p in self.parameters.items()}
+        return {
+            id: self._forms[id].held(p.detach().numpy()).copy() for id, p in self.parameters.items()
+        }
 
 
 def hf_model(
@@ -107,7 +112,8 @@ def hf_model(
             raise ValueError(f"{family.name}: names differ: {sorted(ours ^ theirs)}")
     with torch.no_grad():
         for weight in weights:
-            given = torch.from_numpy(np.array(parameters[weight.id])).to(dtype)
+            held = parameters[weight.id].astype(precision)
+            given = torch.from_numpy(np.ascontiguousarray(weight.hf_form.stored(held)))
             if named[weight.hf].shape != given.shape:
                 raise ValueError(f"{weight.id}: {tuple(named[weight.hf].shape)} in {weight.hf}")
             named[weight.hf].copy_(given)

@@ -108,15 +108,15 @@ enum { PARAMS, GRADS, M, V, IO, CACHE, WORK };
 
 /* Kernel instances: one for each kernel, sizes and attributes. */
 #define INSTANCE static __attribute__((noinline))
-/* rope_table: C=32, R=6, theta=10000.0, context=32, head_dim=12, factor=1.0, low=1.0, high=4.0, original=1 */
+/* rope_table: C=32, R=6, theta=10000.0, context=32, rotary=12, factor=1.0, by_pair=False, begin=0.0, end=1.0, original=0.0, magnitude=1.0 */
 INSTANCE void k_rope_table_1(float *o0, float *o1, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
   for (int64_t tile = begin; tile < end; tile++)
-    rope_table_f32(o0, o1, 32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1, tile);
+    rope_table_f32(o0, o1, 32, 6, 10000.0, 32, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0, tile);
 }
 static int64_t k_rope_table_1_count(int64_t rows) {
   (void)rows;
-  return rope_table_f32_tiles(32, 6, 10000.0, 32, 12, 1.0, 1.0, 4.0, 1);
+  return rope_table_f32_tiles(32, 6, 10000.0, 32, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0);
 }
 /* pack_linear: N=72, K=48, J=3, Q=32 */
 INSTANCE void k_pack_linear_1(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
@@ -226,17 +226,17 @@ static int64_t k_rmsnorm_3_count(int64_t rows) {
   (void)rows;
   return rows;
 }
-/* rope: M=rows, N=72, C=32, R=6, interleaved=False, inverse=False */
+/* rope: M=rows, N=72, C=32, R=6, rest=0, interleaved=False, inverse=False */
 INSTANCE void k_rope_1(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  rope_f32(o0, i0, i1, i2, i3, rows, 72, 32, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, rows, 72, 32, 6, 0, 0, 0, begin, end);
 }
 static int64_t k_rope_1_count(int64_t rows) {
   (void)rows;
   return rows;
 }
-/* rope: M=rows, N=24, C=32, R=6, interleaved=False, inverse=False */
+/* rope: M=rows, N=24, C=32, R=6, rest=0, interleaved=False, inverse=False */
 INSTANCE void k_rope_2(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  rope_f32(o0, i0, i1, i2, i3, rows, 24, 32, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, rows, 24, 32, 6, 0, 0, 0, begin, end);
 }
 static int64_t k_rope_2_count(int64_t rows) {
   (void)rows;

@@ -334,15 +334,15 @@ enum { PARAMS, GRADS, M, V, IO, CACHE, WORK };
 
 /* Kernel instances: one for each kernel, sizes and attributes. */
 #define INSTANCE static __attribute__((noinline))
-/* rope_table: C=20, R=6, theta=10000.0, context=20, head_dim=12, factor=1.0, low=1.0, high=4.0, original=1 */
+/* rope_table: C=20, R=6, theta=10000.0, context=20, rotary=12, factor=1.0, by_pair=False, begin=0.0, end=1.0, original=0.0, magnitude=1.0 */
 INSTANCE void k_rope_table_1(float *o0, float *o1, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
   for (int64_t tile = begin; tile < end; tile++)
-    rope_table_f32(o0, o1, 20, 6, 10000.0, 20, 12, 1.0, 1.0, 4.0, 1, tile);
+    rope_table_f32(o0, o1, 20, 6, 10000.0, 20, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0, tile);
 }
 static int64_t k_rope_table_1_count(int64_t rows) {
   (void)rows;
-  return rope_table_f32_tiles(20, 6, 10000.0, 20, 12, 1.0, 1.0, 4.0, 1);
+  return rope_table_f32_tiles(20, 6, 10000.0, 20, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0);
 }
 /* pack_linear: N=72, K=48, J=3, Q=32 */
 INSTANCE void k_pack_linear_1(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
@@ -518,19 +518,19 @@ static int64_t k_rmsnorm_3_count(int64_t rows) {
   (void)rows;
   return 40;
 }
-/* rope: M=40, N=72, C=20, R=6, interleaved=False, inverse=False */
+/* rope: M=40, N=72, C=20, R=6, rest=0, interleaved=False, inverse=False */
 INSTANCE void k_rope_1(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
-  rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 0, 0, begin, end);
 }
 static int64_t k_rope_1_count(int64_t rows) {
   (void)rows;
   return 40;
 }
-/* rope: M=40, N=24, C=20, R=6, interleaved=False, inverse=False */
+/* rope: M=40, N=24, C=20, R=6, rest=0, interleaved=False, inverse=False */
 INSTANCE void k_rope_2(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
-  rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 0, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 0, 0, begin, end);
 }
 static int64_t k_rope_2_count(int64_t rows) {
   (void)rows;
@@ -742,19 +742,19 @@ static int64_t k_attention_grad_1_count(int64_t rows) {
   (void)rows;
   return attention_grad_f32_tiles(40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287);
 }
-/* rope: M=40, N=24, C=20, R=6, interleaved=False, inverse=True */
+/* rope: M=40, N=24, C=20, R=6, rest=0, interleaved=False, inverse=True */
 INSTANCE void k_rope_3(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
-  rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 1, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 0, 1, begin, end);
 }
 static int64_t k_rope_3_count(int64_t rows) {
   (void)rows;
   return 40;
 }
-/* rope: M=40, N=72, C=20, R=6, interleaved=False, inverse=True */
+/* rope: M=40, N=72, C=20, R=6, rest=0, interleaved=False, inverse=True */
 INSTANCE void k_rope_4(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
   (void)rows;
-  rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 1, begin, end);
+  rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 0, 1, begin, end);
 }
 static int64_t k_rope_4_count(int64_t rows) {
   (void)rows;
