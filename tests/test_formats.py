@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,6 +117,32 @@ def test_a_type_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
     save_file({"x": np.ones(3)}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="x: F64"):
         SafetensorsFile(tmp_path / "x.safetensors").read("x")
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_bytes_of_a_directory_are_read_in_place(tmp_path: Path, kind: str) -> None:
+    dtype = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind]
+    arrays = {
+        "matrix": np.linspace(-2, 2, 12).reshape(3, 4).astype(dtype),
+        "cube": np.linspace(-9, 9, 24).reshape(2, 3, 4).astype(dtype),
+        "vector": np.linspace(0, 1, 5).astype(dtype),
+        "scalar": np.array(0.5, dtype),
+        "empty": np.zeros((0, 4), dtype),
+    }
+    (tmp_path / "config.json").write_text("{}")
+    save_file(arrays, tmp_path / "model.safetensors")
+    read = HFDirectory(tmp_path)
+    read.require_supported()
+    rows = {"matrix": 3, "cube": 6, "vector": 1, "scalar": 1, "empty": 0}
+    for name, array in arrays.items():
+        assert read.stored[name] == kind
+        raw = read.raw(name)
+        n_row = (array.shape[-1] if array.ndim else 1) * array.itemsize
+        assert raw.shape == (rows[name], n_row)
+        assert raw.tobytes() == array.tobytes()
+        assert not raw.flags.writeable
+        np.testing.assert_array_equal(read.read(name), array.astype(np.float32))
+        assert read.read(name).shape == array.shape
 
 
 @pytest.mark.torch

@@ -51,7 +51,8 @@ def _f32(blocks: F32, where: str) -> Bytes:
 
 def _f16(blocks: F32, where: str) -> Bytes:
     halves = blocks.astype("<f2")
-    _check_range(np.isinf(halves) & np.isfinite(blocks), blocks, "F16", where)
+    if (halves.view("<u2") & 0x7FFF).max() >= 0x7C00:
+        _check_range(np.isinf(halves) & np.isfinite(blocks), blocks, "F16", where)
     return halves.view(np.uint8)
 
 
@@ -59,10 +60,12 @@ def _bf16(blocks: F32, where: str) -> Bytes:
     """The upper half; the carry out of the lower half rounds.  A NaN keeps its sign and payload."""
     words = blocks.view("<u4")
     upper = words >> np.uint32(16)
-    rounded = (words + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)
-    kept = np.where(np.isnan(blocks), upper | np.uint32(0x40), rounded)
-    _check_range(np.isfinite(blocks) & ((kept & 0x7FFF) == 0x7F80), blocks, "BF16", where)
-    return kept.astype("<u2").view(np.uint8)
+    made = ((words + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)).astype("<u2")
+    if (words & np.uint32(0x7FFFFFFF)).max() >= 0x7F7F8000:  # what is rounded to infinity or above
+        nan = np.isnan(blocks)
+        made[nan] = upper[nan] | 0x40
+        _check_range(np.isfinite(blocks) & ((made & 0x7FFF) == 0x7F80), blocks, "BF16", where)
+    return made.view(np.uint8)
 
 
 def _q8_0(blocks: F32, where: str) -> Bytes:
@@ -70,13 +73,13 @@ def _q8_0(blocks: F32, where: str) -> Bytes:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     half = scale.astype("<f2")
     _check_range(~np.isfinite(half), scale, "Q8_0", where)
-    inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    inverse = np.float32(1) / scale
+    inverse[~np.isfinite(inverse)] = 0  # a scale so small is 0 as a half
     quotients = blocks * inverse
     magnitude = np.abs(quotients)
     whole = np.floor(magnitude)
-    whole += np.floor(np.float32(2) * (magnitude - whole))
-    # The inverse of a scale that is 0 as a half may be infinite: so small is all of the block.
-    quants = np.where(np.isfinite(inverse), np.copysign(whole, quotients), 0).astype(np.int8)
+    whole += magnitude - whole >= 0.5
+    quants = np.copysign(whole, quotients).astype(np.int8)
     return np.concatenate([half.view(np.uint8), quants.view(np.uint8)], axis=1)
 
 
