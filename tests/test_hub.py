@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hub_server
@@ -101,6 +102,25 @@ def test_a_process_that_is_killed_is_taken_up_by_the_next(hub: Hub, tmp_path: Pa
     assert run.returncode == -9
     assert fetch(NAME, tmp_path).read_bytes() == LARGE
     assert hub.ranges() == ["", f"bytes={10 << 20}-"]
+
+
+def test_two_that_want_a_file_at_once_download_it_once(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m.gguf"] = LARGE
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: fetch(NAME, tmp_path).read_bytes(), range(2)))
+    assert found == [LARGE, LARGE]
+    assert len(hub.ranges()) == 1
+
+
+@pytest.mark.parametrize("ref", ["{", "{}", '{"commit": 5}', '{"commit": "../../.."}'])
+def test_a_damaged_note_of_the_cache_is_written_again(hub: Hub, tmp_path: Path, ref: str) -> None:
+    path = fetch(NAME, tmp_path)
+    (tmp_path / "org" / "model" / "refs" / "main").write_text(ref)
+    assert fetch(NAME, tmp_path) == path
+    (path.parent / ".listing.json").write_text(ref)
+    (path.parent / f".{path.name}.checked").write_text(ref)
+    assert fetch(NAME, tmp_path) == path
+    assert len(hub.ranges()) == 1
 
 
 @pytest.mark.parametrize("file", ["m.gguf", "config.json"])
@@ -207,6 +227,14 @@ def test_refusals_of_the_hub_are_explained(
 def test_a_file_that_the_repository_lacks_has_a_neighbour(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"did you mean m\.gguf"):
         fetch("hf://org/model/n.gguf", tmp_path)
+
+
+def test_a_file_that_came_later_is_found(hub: Hub, tmp_path: Path) -> None:
+    fetch(NAME, tmp_path)
+    later = COMMIT[::-1]
+    hub.listed = {"sha": later}
+    hub.files["n.gguf"] = b"new"
+    assert fetch("hf://org/model/n.gguf", tmp_path).parent.name == later
 
 
 @pytest.mark.parametrize("part", [1, 3])

@@ -78,6 +78,10 @@ class Listing:
     files: Mapping[str, Declared]
 
 
+class _NotListedError(InputError):
+    """A commit has no such file, or no model; a later one may."""
+
+
 def is_hub_name(text: str) -> bool:
     """Whether this names a model of the hub, well or badly."""
     return text.startswith(SCHEME)
@@ -168,6 +172,8 @@ def _known(folder: Path, name: HubName) -> Listing | None:
         commit = name.revision
         if not _COMMIT.fullmatch(commit):
             commit = read_json_object(folder / "refs" / quote(commit, safe=""))["commit"]
+            if not _COMMIT.fullmatch(commit):
+                return None
         files = read_json_object(folder / commit / _LISTING)
         return Listing(commit, {n: Declared(**file) for n, file in files.items()})
     except (InputError, KeyError, TypeError):
@@ -179,10 +185,13 @@ def _from_cache(root: Path, name: HubName, listing: Listing) -> Path | None:
 
     Raises: InputError if one differs.
     """
-    for file in _wanted(root, name, listing):
-        if not (root / file).exists():
-            return None
-        check(root / file, listing.files[file])
+    try:
+        for file in _wanted(root, name, listing):
+            if not (root / file).exists():
+                return None
+            check(root / file, listing.files[file])
+    except _NotListedError:
+        return None
     return root / name.file if name.file else root
 
 
@@ -217,7 +226,7 @@ def _wanted(root: Path, name: HubName, listing: Listing) -> Iterator[str]:
     if "config.json" not in listing.files or not single:
         ggufs = [file for file in listing.files if file.endswith(".gguf")]
         known = f"; it has {', '.join(sorted(ggufs)):.400}" if ggufs else ""
-        raise InputError(
+        raise _NotListedError(
             f"{name.text}: expected a repository with config.json and safetensors, got none{known}",
             hint=f"name a file: {name.text}/FILE.gguf" if ggufs else "choose another repository",
         )
@@ -230,7 +239,7 @@ def _wanted(root: Path, name: HubName, listing: Listing) -> Iterator[str]:
     elif SINGLE in listing.files or len(single) == 1:
         yield SINGLE if SINGLE in listing.files else single[0]
     else:
-        raise InputError(
+        raise _NotListedError(
             f"{name.text}: expected {SINGLE} or {INDEX}, got {', '.join(sorted(single)):.400}",
             hint="choose another repository of the model",
         )
@@ -243,7 +252,7 @@ def _listed(name: HubName, listing: Listing, file: str) -> str:
     if file in listing.files:
         return file
     near = nearest(file, listing.files)
-    raise InputError(
+    raise _NotListedError(
         f"{name.text}: expected the file {shown(file)} in the repository, got none",
         hint=f"{near}see its files on the hub",
     )

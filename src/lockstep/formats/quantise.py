@@ -65,7 +65,8 @@ def _bf16(blocks: F32, where: str) -> Bytes:
         nan = np.isnan(blocks)
         made[nan] = upper[nan] | 0x40
         _check_range(np.isfinite(blocks) & ((made & 0x7FFF) == 0x7F80), blocks, "BF16", where)
-    return made.view(np.uint8)
+    packed: Bytes = made.view(np.uint8)
+    return packed
 
 
 def _q8_0(blocks: F32, where: str) -> Bytes:
