@@ -210,6 +210,36 @@ def test_cached_attention_gives_the_bits_of_attention(
         assert same_bits(part.run(cached.kernels[-1])[0], expected[begin:end])
 
 
+@pytest.mark.parametrize("element", ["f32", "f16", "q8"])
+@settings(max_examples=10)
+@given(
+    seed=st.integers(0, 1000),
+    rows=st.integers(1, 90),
+    window=st.sampled_from([0, 1, 30, 256]),
+    heads=st.sampled_from([(2, 1), (4, 2), (3, 3), (40, 1)]),
+    n_calls=st.integers(1, 6),
+)
+def test_cached_rows_keep_their_bits_in_any_calls(
+    element: str, seed: int, rows: int, window: int, heads: tuple[int, int], n_calls: int
+) -> None:
+    """However several sequences are cut into calls and mixed, rows get what one call gives them."""
+    op, rng = OPS[f"attend_{element}"], np.random.default_rng(seed)
+    case: dict[str, Any] = {"M": rows, "E": 20, "slots": 3, "depth": 600, "scale": 0.2}
+    case |= {"heads": heads[0], "kv_heads": heads[1], "window": window}
+    q, *caches, positions, slots, room = draw(op, case, seed)
+    whole = Call(op, (q, *caches, positions, slots, room), case)
+    expected = whole.run(op.kernels[-1])[0]
+    marks = np.sort(rng.integers(0, n_calls, (3, rows)), axis=1)  # the call of each row, by slot
+    for number in range(n_calls):
+        mine = np.flatnonzero(marks[slots, np.arange(rows)] == number)
+        mine = np.concatenate([mine[slots[mine] == s] for s in rng.permutation(3)])
+        if len(mine):
+            inputs = (q[mine], *caches, positions[mine], slots[mine])
+            for borrowed in (room, None):
+                part = Call(op, (*inputs, borrowed), case).run(op.kernels[-1])[0]
+                assert same_bits(part, expected[mine])
+
+
 class Tape:
     """A gradient builder for one node: adds to the same graph and accumulates nothing."""
 

@@ -181,6 +181,32 @@ def attention_cached(
     return (rows_first(o),)
 
 
+def scaled(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The elements of a cache, in float, each times the scale of its group of 32."""
+    if scale is None:
+        return x.float()
+    return x.float() * scale.float().repeat_interleave(32, 3)[..., : x.shape[3]]
+
+
+def attend_cached(
+    q: Tensor, *inputs: Tensor, heads: int, kv_heads: int, window: int, scale: float
+) -> Outputs:
+    """Each row over the rows that it sees of its sequence's caches, made dense."""
+    *caches, positions, slots, _ = inputs
+    half = len(caches) // 2
+    keys = [x.swapaxes(3, 4).flatten(2, 3) for x in caches[:half]]
+    k, v = (scaled(*parts) for parts in (keys, caches[half:]))
+    rows = []
+    for x, position, slot in zip(q, positions.tolist(), slots.tolist(), strict=True):
+        first = max(0, position + 1 - window) if window else 0
+        seen = (cache[None, slot, :, first : position + 1] for cache in (k, v))
+        o = functional.scaled_dot_product_attention(
+            x.view(1, heads, 1, -1), *seen, scale=scale, enable_gqa=True
+        )
+        rows.append(o.flatten())
+    return (torch.stack(rows),)
+
+
 def gated(act: Callable[[Tensor], Tensor]) -> Callable[..., Outputs]:
     return lambda gate, up: (act(gate) * up,)
 
@@ -386,6 +412,7 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "attention": attend,
     "attention_grad": attention_grad,
     "attention_cached": attention_cached,
+    **{f"attend_{element}": attend_cached for element in ("f32", "f16", "q8")},
     "silu_mul": gated(functional.silu),
     "silu_mul_grad": gated_grad(functional.silu),
     "sigmoid_mul": gated(torch.sigmoid),

@@ -18,10 +18,10 @@ LEGEND = {
     "O": "width of a row of keys or values: key/value heads times head width",
     "R": "the pairs of a head that rope turns: half its width, or fewer",
     "P": "elements of a tensor of any rank, seen flat",
-    "J": "panels of a packed weight, or blocks of a row that share a scale",
-    "Q": "columns in one panel of a packed weight",
+    "J": "panels of a packed weight, or blocks of a row, or of positions in a cache of keys",
+    "Q": "columns in one panel of a packed weight, or positions in one block of a cache of keys",
     "L": "slots: sequences that the caches of a program hold at once",
-    "S": "number of things that are summed",
+    "S": "number of things that are summed, or of groups of elements that share a scale",
     "U": "rows that a convolution remembers: its taps but one",
     "W": "taps of a convolution over the rows",
 }

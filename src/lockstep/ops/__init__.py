@@ -1,6 +1,7 @@
 """The registry of ops; importing this room fills it."""
 
 import lockstep.ops.add
+import lockstep.ops.attend
 import lockstep.ops.attention
 import lockstep.ops.cache
 import lockstep.ops.causal_conv

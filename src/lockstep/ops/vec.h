@@ -297,6 +297,19 @@ INLINE vf vf_load_bfloat(const uint16_t *p) {
 #endif
 }
 
+/* VL bytes with signs. */
+INLINE vf vf_load_byte(const int8_t *p) {
+#if VL == 16
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif VL == 8
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+  vf x;
+  for (int i = 0; i < VL; i++) x[i] = (float)p[i];
+  return x;
+#endif
+}
+
 /* Sum and maximum of the lanes; always the tree that folds the upper half onto the lower half.
  * vf_hmax keeps no promise about NaN. */
 #if VL == 16
