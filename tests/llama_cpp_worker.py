@@ -1,7 +1,8 @@
 """The process that asks llama.cpp: it aborts on a vocabulary that it dislikes, so it is alone.
 
-Input: a JSON object with `path` and `requests`, each with `texts`, `add_special` and
-`parse_special`. Output: for each request and text, the tokens as objects with `id` and `piece`.
+Input: a JSON object with `path` and `requests`. A request has `texts`, `add_special` and
+`parse_special`, and is answered with the tokens of each text, as objects with `id` and `piece`; or
+it has `messages` and `max_tokens`, and is answered with the greedy answer, as its server gives it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def main() -> None:
 
     answers = []
     for one in request["requests"]:
+        if "messages" in one:
+            answers.append(post("/v1/chat/completions", {**one, "temperature": 0}))
+            continue
         how = {key: one[key] for key in ("add_special", "parse_special")} | {"with_pieces": True}
         answers.append(
             [post("/tokenize", {"content": text, **how})["tokens"] for text in one["texts"]]

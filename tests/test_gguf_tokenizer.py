@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import re
-import subprocess
-import sys
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizer_files import (
     CONTROLS,
     USER_DEFINED,
+    ask_llama_cpp,
     bpe_metadata,
     differing,
     nasty_texts,
@@ -36,7 +33,6 @@ from lockstep.tokenizers.model_tokenizer import Part, decode
 from lockstep.tokenizers.pre_tokenizers import SPLITS, pre_tokenizer
 
 TEXTS = nasty_texts()
-WORKER = Path(__file__).parent / "llama_cpp_worker.py"
 SENTENCEPIECE = ("llama", "gemma")
 # Names for the same splitting are read alike; one of each is enough here.
 MAKES = (*sorted(set(SPLITS) - {"llama3", "llama-v3", "deepseek-r1-qwen"}), *SENTENCEPIECE)
@@ -60,23 +56,12 @@ def ours(make: str) -> GGUFTokenizer:
     return GGUFTokenizer.read(metadata(make), make)
 
 
-def llama_cpp(path: Path, requests: Sequence[dict[str, Any]]) -> list[Any]:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is in the extra dev")
-    sent = json.dumps({"path": str(path), "requests": list(requests)})
-    done = subprocess.run(
-        [sys.executable, str(WORKER)], input=sent, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[Any] = json.loads(done.stdout)
-    return answers
-
-
 @pytest.mark.parametrize("make", MAKES)
 def test_ids_and_bytes_are_those_of_llama_cpp(make: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "vocab.gguf", metadata(make))
     tokenizer = ours(make)
     kinds = [{"texts": TEXTS, "add_special": s, "parse_special": s} for s in (False, True)]
-    for markup, answers in zip((False, True), llama_cpp(path, kinds), strict=True):
+    for markup, answers in zip((False, True), ask_llama_cpp(path, kinds), strict=True):
         begin = [tokenizer.bos_id] if markup and tokenizer.add_bos else []
         found = [[*begin, *tokenizer.encode_parts([Part(text, markup)])] for text in TEXTS]
         assert not differing(TEXTS, found, [[t["id"] for t in answer] for answer in answers])
@@ -253,6 +238,7 @@ def test_merges_are_those_of_looking_at_all_pairs_each_time(text: str, order: li
         ("qwen2", "tokens", "abc", "tokens"),
         ("qwen2", "token_type", [1, 1], "as many as tokens"),
         ("qwen2", "token_type", ["1"] * 5000, "token_type"),
+        ("qwen2", "token_type", [-1] * 5000, "token_type"),
         ("qwen2", "merges", None, "merges"),
         ("qwen2", "eos_token_id", 10**6, "eos_token_id"),
         ("qwen2", "eos_token_id", -1, "eos_token_id"),

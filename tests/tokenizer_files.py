@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, trainers
+
+_WORKER = Path(__file__).parent / "llama_cpp_worker.py"
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 USER_DEFINED = ("<think>", "</think>", "<think", "[circle]")
@@ -115,8 +120,6 @@ def bpe_metadata(pre_tokenizer: Any, pre: str, vocab_size: int = 1200) -> dict[s
 
 
 def _model(trained: Any) -> Any:
-    import json
-
     return json.loads(trained.to_str())["model"]
 
 
@@ -160,14 +163,6 @@ def sentencepiece_metadata(model: bytes, *, gemma: bool) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What llama.cpp says of a text: ids, and the bytes of each."""
-
-    ids: list[int]
-    pieces: list[bytes]
-
-
 def write_gguf(path: Path, metadata: dict[str, Any], chat_template: str | None = None) -> Path:
     """A file that llama.cpp opens: this tokenizer, and one layer of random weights."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -205,3 +200,15 @@ def differing(texts: Sequence[str], ours: Iterable[Any], theirs: Iterable[Any]) 
     """Which texts were answered differently, and how."""
     answers = zip(texts, ours, theirs, strict=True)
     return [f"{text!r:.70}: ours {a!s:.90}, theirs {b!s:.90}" for text, a, b in answers if a != b]
+
+
+def ask_llama_cpp(path: Path, requests: Sequence[dict[str, Any]]) -> list[Any]:
+    """What llama.cpp says; see its worker for the requests."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp is in the extra dev")
+    sent = json.dumps({"path": str(path), "requests": list(requests)})
+    done = subprocess.run(
+        [sys.executable, str(_WORKER)], input=sent, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[Any] = json.loads(done.stdout)
+    return answers

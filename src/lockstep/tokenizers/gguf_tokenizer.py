@@ -178,11 +178,11 @@ class _SentencePiece:
     def __init__(self, v: Vocabulary) -> None:
         self._v = v
         # User text must not merge into a control token, though llama.cpp lets it.
-        self._never = {id for id, kind in enumerate(v.kinds) if kind in (CONTROL, UNKNOWN, BYTE)}
+        self._never = frozenset(v.of_kinds(CONTROL, UNKNOWN, BYTE))
         self._byte_ids = [v.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
         joined = "\0".join(v.pieces)
         # Where no piece has a blank inside, none reaches over the beginning of a word.
-        inside = re.search(rf"[^{SPACE}\0]{SPACE}", joined)
+        inside = re.search(rf"{SPACE}(?<=[^{SPACE}\0]{SPACE})", joined)
         one_text = inside or joined.count("\0") >= len(v.pieces)
         self._words = None if one_text else re.compile(rf"{SPACE}*[^{SPACE}]+|{SPACE}+$")
         self._cached = lru_cache(_CACHED_WORDS)(self._word)

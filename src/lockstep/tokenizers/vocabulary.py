@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from lockstep.errors import InputError, nearest
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, SPLITS
 
@@ -53,7 +55,7 @@ class Vocabulary:
     pre: str
     pieces: Sequence[str]
     ids: Mapping[str, int]
-    kinds: Sequence[int]
+    kinds: bytes  # the kind of each token
     scores: Sequence[float]
     merges: Sequence[str]
     bos_id: int | None
@@ -67,8 +69,14 @@ class Vocabulary:
     @property
     def special_ids(self) -> list[int]:
         """Ids that are matched in the text before it is split, the longest piece first."""
-        found = [i for i, k in enumerate(self.kinds) if k in (CONTROL, USER_DEFINED, UNKNOWN)]
+        found = self.of_kinds(CONTROL, USER_DEFINED, UNKNOWN)
         return sorted(found, key=lambda i: -len(self.pieces[i].encode("utf-8")))
+
+    def of_kinds(self, *kinds: int) -> list[int]:
+        """The ids of these kinds."""
+        kinds_V = np.frombuffer(self.kinds, np.uint8)
+        found: list[int] = np.flatnonzero(np.isin(kinds_V, kinds)).tolist()
+        return found
 
     def byte_of(self, id: int) -> int | None:
         """The byte that a token such as `<0x0A>` stands for, None for others."""
@@ -98,10 +106,10 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
             "pre", f"one of {', '.join(SPLITS)}", pre, f"{nearest(pre, SPLITS)}use another model"
         )
     pieces = _named(facts.array("tokens", str))
-    ids = {piece: i for i, piece in enumerate(pieces)}
+    ids = dict(zip(pieces, range(len(pieces)), strict=True))
     if not pieces or len(ids) != len(pieces) or len(pieces) > MAX_TOKENS:
         raise facts.wrong("tokens", f"1 to {MAX_TOKENS} different tokens", _twice(pieces))
-    kinds = list(facts.array("token_type", int, len(pieces))) or [NORMAL] * len(pieces)
+    kinds = facts.array("token_type", int, len(pieces)) or [NORMAL] * len(pieces)
     scores = facts.array("scores", float, len(pieces))
     merges = facts.array("merges", str)
     if model == "llama" and not scores:
@@ -113,7 +121,8 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
     eos_id = facts.id("eos_token_id", len(pieces), 2 if spm else None)
     return Vocabulary(
         where=where, model=model, pre=pre, pieces=pieces, ids=ids,
-        kinds=_controls(kinds, ids), scores=scores, merges=merges, bos_id=bos_id, eos_id=eos_id,
+        kinds=_controls(facts.bytes_of(kinds), ids), scores=scores, merges=merges,
+        bos_id=bos_id, eos_id=eos_id,
         unknown_id=facts.id("unknown_token_id", len(pieces), 0 if spm else None),
         stop_ids=_stops(facts, ids, eos_id),
         add_bos=facts.adds("bos", spm or pre in LLAMA3_NAMES, bos_id),
@@ -151,6 +160,12 @@ class _Facts:
             raise self.wrong(key, f"{n} items, as many as tokens", str(len(found)))
         return found if n is None or len(found) == n else found[:n]
 
+    def bytes_of(self, kinds: Sequence[int]) -> bytearray:
+        try:
+            return bytearray(kinds)
+        except ValueError as error:
+            raise self.wrong("token_type", "kinds of tokens, 1 to 6", str(max(kinds))) from error
+
     def id(self, key: str, n: int, default: int | None = None) -> int | None:
         found = self.metadata.get(_KEY + key)
         if found is None:
@@ -181,12 +196,12 @@ def _twice(pieces: Sequence[str]) -> str:
     return str(len(pieces)) if found is None else f"{found!r:.60} twice"
 
 
-def _controls(kinds: list[int], ids: Mapping[str, int]) -> list[int]:
+def _controls(kinds: bytearray, ids: Mapping[str, int]) -> bytes:
     """The kinds, where pieces that can only be control tokens are that."""
     for piece in (*ENDINGS, *_INFILLS):
         if (id := ids.get(piece)) is not None:
             kinds[id] = CONTROL
-    return kinds
+    return bytes(kinds)
 
 
 def _stops(facts: _Facts, ids: Mapping[str, int], eos_id: int | None) -> frozenset[int]:

@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,15 +138,25 @@ class Cursor:
 
     def _whole_strings(self, piece: bytes, n: int, found: list[str]) -> int:
         """Adds up to n strings that lie whole in a piece; returns where they end."""
+        raw: list[bytes] = []
         at, end, length = 0, len(piece), struct.Struct("<Q").unpack_from
-        try:
-            for _ in range(n):
-                if at + 8 > end or (then := at + 8 + length(piece, at)[0]) > end:
-                    break
-                found.append(piece[at + 8 : then].decode("utf-8"))
-                at = then
-        except UnicodeDecodeError:
-            pass  # read again by itself, which says what is wrong
+        for _ in range(n):
+            if at + 8 > end or (then := at + 8 + length(piece, at)[0]) > end:
+                break
+            raw.append(piece[at + 8 : then])
+            at = then
+        joined = b"\0".join(raw)
+        with suppress(UnicodeDecodeError):
+            if joined.count(b"\0") == len(raw) - 1:  # at once, which is twice as fast
+                found += joined.decode("utf-8").split("\0")
+                return at
+        at = 0
+        with suppress(
+            UnicodeDecodeError
+        ):  # the broken one is read by itself: it says what is wrong
+            for each in raw:
+                found.append(each.decode("utf-8"))
+                at += 8 + len(each)
         return at
 
 
