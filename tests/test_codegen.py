@@ -21,9 +21,10 @@ from lockstep.artifacts.record import Artifact
 from lockstep.build import Built, OptimizerSpec, inference_program, link, lower, training_graph
 from lockstep.codegen import graph_record
 from lockstep.codegen.names import Names, identifier
+from lockstep.engine.packed import place_arrays
 from lockstep.errors import EnvironmentLacks
 from lockstep.families import family_named
-from lockstep.ir import Array, Graph, f32, print_graph
+from lockstep.ir import Array, Graph, InferenceShape, f32, print_graph
 from lockstep.native import Compiler, find_compiler, sanitizer_environment
 from lockstep.ops import OPS
 from lockstep.ops.registry import FILES
@@ -188,7 +189,7 @@ def test_text_and_graph_of_the_tiny_model(golden: Callable[[str, str], None]) ->
     golden("qwen3_training.ir", print_graph(lowered))
     golden("qwen3_training.c", own_text(emitted.source))
     family = family_named("qwen3")
-    graph = family.inference_graph(family.TINY, 32, 8, False)
+    graph = family.inference_graph(family.TINY, InferenceShape(context=32, rows=8))
     lowered, emitted = lower(graph)
     golden("qwen3_inference.ir", print_graph(lowered))
     golden("qwen3_inference.c", own_text(emitted.source))
@@ -251,10 +252,11 @@ def test_overrun_of_one_element_touches_a_guard() -> None:
 
 def test_inference_takes_any_count_of_rows() -> None:
     family = family_named("llama")
-    built = inference_program(family, family.TINY, context=24, chunk=8, all_logits=True)
+    shape = InferenceShape(context=24, rows=8, outs=8)
+    built = inference_program(family, family.TINY, shape)
     program, rng = built.program, np.random.default_rng(0)
-    for parameter in built.graph.with_role("parameter"):
-        program.view(parameter.id)[...] = rng.standard_normal(parameter.type.shape({})) * 0.3
+    shapes = {weight.id: weight.shape for weight in family.weights(family.TINY)}
+    place_arrays(program, {id: 0.3 * rng.standard_normal(s) for id, s in shapes.items()})
     program.call("init")
     tokens = rng.integers(0, family.TINY.vocab, 20)
 
@@ -263,8 +265,8 @@ def test_inference_takes_any_count_of_rows() -> None:
         for n in chunks:
             program.view("tokens")[:n] = tokens[start : start + n]
             program.view("positions")[:n] = np.arange(start, start + n)
-            program.view("start")[...] = start
-            program.call("forward", rows=n)
+            program.view("wanted")[:n] = np.arange(n)
+            program.call("forward", rows=n, outs=n)
             rows.append(program.view("head")[:n].copy())
             start += n
         return np.concatenate(rows).tobytes()

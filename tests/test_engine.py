@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 
 from lockstep.build import Built, OptimizerSpec, inference_program, training_program
 from lockstep.engine.initialise import initialise
+from lockstep.engine.packed import place_arrays
 from lockstep.engine.sampling import Sampler, Sampling
-from lockstep.engine.session import InferenceSession, generate
+from lockstep.engine.session import InferenceSession, Piece, generate
 from lockstep.engine.streaming import stream_text
 from lockstep.engine.trainer import IGNORED, Microbatch, TrainingSession
 from lockstep.errors import InputError, UsageError
 from lockstep.families import FAMILIES
+from lockstep.ir import InferenceShape
 from lockstep.tokenizers import Tokenizer, train_tokenizer
 
 FAMILY = FAMILIES["qwen3"]
 CONFIG = FAMILY.TINY
-CONTEXT, CHUNK = 24, 5
+CONTEXT = 24
+SHAPE = InferenceShape(context=CONTEXT, rows=5, slots=3, outs=4)
 SHAPES = {w.id: w.shape for w in FAMILY.weights(CONFIG)}
 
 
@@ -33,16 +36,15 @@ def _parameters(seed: int = 1) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def inference() -> Iterator[Built]:
-    built = inference_program(FAMILY, CONFIG, context=CONTEXT, chunk=CHUNK, threads=2)
-    for id, array in _parameters().items():
-        built.program.view(id)[...] = array
+    built = inference_program(FAMILY, CONFIG, SHAPE, threads=2)
+    place_arrays(built.program, _parameters())
     yield built
     built.program.close()
 
 
 @pytest.fixture
 def session(inference: Built) -> InferenceSession:
-    return InferenceSession(inference.program)
+    return InferenceSession(inference.program, SHAPE)
 
 
 def test_chunks_and_single_tokens_give_the_same_bits(session: InferenceSession) -> None:
@@ -54,6 +56,34 @@ def test_chunks_and_single_tokens_give_the_same_bits(session: InferenceSession) 
     assert at_once.tobytes() == one_by_one.tobytes()
     session.reset(7)
     assert session.prefill(ids[7:]).tobytes() == at_once.tobytes(), "kept the first seven"
+
+
+def test_what_else_is_in_a_pass_changes_no_bit(session: InferenceSession) -> None:
+    prompts = {0: [3, 1, 4, 1, 5, 9, 2], 1: [2, 7, 1, 8], 2: [6, 6, 6]}
+    alone = {}
+    for slot, ids in prompts.items():
+        alone[slot] = session.prefill(ids, slot).tobytes()
+        session.reset(0, slot)
+    session.read([Piece(0, [3, 1, 4], "none"), Piece(1, [2], "none")])
+    session.read([Piece(2, [6], "all"), Piece(1, [7, 1], "none"), Piece(0, [1, 5], "last")])
+    last = session.read([Piece(1, [8]), Piece(2, [6, 6], "all"), Piece(0, [9], "none")])
+    assert [len(rows) for rows in last] == [1, 2, 0]
+    assert last[0][0].tobytes() == alone[1]
+    assert last[1][1].tobytes() == alone[2]
+    assert session.decode(2, 0).tobytes() == alone[0]
+
+
+def test_a_pass_that_has_no_room_is_refused(session: InferenceSession) -> None:
+    for pieces, expected in (
+        ([Piece(0, [1] * 6)], "at most 5 tokens"),
+        ([Piece(0, [1] * 5, "all")], "at most 4 rows of logits"),
+        ([Piece(0, [1]), Piece(0, [2])], "different slots"),
+        ([Piece(3, [1])], "different slots"),
+        ([], "at least one piece"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            session.read(pieces)
+    assert session.lengths == [0, 0, 0]
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(session: InferenceSession) -> None:

@@ -25,7 +25,15 @@ from hypothesis import strategies as st
 from lockstep.errors import UsageError
 from lockstep.families import FAMILIES, Family, Llama3Scaling
 from lockstep.families.form import AS_IS
-from lockstep.ir import Array, Graph, flat_layout, interpret, parse_graph, print_graph
+from lockstep.ir import (
+    Array,
+    Graph,
+    InferenceShape,
+    flat_layout,
+    interpret,
+    parse_graph,
+    print_graph,
+)
 from lockstep.ops import OPS
 from lockstep.passes import OptimizerSpec, add_optimizer
 
@@ -163,10 +171,8 @@ def test_cached_chunks_give_the_logits_of_the_whole(family: Family[Any], config:
     graph = family.training_graph(config, 1, 13)
     whole = interpret(graph, {**parameters, **batch_inputs(batch)})["head"]
     for chunks in ([13], [5, 1, 7], [1] * 13):
-        for all_logits in (True, False):
-            rows = run_chunks(family, config, parameters, batch.tokens_BT[0], chunks, all_logits)
-            wanted = whole if all_logits else whole[np.cumsum(chunks) - 1]
-            assert differences({"logits": rows}, {"logits": wanted})["logits"] < EXACT
+        rows = run_chunks(family, config, parameters, batch.tokens_BT[0], chunks)
+        assert differences({"logits": rows}, {"logits": whole})["logits"] < EXACT
 
 
 def run_chunks(
@@ -175,18 +181,19 @@ def run_chunks(
     parameters: Mapping[str, Array],
     tokens_T: Array,
     chunks: list[int],
-    all_logits: bool,
 ) -> Array:
-    graph = family.inference_graph(config, 17, 13, all_logits)
-    caches = {c.id: np.full(c.type.shape({}), np.nan) for c in graph.with_role("cache")}
-    assert len(caches) == 2 * config.layers
+    shape = InferenceShape(context=17, rows=13, outs=13, slots=2)
+    graph = family.inference_graph(config, shape)
+    held = (*graph.with_role("cache"), *graph.with_role("state"))
+    caches = {c.id: np.full(c.type.shape({}), np.nan) for c in held}
+    assert caches
     start, found = 0, []
     for n in chunks:
         inputs = {
             "tokens": tokens_T[start : start + n],
             "positions": np.arange(start, start + n, dtype=np.int32),
-            "start": np.array(start, np.int32),
-            "last": np.array(n - 1, np.int32),
+            "slots": np.ones(n, np.int32),
+            "wanted": np.arange(n, dtype=np.int32),
         }
         values = interpret(graph, {**parameters, **caches, **inputs})
         caches = {target: values[value] for value, target in graph.writes.items()}
@@ -201,9 +208,18 @@ def test_lengths_beyond_the_context_are_refused() -> None:
         with pytest.raises(UsageError, match="context"):
             family.training_graph(c, 1, c.context + 1)
         with pytest.raises(UsageError, match="context"):
-            family.inference_graph(c, c.context + 1, 1, False)
-        with pytest.raises(UsageError, match="chunk"):
-            family.inference_graph(c, c.context, c.context + 1, False)
+            family.inference_graph(c, InferenceShape(context=c.context + 1, rows=1))
+
+
+def test_an_inference_program_has_room_for_what_it_reads() -> None:
+    for name, shape in {
+        "context": {"context": 0, "rows": 1},
+        "rows": {"context": 4, "rows": 9, "slots": 2},
+        "slots": {"context": 4, "rows": 1, "slots": 0},
+        "outs": {"context": 4, "rows": 2, "outs": 3},
+    }.items():
+        with pytest.raises(UsageError, match=f"{name}: expected"):
+            InferenceShape(**shape)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +236,7 @@ def test_a_config_that_no_program_carries_out_is_refused(setting: str, value: ob
 def test_the_graphs_print_and_parse_back(family: Family[Any], config: Any) -> None:
     for graph in (
         family.training_graph(config, 2, 7),
-        family.inference_graph(config, 20, 9, False),
+        family.inference_graph(config, InferenceShape(context=20, rows=9)),
     ):
         assert parse_graph(print_graph(graph), OPS).nodes == graph.nodes
 

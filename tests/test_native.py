@@ -19,14 +19,15 @@ ANSWER = "#include <stdint.h>\nint32_t answer(void) { return 42; }\n"
 PROGRAM = """
 #include <stdint.h>
 void lockstep_set_threads(int32_t n) { (void)n; }
-int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
+int32_t lockstep_call(int32_t entry, void *const *arenas, const int64_t *counts) {
+    const int64_t rows = counts[0];
     float *out = arenas[1];
     for (int64_t i = 0; i < rows + (entry == 1); i++) out[i] = (float)i + 1;
     ++*(int32_t *)arenas[0];
     return 0;
 }
-int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
-    (void)rows;
+int32_t lockstep_run_node(int32_t node, void *const *arenas, const int64_t *counts) {
+    (void)counts;
     ((float *)arenas[1])[0] = (float)node + 7;
     return 0;
 }
@@ -156,6 +157,8 @@ def test_misuse_is_refused(program: Program) -> None:
     for rows in (0, 17):
         with pytest.raises(UsageError, match=f"expected 1 to 16, got {rows}"):
             program.call("forward", rows=rows)
+    with pytest.raises(UsageError, match="outs: expected one of the counts"):
+        program.call("forward", outs=1)
     with pytest.raises(UsageError, match="got 'backward'"):
         program.call("backward")
     with pytest.raises(UsageError, match="got 'nothing'"):

@@ -11,19 +11,23 @@ from typing import Any
 from lockstep.artifacts.graph_file import GraphFile
 from lockstep.codegen import Emitted, emit, graph_record
 from lockstep.errors import UsageError
-from lockstep.families import FAMILIES, Family, family_named
-from lockstep.ir import Graph, Mode, check
+from lockstep.families import FAMILIES, Family, family_named, family_of_gguf, family_of_hf
+from lockstep.formats.gguf import GGUFFile
+from lockstep.ir import Graph, InferenceShape, Mode, Plan, Schedule, check
 from lockstep.native import Compiler, Manifest, Program, compile_library
-from lockstep.native.compiler import Sanitizer
+from lockstep.native.compiler import Sanitizer, cpu_features
 from lockstep.ops import OPS
+from lockstep.ops.panels import pack as pack_weight
 from lockstep.ops.registry import FILES
 from lockstep.passes import (
     OptimizerSpec,
+    Target,
     add_optimizer,
     autodiff,
     fuse,
     pack,
     plan_memory,
+    quantize,
     schedule,
 )
 from lockstep.passes.plan_memory import GUARD_BYTES
@@ -36,7 +40,12 @@ __all__ = [
     "inference_program",
     "link",
     "lower",
+    "lowered_inference",
     "model_of",
+    "model_of_gguf",
+    "model_of_hf",
+    "pack_weight",
+    "packed_formats",
     "training_program",
 ]
 
@@ -93,6 +102,24 @@ def model_of(family: str, settings: Mapping[str, Any]) -> Model:
         ) from error
 
 
+def model_of_hf(config: Mapping[str, object]) -> Model:
+    """The model that a config.json describes.
+
+    Raises: InputError if it is none of ours, naming keys that are missing or not supported.
+    """
+    family = family_of_hf(config)
+    return Model(family, family.from_hf(config))
+
+
+def model_of_gguf(file: GGUFFile) -> Model:
+    """The model that a GGUF file holds.
+
+    Raises: InputError if it is none of ours, naming keys that are missing or not supported.
+    """
+    family = family_of_gguf(file.metadata)
+    return Model(family, family.from_gguf(file.metadata, file))
+
+
 def training_program(
     family: Family[Any],
     config: Any,
@@ -124,10 +151,10 @@ def training_program(
 def inference_program(
     family: Family[Any],
     config: Any,
+    shape: InferenceShape,
     *,
-    context: int,
-    chunk: int,
-    all_logits: bool = False,
+    stored: Mapping[str, str] | None = None,
+    target: Target | None = None,
     mode: Mode = "reuse",
     threads: int | None = None,
     guards: bool = False,
@@ -135,9 +162,15 @@ def inference_program(
     sanitize: tuple[Sanitizer, ...] = (),
     compiler: Compiler | None = None,
 ) -> Built:
-    """An inference program: `init` once, then `forward` for up to `chunk` rows at a time."""
+    """An inference program: `init` once, then `forward` for each pass.
+
+    `stored` says in which format the file has each weight that the program packs, by default all
+    matrices as float32; `target` says what the CPU can do, by default what this one can.
+    """
+    graph = fuse(family.inference_graph(config, shape))
+    formats = packed_formats(graph) if stored is None else stored
     return link(
-        family.inference_graph(config, context, chunk, all_logits),
+        quantize(graph, formats, target or Target.of(cpu_features())),
         mode=mode,
         threads=threads,
         guards=guards,
@@ -145,6 +178,17 @@ def inference_program(
         sanitize=sanitize,
         compiler=compiler,
     )
+
+
+def packed_formats(graph: Graph, stored: Callable[[str], str] = lambda id: "F32") -> dict[str, str]:
+    """The weights that an inference program reads packed, and in which format each is stored."""
+    return {
+        id: stored(id)
+        for node in graph.nodes
+        if node.op.name in ("linear", "embedding")
+        for id in [node.inputs[1]]
+        if id is not None and id in graph.inputs
+    }
 
 
 def training_graph(
@@ -158,12 +202,27 @@ def training_graph(
 
 def lower(graph: Graph, *, mode: Mode = "reuse", guards: bool = False) -> tuple[Graph, Emitted]:
     """The lowered graph, and its program as text."""
-    lowered = pack(fuse(graph))
-    order = schedule(lowered)
-    plan = plan_memory(lowered, order, mode=mode, guards=guards)
+    lowered, order, plan = _planned(graph, mode=mode, guards=guards)
     headers = {name: text for text, name in FILES.items() if name.endswith(".h")}
     sources = {op.name: f"ops/{FILES[op.source]}" for op in OPS.values()}
     return lowered, emit(check(lowered, "lowered"), order, plan, headers=headers, files=sources)
+
+
+def lowered_inference(
+    model: Model, shape: InferenceShape, stored: Mapping[str, str]
+) -> tuple[Graph, Plan]:
+    """The lowered graph of an inference program and its memory plan, without any C."""
+    graph = fuse(model.family.inference_graph(model.config, shape))
+    lowered, _, plan = _planned(quantize(graph, stored, Target.of(cpu_features())))
+    return lowered, plan
+
+
+def _planned(
+    graph: Graph, *, mode: Mode = "reuse", guards: bool = False
+) -> tuple[Graph, Schedule, Plan]:
+    lowered = pack(fuse(graph))
+    order = schedule(lowered)
+    return lowered, order, plan_memory(lowered, order, mode=mode, guards=guards)
 
 
 def link(

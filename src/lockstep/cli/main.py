@@ -31,6 +31,7 @@ VERBS = {
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Generate text from a trained run.",
+    "inspect": "Say what a model holds, whether it runs here, and how fast it can be.",
     "parity": "Compare trainings with PyTorch, and with themselves.",
     "compare": "Say which node of a run's program is at fault, if any is.",
     "faults": "Plant faults into generated C, and see whether `compare` names them.",

@@ -11,7 +11,7 @@ import click
 from lockstep.artifacts import RunDir
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
-from lockstep.engine.model import open_model
+from lockstep.engine.model import open_run_model
 from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.session import generate
 from lockstep.engine.streaming import stream_text
@@ -49,7 +49,7 @@ def command(
     if "" in stop:
         raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
     sampler = Sampler(Sampling(**sampling))  # type: ignore[arg-type]  # click made them of the types
-    opened = open_model(RunDir.resolve(model), context=context_len, threads=threads)
+    opened = open_run_model(RunDir.resolve(model), context=context_len, threads=threads)
     tokenizer, session = opened.tokenizer, opened.session
     _note_what_is_left_open(prompt, tokenizer)
     ids = tokenizer.encode(prompt)

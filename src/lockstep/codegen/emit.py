@@ -16,6 +16,8 @@ from lockstep.codegen.stages import StageWriter
 from lockstep.ir import ARENAS, Graph, Node, Plan, Schedule
 
 FILE = "model.c"  # what #line calls the text itself
+# Weights that one core reads faster than two meet at some hundred barriers.
+SMALL_PROGRAM_BYTES = 4 << 20
 _POOL = files("lockstep.codegen").joinpath("pool.c").read_text(encoding="utf-8")
 _HEAD = """\
 /* {name}: {n_nodes} nodes, {n_instances} kernel instances, memory mode {mode}.
@@ -107,9 +109,11 @@ class _Writer:
 
     def write_top(self, sources: Sources) -> None:
         """System headers, the pieces of ops, and the pool."""
-        counts = {"n_nodes": len(self.graph.nodes), "n_instances": len(self.instances.all)}
-        self.put(_HEAD.format(name=self.graph.name, mode=self.plan.mode, **counts))
+        numbers = {"n_nodes": len(self.graph.nodes), "n_instances": len(self.instances.all)}
+        self.put(_HEAD.format(name=self.graph.name, mode=self.plan.mode, **numbers))
         self.put("".join(f"#include {name}\n" for name in sources.system))
+        counts = "".join(f"{symbol.upper()}, " for symbol in self.graph.symbols)
+        self.put(f"\n/* The counts that a call brings. */\nenum {{ {counts}N_COUNTS }};\n")
         for piece in (*sources.pieces, Source("codegen/pool.c", _POOL)):
             self._put_piece(piece)
 
@@ -158,7 +162,7 @@ class _Writer:
 
     def _node_text(self, node: Node, instance: Instance) -> str:
         values = [*(v.id for v in node.outputs), *(i for i in node.inputs if i is not None)]
-        given = ", ".join([*(self._values[id] for id in values), "c->rows", "begin", "end"])
+        given = ", ".join([*(self._values[id] for id in values), "c", "begin", "end"])
         name = self._nodes[node.id]
         return (
             f"NODE void {name}(const Call *c, int64_t begin, int64_t end) {{\n"
@@ -168,7 +172,8 @@ class _Writer:
     def write_entries(self) -> dict[str, int]:
         """Stages, entry points and the three functions that are called from outside."""
         names = {node.id: self._nodes[node.id] for node in self.graph.nodes}
-        stages = StageWriter(names, self.instances.by_node)
+        is_small = self.plan.arenas["params"] < SMALL_PROGRAM_BYTES
+        stages = StageWriter(names, self.instances.by_node, is_small=is_small)
         for entry, run in self.schedule.entries.items():
             stages.add_entry(entry, run)
         self.put(stages.text())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lockstep.errors import UsageError
 from lockstep.ir import Attr, Dim, Graph, Kernel, Node
 
 C_TYPES = {
@@ -40,7 +39,7 @@ class Instance:
         """The function, and for tiles the one that counts them."""
         outs = [f"{t} *o{i}" for i, t in enumerate(self.outputs)]
         ins = [f"const {t} *i{i}" for i, t in enumerate(self.inputs) if t]
-        parameters = ", ".join([*outs, *ins, "int64_t rows", "int64_t begin", "int64_t end"])
+        parameters = ", ".join([*outs, *ins, "const Call *c", "int64_t begin", "int64_t end"])
         constants = self._constants()
         given = [f"o{i}" for i in range(len(self.outputs))]
         given += [f"i{i}" if t else "NULL" for i, t in enumerate(self.inputs)]
@@ -49,7 +48,7 @@ class Instance:
         symbol = self.kernel.symbol
         lines = [f"/* {self.op}: {sizes}{attrs} */", f"INSTANCE void {self.name}({parameters}) {{"]
         if not any(isinstance(dim, str) for _, dim in self.sizes):
-            lines.append("  (void)rows;")
+            lines.append("  (void)c;")
         if self.is_rows:
             lines.append(f"  {symbol}({', '.join([*given, *constants, 'begin', 'end'])});")
         else:
@@ -59,8 +58,8 @@ class Instance:
         count = self._rows() if self.is_rows else f"{symbol}_tiles({', '.join(constants)})"
         lines += [
             "}",
-            f"static int64_t {self.name}_count(int64_t rows) {{",
-            "  (void)rows;",
+            f"static int64_t {self.name}_count(const Call *c) {{",
+            "  (void)c;",
             f"  return {count};",
             "}",
         ]
@@ -106,10 +105,13 @@ def _instance(graph: Graph, node: Node, kernel: Kernel, name: str) -> Instance:
     )
 
 
+def count_of(symbol: str) -> str:
+    """The count of this call that a symbol stands for, as C."""
+    return f"c->count[{symbol.upper()}]"
+
+
 def _literal(value: Dim | Attr) -> str:
-    """A size or an attribute as C; every symbol is the count of rows of the call."""
+    """A size or an attribute as C; a symbol is one of the counts of the call."""
     if isinstance(value, str):
-        if value != "rows":
-            raise UsageError(f"code generation: expected the symbol rows, got {value!r}")
-        return "rows"
+        return count_of(value)
     return repr(value) if isinstance(value, float) else str(int(value))

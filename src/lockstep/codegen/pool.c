@@ -8,7 +8,7 @@
 
 typedef struct {
   char *const *arena;
-  int64_t rows; /* rows of this call, where the program has a symbol for them */
+  const int64_t *count; /* of the program's symbols, in this call */
 } Call;
 
 typedef struct {

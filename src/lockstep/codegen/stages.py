@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lockstep.codegen.kernels import Instance
+from lockstep.codegen.kernels import Instance, count_of
 from lockstep.ir import Chain, ParallelStage
 
 _OUTSIDE = """
 /* Runs an entry point; returns 1 if there is none with this number. */
-int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
+int32_t lockstep_call(int32_t entry, void *const *arenas, const int64_t *counts) {
   if (entry < 0 || entry >= N_ENTRIES) return 1;
-  const Call call = {(char *const *)arenas, rows};
-  const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+  const Call call = {(char *const *)arenas, counts};
+  const int is_one_tile = N_COUNTS > 0 && counts[0] <= ROWS_ALONE; /* others would only wait */
   if (pool.n_wanted == 1 || is_one_tile)
     run_alone(&call, entries[entry].stages, entries[entry].n_stages);
   else
@@ -21,10 +21,10 @@ int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
 }
 
 /* Runs one node alone, on the thread of the caller. */
-int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
+int32_t lockstep_run_node(int32_t node, void *const *arenas, const int64_t *counts) {
   if (node < 0 || node >= N_NODES) return 1;
-  const Call call = {(char *const *)arenas, rows};
-  nodes[node].run(&call, 0, nodes[node].count(rows));
+  const Call call = {(char *const *)arenas, counts};
+  nodes[node].run(&call, 0, nodes[node].count(&call));
   return 0;
 }
 
@@ -40,12 +40,14 @@ void lockstep_set_threads(int32_t n_threads) {
 class StageWriter:
     """Collects the stages of all entry points; those that entries share are written once."""
 
-    def __init__(self, names: Mapping[str, str], instances: Mapping[str, Instance]) -> None:
-        self._names, self._instances = names, instances
+    def __init__(
+        self, names: Mapping[str, str], instances: Mapping[str, Instance], *, is_small: bool
+    ) -> None:
+        self._names, self._instances, self._is_small = names, instances, is_small
         self._numbers: dict[tuple[str, ...], int] = {}
         self._parts = ["\n/* Stages: everything between two barriers. */\n"]
         self._entries: dict[str, list[int]] = {}
-        self._rows_of_one_tile = 0  # where the count of rows is a symbol
+        self._rows_alone = 0  # a small program runs that many rows on one thread
 
     def add_entry(self, entry: str, stages: Sequence[ParallelStage]) -> None:
         """Adds an entry point that runs these stages one after another."""
@@ -65,7 +67,7 @@ class StageWriter:
     def _stage_text(self, number: int, stage: ParallelStage) -> str:
         parts = [self._chain(chain) for chain in stage.chains]
         for node in stage.tiles:
-            count = f"{self._instances[node.id].name}_count(c->rows)"
+            count = f"{self._instances[node.id].name}_count(c)"
             parts.append((count, [f"{self._names[node.id]}(c, task, task + 1);"]))
         counts = [count for count, _ in parts]
         body = [line for count, lines in parts[:-1] for line in _guarded(count, lines)]
@@ -79,10 +81,10 @@ class StageWriter:
         )
 
     def _chain(self, chain: Chain) -> tuple[str, list[str]]:
-        rows = "c->rows" if isinstance(chain.rows, str) else str(chain.rows)
+        rows = count_of(chain.rows) if isinstance(chain.rows, str) else str(chain.rows)
         tile = chain.tile_rows
-        if isinstance(chain.rows, str):
-            self._rows_of_one_tile = tile
+        if isinstance(chain.rows, str) and self._is_small:
+            self._rows_alone = max(self._rows_alone, tile)
         count = f"({rows} + {tile - 1}) / {tile}"
         lines = [
             f"const int64_t begin = task * {tile}, stop = begin + {tile};",
@@ -98,12 +100,12 @@ class StageWriter:
             rows = stages or "{NULL, NULL, NULL}"
             lines.append(f"static const Stage {entry}_stages[] = {{{rows}}};")
         counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"
-        lines.append(f"enum {{ {counts}, ROWS_OF_ONE_TILE = {self._rows_of_one_tile} }};")
+        lines.append(f"enum {{ {counts}, ROWS_ALONE = {self._rows_alone} }};")
         lines.append("static const struct {\n  const Stage *stages;\n  int n_stages;")
         lines.append("} entries[] = {")
         lines += [f"  {{{e}_stages, {len(n)}}}," for e, n in self._entries.items()]
         lines += ["};", "static const struct {", "  void (*run)(const Call *, int64_t, int64_t);"]
-        lines += ["  int64_t (*count)(int64_t);", "} nodes[] = {"]
+        lines += ["  int64_t (*count)(const Call *);", "} nodes[] = {"]
         for id, name in self._names.items():
             lines.append(f"  {{{name}, {self._instances[id].name}_count}},")
         return "\n".join([*lines, "};\n"])

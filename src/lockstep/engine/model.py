@@ -1,4 +1,4 @@
-"""A trained run as a model that can be asked: its weights, its tokenizer, a compiled program."""
+"""A model that can be asked: a compiled program with its weights in place, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from pathlib import Path
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
-from lockstep.build import inference_program, model_of
-from lockstep.engine.bump import read_bump
-from lockstep.engine.promotion import promoted_directory
+from lockstep.build import Built, inference_program, packed_formats
+from lockstep.engine.packed import Filled, fill_parameters
 from lockstep.engine.session import InferenceSession
-from lockstep.errors import InputError, UsageError
+from lockstep.engine.source import Source, open_run, open_source
+from lockstep.errors import BudgetError
+from lockstep.ir import CacheKind, InferenceShape
 from lockstep.tokenizers import Tokenizer
 
-CHUNK = 64  # rows that prefill reads at a time
+ROWS = 512  # tokens that a pass reads at most
+CONTEXT = 4096  # tokens that a sequence may have unless asked for more
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model ready to be asked, and how it came to be."""
+
+    source: Source
+    session: InferenceSession
+    built: Built
+    filled: Filled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,37 +41,103 @@ class RunModel:
 
 
 def open_model(
+    name: str,
+    *,
+    context: int | None = None,
+    slots: int = 1,
+    rows: int = ROWS,
+    cache: CacheKind | None = None,
+    threads: int | None = None,
+) -> OpenModel:
+    """Opens a GGUF file, a Hugging Face directory, hf://... or a run, compiles it, loads it.
+
+    Keys and values are kept as float16 unless all weights are float32, or `cache` says otherwise.
+
+    Raises: UsageError, InputError, EnvironmentLacks; BudgetError if it does not fit into memory.
+    """
+    return load(open_source(name), context=context, slots=slots, rows=rows, cache=cache,
+                threads=threads)  # fmt: skip
+
+
+def load(
+    source: Source,
+    *,
+    context: int | None = None,
+    slots: int = 1,
+    rows: int = ROWS,
+    cache: CacheKind | None = None,
+    threads: int | None = None,
+) -> OpenModel:
+    """The same for a source that is open."""
+    model, parameters = source.model, source.parameters
+    room = context or min(model.config.context, CONTEXT)
+    graph = model.family.inference_graph(model.config, InferenceShape(context=room, rows=1))
+    formats = packed_formats(graph, parameters.stored)
+    kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
+    shape = InferenceShape(
+        context=room,
+        rows=min(rows, slots * room),
+        slots=slots,
+        outs=min(max(slots, 1), rows),
+        cache=kind,
+    )
+    built = inference_program(model.family, model.config, shape, stored=formats, threads=threads)
+    _expect_room(built, source)
+    filled = fill_parameters(
+        built.program,
+        parameters,
+        formats,
+        shapes=model.shapes,
+        content=source.content,
+        where=source.where,
+    )
+    session = InferenceSession(built.program, shape)
+    return OpenModel(source=source, session=session, built=built, filled=filled)
+
+
+def open_run_model(
     run: RunDir,
     *,
     weights: Path | None = None,
     context: int | None = None,
     threads: int | None = None,
 ) -> RunModel:
-    """Loads the promoted weights, or those of a checkpoint, and compiles the run's model.
+    """The promoted weights of a run, or those of a checkpoint, with the run's tokenizer.
 
     Raises: InputError if weights or tokenizer are missing, damaged or of another run; UsageError
     if the context is more than the model's.
     """
-    config = TrainConfig.load(run.require().path)
-    directory = weights or promoted_directory(run)
-    if directory is None:
-        raise InputError(
-            f"{run.weights}: expected promoted weights, got none",
-            hint=f"promote a checkpoint with `lockstep promote {run.name}`",
-        )
-    model = model_of(config.template, config.family_config)
-    manifest, parameters = read_bump(directory, model.shapes)
-    if manifest.tokenizer_sha256 is None:
-        raise UsageError(
-            f"run {run.name}: expected trained weights, got the initial ones",
-            hint=f"train with `lockstep train {run.name} --data FILE`, or promote a checkpoint",
-        )
-    tokenizer = Tokenizer.load(run.tokenizer, expect_sha256=manifest.tokenizer_sha256)
-    room = config.context_len if context is None else context
-    built = inference_program(
-        model.family, model.config, context=room, chunk=min(CHUNK, room), threads=threads
+    source = open_run(run, weights=weights)
+    assert source.run is not None
+    assert source.weights is not None
+    tokenizer = Tokenizer.load(run.tokenizer, expect_sha256=source.weights.tokenizer_sha256)
+    room = context or source.run.context_len
+    opened = load(source, context=room, rows=min(64, room), threads=threads)
+    return RunModel(
+        config=source.run, manifest=source.weights, tokenizer=tokenizer, session=opened.session
     )
-    for id, array in parameters.items():
-        built.program.view(id)[...] = array
-    session = InferenceSession(built.program)
-    return RunModel(config=config, manifest=manifest, tokenizer=tokenizer, session=session)
+
+
+def _expect_room(built: Built, source: Source) -> None:
+    """Refuses a program whose arenas do not fit into what memory is left.
+
+    Raises: BudgetError.
+    """
+    needed = sum(arena.n_bytes for arena in built.program.manifest.arenas)
+    free = _available_bytes()
+    if free is not None and needed > free:
+        raise BudgetError(
+            f"{source.where}: expected room for {needed >> 20} MiB of weights, caches and results, "
+            f"this machine has {free >> 20} MiB left",
+            hint="choose a shorter context (--ctx), fewer slots, or a smaller model",
+        )
+
+
+def _available_bytes() -> int | None:
+    """The memory that a program could take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        return int(kilobytes) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None

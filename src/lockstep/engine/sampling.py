@@ -60,12 +60,15 @@ class Sampler:
         Raises: GateError if a logit is NaN, or all of them are minus infinity.
         """
         s = self.sampling
-        scores_V = logits_V.astype(np.float64)
-        if np.isnan(scores_V).any() or not scores_V.max() > -np.inf:
+        likeliest = int(logits_V.argmax())  # a NaN beats every number
+        if not logits_V[likeliest] > -np.inf:
             raise GateError(
                 "logits: expected numbers, got NaN or nothing but minus infinity",
                 hint="check the weights with `lockstep compare`",
             )
+        if s.temperature == 0 and s.repeat_penalty == 1.0:
+            return likeliest
+        scores_V = logits_V.astype(np.float64)
         window = history[-s.repeat_window :] if s.repeat_window else history
         scores_V = penalise(scores_V, window, s.repeat_penalty)
         if s.temperature == 0:

@@ -8,9 +8,10 @@ from math import isfinite
 from typing import Literal, get_args
 
 from lockstep.errors import UsageError
+from lockstep.families.memory import Attend, Memory
 from lockstep.families.rope import Rope, Scaling
 from lockstep.families.weight import Weight
-from lockstep.ir import Graph, Value, check, f32, i32
+from lockstep.ir import Graph, InferenceShape, Value, check, f32, i32
 from lockstep.ops import OPS
 from lockstep.ops.attention import WIDEST_HEAD
 
@@ -96,14 +97,15 @@ class Decoder:
     """A graph under construction: what a family's block is written with.
 
     `weights` are its parameters by id; `attend` is causal attention over the sequences of the
-    batch, or over the cache.
+    batch, or over the caches of `memory`.
     """
 
     def __init__(self, config: DecoderConfig, graph: Graph, weights: tuple[Weight, ...]) -> None:
         self.config = config
         self.graph = graph
         self.weights = {w.id: graph.input(w.id, f32(*w.shape), "parameter") for w in weights}
-        self.attend: Callable[[str, Value, Value, Value], Value]
+        self.attend: Attend
+        self.memory: Memory | None = None  # of inference: caches and states
         self._ropes: dict[str, tuple[Value, ...]] = {}
         self._positions: Value
 
@@ -179,14 +181,19 @@ def training_graph(
     decoder = Decoder(config, graph, weights)
     decoder.prepare_rope(positions_M, tokens)
 
-    def attend(id: str, q_MN: Value, k_MO: Value, v_MO: Value) -> Value:
-        heads = {"heads": config.heads, "kv_heads": config.kv_heads}
-        scale = config.head_dim**-0.5
-        inputs, rest = (q_MN, k_MO, v_MO), {"tokens": tokens, "window": 0}
-        return graph.add(OPS["attention"], id, *inputs, **heads, **rest, scale=scale)
+    def attend(
+        id: str, q_MN: Value, k_MO: Value, v_MO: Value, *, window: int = 0, scale: float = 0.0
+    ) -> Value:
+        return graph.add(
+            OPS["attention"], id, q_MN, k_MO, v_MO, heads=config.heads, kv_heads=config.kv_heads,
+            tokens=tokens, window=window, scale=scale or config.head_dim**-0.5,
+        )  # fmt: skip
 
     decoder.attend = attend
-    logits_MV = decoder.head(_trunk(decoder, block, tokens_M))
+    x_MD = decoder.embed(tokens_M)
+    for layer in range(config.layers):
+        x_MD = block(decoder, f"layers.{layer}", x_MD)
+    logits_MV = decoder.head(decoder.norm("norm", x_MD))
     loss_M = graph.add(OPS["cross_entropy"], "loss", logits_MV, targets_M, scale)
     graph.outputs = {"loss": graph.add(OPS["loss_sum"], "loss.sum", loss_M).id}
     return check(graph, "forward")
@@ -197,54 +204,31 @@ def inference_graph(
     config: DecoderConfig,
     weights: tuple[Weight, ...],
     block: Block,
-    context: int,
-    chunk: int,
-    all_logits: bool,
+    shape: InferenceShape,
 ) -> Graph:
-    """The graph of one sequence that grows by up to `chunk` rows a call, up to `context` rows.
+    """The graph of several sequences that grow by up to `shape.rows` tokens a call.
 
-    `start` is the number of rows in the caches before the call. Logits are those of all rows, or of
-    row `last` only.
+    Each row has its token, its position and the slot of its sequence; the rows of a slot are
+    neighbours with ascending positions. Logits are those of the rows that `wanted` lists.
 
-    Raises: UsageError if `context` is more than the model's.
+    Raises: UsageError if the context is more than the model's.
     """
-    _at_most_context(config, context)
-    if not 1 <= chunk <= context:
-        raise UsageError(f"chunk: expected 1 to {context} (the context), got {chunk}")
-    graph = Graph(name, {"rows": chunk})
+    _at_most_context(config, shape.context)
+    graph = Graph(name, {"rows": shape.rows, "outs": shape.outs})
     tokens_M = graph.input("tokens", i32("rows"), "input")
     positions_M = graph.input("positions", i32("rows"), "input")
-    start = graph.input("start", i32(), "input")
-    last = None if all_logits else graph.input("last", i32(), "input")
+    slots_M = graph.input("slots", i32("rows"), "input")
+    wanted_B = graph.input("wanted", i32("outs"), "input")
     decoder = Decoder(config, graph, weights)
-    decoder.prepare_rope(positions_M, context)
-
-    def cached(id: str, new_MO: Value) -> Value:
-        cache_CO = graph.input(f"{id}_cache", f32(context, config.kv_width), "cache")
-        written = graph.add(OPS["cache_write"], f"{id}_write", new_MO, cache_CO, start)
-        graph.writes[written.id] = cache_CO.id
-        return written
-
-    def attend(id: str, q_MN: Value, k_MO: Value, v_MO: Value) -> Value:
-        at = id.removesuffix(".core")
-        keys_CO, values_CO = cached(f"{at}.k", k_MO), cached(f"{at}.v", v_MO)
-        heads = {"heads": config.heads, "kv_heads": config.kv_heads}
-        return graph.add(OPS["attention_cached"], id, q_MN, keys_CO, values_CO, start, **heads)
-
-    decoder.attend = attend
-    x_MD = _trunk(decoder, block, tokens_M)
-    if last is not None:
-        x_MD = graph.add(OPS["take_row"], "last_row", x_MD, last)
-    graph.outputs = {"logits": decoder.head(x_MD).id}
-    return check(graph, "forward")
-
-
-def _trunk(decoder: Decoder, block: Block, tokens_M: Value) -> Value:
-    """Embedding, all layers and the last norm."""
+    decoder.prepare_rope(positions_M, shape.context)
+    decoder.memory = Memory(graph, shape, config, positions_M, slots_M)
+    decoder.attend = decoder.memory.attend
     x_MD = decoder.embed(tokens_M)
-    for layer in range(decoder.config.layers):
+    for layer in range(config.layers):
         x_MD = block(decoder, f"layers.{layer}", x_MD)
-    return decoder.norm("norm", x_MD)
+    x_BD = decoder.norm("norm", graph.add(OPS["take_rows"], "wanted_rows", x_MD, wanted_B))
+    graph.outputs = {"logits": decoder.head(x_BD).id, "hidden": x_BD.id}
+    return check(graph, "forward")
 
 
 def _at_most_context(config: DecoderConfig, tokens: int) -> None:

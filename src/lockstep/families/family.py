@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Parameters, Scheme, Weight
-from lockstep.ir import Array, Graph
+from lockstep.ir import Array, Graph, InferenceShape
 
 C = TypeVar("C", bound=Any)
 
@@ -18,15 +18,15 @@ class Family(Generic[C]):
     """One architecture.
 
     `training_graph(config, batch, tokens)` is the forward graph with its loss;
-    `inference_graph(config, context, chunk, all_logits)` reads and writes caches and takes at most
-    `chunk` rows a call. `TINY` and `variants` together switch every feature on and off.
+    `inference_graph(config, shape)` holds sequences in caches and reads their next tokens. `TINY`
+    and `variants` together switch every feature on and off.
     """
 
     name: str  # = GGUF general.architecture = HF model_type = the name of its file
     Config: type[C]
     weights: Callable[[C], tuple[Weight, ...]]
     training_graph: Callable[[C, int, int], Graph]
-    inference_graph: Callable[[C, int, int, bool], Graph]
+    inference_graph: Callable[[C, InferenceShape], Graph]
     TINY: C
     variants: Mapping[str, C]
     hf_class: str  # the class of transformers that is the oracle

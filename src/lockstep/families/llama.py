@@ -26,7 +26,7 @@ from lockstep.families.rope import LinearScaling, Llama3Scaling
 from lockstep.families.rope_config import llama3_of_factors
 from lockstep.families.source import Renamed, TensorSource
 from lockstep.families.weight import Scheme, Table, Weight
-from lockstep.ir import Graph, Value
+from lockstep.ir import Graph, InferenceShape, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,13 +197,12 @@ def training_graph(config: Config, batch: int, tokens: int) -> Graph:
     return decoder.training_graph("llama", config, weights(config), block, batch, tokens)
 
 
-def inference_graph(config: Config, context: int, chunk: int, all_logits: bool) -> Graph:
-    """The graph of one growing sequence with its caches.
+def inference_graph(config: Config, shape: InferenceShape) -> Graph:
+    """The graph of growing sequences with their caches.
 
-    Raises: UsageError if the context or the chunk is too long.
+    Raises: UsageError if the context is too long.
     """
-    table = weights(config)
-    return decoder.inference_graph("llama", config, table, block, context, chunk, all_logits)
+    return decoder.inference_graph("llama", config, weights(config), block, shape)
 
 
 FAMILY = Family(

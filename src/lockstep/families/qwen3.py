@@ -22,7 +22,7 @@ from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
-from lockstep.ir import Graph, Value
+from lockstep.ir import Graph, InferenceShape, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +145,12 @@ def training_graph(config: Config, batch: int, tokens: int) -> Graph:
     return decoder.training_graph("qwen3", config, weights(config), block, batch, tokens)
 
 
-def inference_graph(config: Config, context: int, chunk: int, all_logits: bool) -> Graph:
-    """The graph of one growing sequence with its caches.
+def inference_graph(config: Config, shape: InferenceShape) -> Graph:
+    """The graph of growing sequences with their caches.
 
-    Raises: UsageError if the context or the chunk is too long.
+    Raises: UsageError if the context is too long.
     """
-    table = weights(config)
-    return decoder.inference_graph("qwen3", config, table, block, context, chunk, all_logits)
+    return decoder.inference_graph("qwen3", config, weights(config), block, shape)
 
 
 FAMILY = Family(

@@ -24,6 +24,7 @@ from lockstep.ir.op import (
     Registry,
     Tolerance,
 )
+from lockstep.ir.shape import CacheKind, InferenceShape
 from lockstep.ir.text import parse_graph, print_graph
 from lockstep.ir.type import ITEM_BYTES, Dim, Type, f16, f32, f64, i8, i16, i32, parse_type, u8
 
@@ -34,12 +35,14 @@ __all__ = [
     "SECTIONS",
     "Array",
     "Attr",
+    "CacheKind",
     "Chain",
     "CheckError",
     "Dim",
     "GradientBuilder",
     "Graph",
     "GuardSpot",
+    "InferenceShape",
     "Input",
     "Kernel",
     "Layout",

@@ -11,7 +11,8 @@ from lockstep.ir.op import Attr, Op, is_optional
 from lockstep.ir.type import Type
 
 # `gradients` is the whole gradient arena seen as one flat tensor (its padding is zero).
-Role = Literal["input", "parameter", "gradient", "gradients", "moment", "cache"]
+# A cache has a place for every position; a state sums up all that came before.
+Role = Literal["input", "parameter", "gradient", "gradients", "moment", "cache", "state"]
 Section = Literal["init", "pack", "forward", "backward", "update"]
 SECTIONS: tuple[Section, ...] = ("init", "pack", "forward", "backward", "update")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,26 +69,27 @@ class Program:
             )
         self.threads = n_threads
 
-    def call(self, entry: str, rows: int | None = None) -> None:
-        """Runs an entry point; `rows` is the count of this call where the program has a symbol.
+    def call(self, entry: str, **counts: int) -> None:
+        """Runs an entry point; `counts` are those of the program's symbols, else their bounds.
 
-        Raises: UsageError for an unknown entry, or rows that the program has no room for.
+        Raises: UsageError for an unknown entry, or counts that the program has no room for.
         """
         if entry not in self.manifest.entries:
             raise UsageError(f"entry: expected one of {list(self.manifest.entries)}, got {entry!r}")
-        n_rows = self._rows(rows)
+        given = self._counts(counts)
         with _calling:
             self._library.lockstep_set_threads(self.threads)
-            self._library.lockstep_call(self.manifest.entries[entry], self._live(), n_rows)
+            self._library.lockstep_call(self.manifest.entries[entry], self._live(), given)
 
-    def run_node(self, node_id: str, rows: int | None = None) -> None:
+    def run_node(self, node_id: str, **counts: int) -> None:
         """Runs one node alone, on what the arenas hold.
 
-        Raises: UsageError for an unknown node, or rows that the program has no room for.
+        Raises: UsageError for an unknown node, or counts that the program has no room for.
         """
         if node_id not in self._nodes:
             raise UsageError(f"node: expected a node of {self.manifest.name}, got {node_id!r}")
-        self._library.lockstep_run_node(self._nodes[node_id], self._live(), self._rows(rows))
+        given = self._counts(counts)
+        self._library.lockstep_run_node(self._nodes[node_id], self._live(), given)
 
     def view(self, value_id: str) -> NDArray[Any]:
         """The value's memory as an array, without a copy; a symbol's axis has its full length.
@@ -140,16 +142,17 @@ class Program:
             )
         return self._pointers
 
-    def _rows(self, rows: int | None) -> int:
-        bound = self.manifest.symbols.get("rows")
-        if bound is None:
-            if rows is not None:
-                raise UsageError("rows: expected none, this program's counts are all fixed")
-            return 0
-        n_rows = bound if rows is None else rows
-        if not 1 <= n_rows <= bound:
-            raise UsageError(f"rows: expected 1 to {bound}, got {n_rows}")
-        return n_rows
+    def _counts(self, counts: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
+        bounds = self.manifest.symbols
+        for name, count in counts.items():
+            if name not in bounds:
+                raise UsageError(
+                    f"{name}: expected one of the counts {list(bounds)} of this program"
+                )
+            if not 1 <= count <= bounds[name]:
+                raise UsageError(f"{name}: expected 1 to {bounds[name]}, got {count}")
+        values = [counts.get(name, bound) for name, bound in bounds.items()]
+        return (ctypes.c_int64 * len(values))(*values)
 
     def _guard_bytes(self, guard: Guard) -> Bytes:
         return self._arenas[guard.arena][guard.offset : guard.offset + guard.n_bytes]
@@ -182,10 +185,10 @@ def _load(path: Path) -> ctypes.CDLL:
             f"library {path}: expected one that loads, got: {error}",
             hint="delete it and build again",
         ) from error
-    pointer = ctypes.POINTER(ctypes.c_void_p)
+    pointer, counts = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)
     for name in ("lockstep_call", "lockstep_run_node"):
         function = getattr(library, name)
-        function.argtypes, function.restype = [ctypes.c_int32, pointer, ctypes.c_int64], None
+        function.argtypes, function.restype = [ctypes.c_int32, pointer, counts], None
     library.lockstep_set_threads.argtypes = [ctypes.c_int32]
     library.lockstep_set_threads.restype = None
     return library

@@ -209,20 +209,21 @@ KERNEL void cache_values_q8_naive(int8_t *values_out, uint16_t *scale_out, const
                   L, G, C, E, S, 0, M);
 }
 
-/* take_row: the row of x with this index. */
-KERNEL void take_row_naive(float *y_BD, const float *x_MD, const int32_t *index, int64_t M,
-                           int64_t D, int64_t B) {
+/* take_rows: the rows of x with these indices. */
+KERNEL void take_rows_naive(float *y_BD, const float *x_MD, const int32_t *index_B, int64_t M,
+                            int64_t D, int64_t B) {
+  (void)M;
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t d = 0; d < D; d++) y_BD[b * D + d] = x_MD[index_B[b] * D + d];
+}
+
+KERNEL int64_t take_rows_f32_tiles(int64_t M, int64_t D, int64_t B) {
+  (void)M, (void)D;
+  return B;
+}
+
+KERNEL void take_rows_f32(float *y_BD, const float *x_MD, const int32_t *index_B, int64_t M,
+                          int64_t D, int64_t B, int64_t tile) {
   (void)M, (void)B;
-  for (int64_t d = 0; d < D; d++) y_BD[d] = x_MD[*index * D + d];
-}
-
-KERNEL int64_t take_row_f32_tiles(int64_t M, int64_t D, int64_t B) {
-  (void)M, (void)D, (void)B;
-  return 1;
-}
-
-KERNEL void take_row_f32(float *y_BD, const float *x_MD, const int32_t *index, int64_t M, int64_t D,
-                         int64_t B, int64_t tile) {
-  (void)M, (void)B, (void)tile;
-  memcpy(y_BD, x_MD + *index * D, (size_t)D * sizeof(float));
+  memcpy(y_BD + tile * D, x_MD + index_B[tile] * D, (size_t)D * sizeof(float));
 }

@@ -1,4 +1,4 @@
-"""Rows in and out: new keys or values into the caches of their sequences, one row out of many.
+"""Rows in and out: new keys or values into the caches of their sequences, some rows out of many.
 
 Keys lie as [L,G,J,E,Q]: blocks of Q = 16 positions, transposed, so that 16 keys are lanes; values
 as [L,G,C,E]. The elements are f32, f16, or i8 with a scale in f16 for every 32 elements of a row.
@@ -17,7 +17,7 @@ from lockstep.ir import f32 as f32_type
 from lockstep.ir import i32 as i32_type
 from lockstep.ir.op import Array, Attr, Example, Infer, Reference
 from lockstep.ir.type import DType
-from lockstep.ops.example import normal, scalar, size
+from lockstep.ops.example import indices, normal, scalar, size
 from lockstep.ops.expect import expect_rank, expect_type, whole
 from lockstep.ops.registry import OPS, source
 
@@ -142,19 +142,20 @@ def _example_write(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[
     return normal(rng, M, width), normal(rng, start + M + 2, width), scalar(start)
 
 
-def _infer_take(x_MD: Type, index: Type) -> tuple[Type, ...]:
-    expect_rank("take_row x", x_MD, 2)
-    expect_type("take_row index", index, i32_type())
-    return (f32_type(1, x_MD.dims[1]),)
+def _infer_take(x_MD: Type, index_B: Type) -> tuple[Type, ...]:
+    expect_rank("take_rows x", x_MD, 2)
+    expect_rank("take_rows index", index_B, 1)
+    expect_type("take_rows index", index_B, i32_type(*index_B.dims))
+    return (f32_type(index_B.dims[0], x_MD.dims[1]),)
 
 
-def _reference_take(x_MD: Array, index: Array) -> tuple[Array, ...]:
-    return (x_MD[int(index)][None],)
+def _reference_take(x_MD: Array, index_B: Array) -> tuple[Array, ...]:
+    return (x_MD[index_B],)
 
 
 def _example_take(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
     x_MD = normal(rng, size(case, "M"), size(case, "D"))
-    return x_MD, scalar(int(rng.integers(len(x_MD))))
+    return x_MD, indices(rng, len(x_MD), size(case, "B"))
 
 
 CACHE_WRITE = OPS.register(
@@ -176,19 +177,19 @@ CACHE_WRITE = OPS.register(
     )
 )
 
-TAKE_ROW = OPS.register(
+TAKE_ROWS = OPS.register(
     Op(
-        name="take_row",
-        inputs=("x_MD", "index"),
+        name="take_rows",
+        inputs=("x_MD", "index_B"),
         outputs=("y_BD",),
         attrs={},
         infer=_infer_take,
         reference=_reference_take,
-        gradient=NotDifferentiable("it picks the last row in inference only"),
+        gradient=NotDifferentiable("it picks the rows whose logits are wanted, in inference only"),
         source=_SOURCE,
-        naive="take_row_naive",
-        kernels=(Kernel(symbol="take_row_f32", tiling="tiles"),),
-        cases=({"M": 3, "D": 8}, {"M": 6, "D": 37}),
+        naive="take_rows_naive",
+        kernels=(Kernel(symbol="take_rows_f32", tiling="tiles"),),
+        cases=({"M": 3, "D": 8, "B": 2}, {"M": 6, "D": 37, "B": 9}),
         tolerance=Tolerance(rel=0.0, why="a copy"),
         example=_example_take,
     )

@@ -22,12 +22,12 @@ from lockstep.passes.lifetimes import Lifetime, lifetimes
 
 GUARD_BYTES = 64
 GUARD_PATTERN = 0xA5
-_ROLES: dict[str, Role] = {
-    "params": "parameter",
-    "grads": "gradient",
-    "m": "moment",
-    "v": "moment",
-    "cache": "cache",
+_ROLES: dict[str, tuple[Role, ...]] = {
+    "params": ("parameter",),
+    "grads": ("gradient",),
+    "m": ("moment",),
+    "v": ("moment",),
+    "cache": ("cache", "state"),
 }
 
 
@@ -43,8 +43,9 @@ def plan_memory(graph: Graph, schedule: Schedule, *, mode: Mode, guards: bool = 
         )
     planner = _Planner(graph, guards)
     produced = {v.id: v for node in graph.nodes for v in node.outputs}
-    for arena in _ROLES:
-        planner.place_flat(arena, [v for v in graph.with_role(_ROLES[arena]) if _is_in(arena, v)])
+    for arena, roles in _ROLES.items():
+        held = [v for role in roles for v in graph.with_role(role) if _is_in(arena, v)]
+        planner.place_flat(arena, held)
     for value in graph.with_role("gradients"):
         if value.type.n_bytes({}) != planner.arenas["grads"]:
             raise UsageError(

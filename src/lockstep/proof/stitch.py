@@ -13,9 +13,10 @@ from lockstep.artifacts.step_grads import StepGrads, TensorDiff
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.training_parity import ParityRow
 from lockstep.build import inference_program
-from lockstep.engine.session import InferenceSession
+from lockstep.engine.packed import place_arrays
+from lockstep.engine.session import InferenceSession, Piece
 from lockstep.errors import UsageError
-from lockstep.ir import Array
+from lockstep.ir import Array, InferenceShape
 from lockstep.proof.differences import Difference, curve_difference, tensor_difference
 from lockstep.proof.replay import Replayed, accumulate, replay, start_session
 from lockstep.proof.stages import evidence
@@ -63,14 +64,11 @@ def logits_difference(recipe: Recipe) -> Difference:
     model = recipe.model
     window = recipe.steps[0][0].tokens[:1]
     length = window.shape[1]
-    built = inference_program(
-        model.family, model.config, context=length, chunk=length, all_logits=True
-    )
-    for id, array in recipe.start.items():
-        built.program.view(id)[...] = array
-    session = InferenceSession(built.program)
-    session.prefill([int(id) for id in window[0]])
-    ours = built.program.view(built.program.manifest.outputs["logits"])
+    shape = InferenceShape(context=length, rows=length, outs=length)
+    built = inference_program(model.family, model.config, shape)
+    place_arrays(built.program, recipe.start)
+    session = InferenceSession(built.program, shape)
+    (ours,) = session.read([Piece(0, [int(id) for id in window[0]], "all")])
     theirs = _oracle_at_start(recipe).logits(window).detach().numpy()[0]
     return tensor_difference({"logits": ours}, {"logits": theirs})
 

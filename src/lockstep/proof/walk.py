@@ -74,21 +74,21 @@ def check_nodes(
     built: Built,
     sections: Collection[Section] = SECTIONS,
     *,
-    rows: int | None = None,
+    counts: Mapping[str, int] | None = None,
     before: Callable[[str], None] = lambda id: None,
 ) -> Iterator[NodeCheck]:
     """Runs every node of the sections in order, one at a time, and yields what it did.
 
     The caller has set the inputs and the states. Node by node is what the program's own order says,
-    section after section; `rows` is the value of the symbol where the graph has one. `before` hears
-    of each node before it runs, and so of the last one if the process does not survive it.
+    section after section; `counts` are the values of the graph's symbols. `before` hears of each
+    node before it runs, and so of the last one if the process does not survive it.
     """
     shadow = _Shadow(built)
     for node in built.graph.nodes:
         if node.section in sections:
             inputs = {id: built.program.view(id).copy() for id in node.inputs if id is not None}
             before(node.id)
-            built.program.run_node(node.id, rows)
+            built.program.run_node(node.id, **(counts or {}))
             yield check_node(built, node, inputs, shadow.stray_writes(node))
 
 

@@ -15,7 +15,7 @@ from lockstep.artifacts.tokenizer_roundtrip import TokenizerRoundtrip
 from lockstep.artifacts.train_report import E2E_FILE, TrainReport
 from lockstep.artifacts.train_settings import TrainSettings
 from lockstep.engine.bump import BUMP_FILE
-from lockstep.engine.model import open_model
+from lockstep.engine.model import open_run_model
 from lockstep.training.eval_record import EvalRequest
 from lockstep.training.evaluate import evaluate
 from lockstep.training.observer import Progress
@@ -61,7 +61,7 @@ def run_pipeline(
     found = None
     if request.evaluation is not None:
         weights = None if request.promoted else run.checkpoints / "current"
-        model = open_model(run, weights=weights, threads=settings.threads)
+        model = open_run_model(run, weights=weights, threads=settings.threads)
         found, _ = evaluate(run, model, settings, request.evaluation)
     report = pipeline_report(run, outcome.report, settings, found)
     report.save(run.work(outcome.run_id))

@@ -1,0 +1,125 @@
+"""What a model is and what running it takes, without loading its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lockstep.build import lowered_inference, packed_formats
+from lockstep.engine.source import Source
+from lockstep.formats.gguf import GGUFFile
+from lockstep.formats.hf_directory import HFDirectory
+from lockstep.ir import CacheKind, Graph, InferenceShape, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLine:
+    """One tensor of a file."""
+
+    name: str
+    stored: str
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a file says, whether or not it can be run."""
+
+    where: str
+    metadata: Mapping[str, object]
+    tensors: tuple[TensorLine, ...]
+
+    @property
+    def types(self) -> dict[str, tuple[int, int]]:
+        """For each stored type how many tensors have it, and their bytes."""
+        counts: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            counts[tensor.stored] += 1
+            sizes[tensor.stored] += tensor.n_bytes
+        return {name: (counts[name], sizes[name]) for name in sorted(counts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What running a model takes: its lowered graph, where everything lies, what a token reads."""
+
+    graph: Graph
+    plan: Plan
+    shape: InferenceShape
+    family: str
+    config: Any
+    n_parameters: int
+    weight_bytes_per_token: int
+    cache_bytes_per_token: int  # at `depth`
+    depth: int
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What decoding one token reads at this depth."""
+        return self.weight_bytes_per_token + self.cache_bytes_per_token
+
+
+def contents(name: str) -> Contents:
+    """What a file or directory holds, also where no family of ours can run it.
+
+    Raises: InputError if it is damaged, or there is no such file.
+    """
+    path = Path(name).expanduser()
+    found: GGUFFile | HFDirectory = GGUFFile(path) if path.is_file() else HFDirectory(path)
+    metadata = found.metadata if isinstance(found, GGUFFile) else found.config
+    tensors = (
+        TensorLine(id, found.stored[id], tuple(shape), found.raw(id).nbytes)
+        for id, shape in found.shapes.items()
+    )
+    return Contents(where=str(path), metadata=metadata, tensors=tuple(tensors))
+
+
+def running(source: Source, *, context: int, depth: int, cache: CacheKind | None = None) -> Running:
+    """What running the model takes, with a context of that many tokens, at that depth.
+
+    Raises: InputError naming each tensor that no kernel reads.
+    """
+    model = source.model
+    shape = InferenceShape(context=context, rows=1, cache="f32")
+    formats = packed_formats(
+        model.family.inference_graph(model.config, shape), source.parameters.stored
+    )
+    kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
+    shape = InferenceShape(context=context, rows=min(512, context), cache=kind)
+    graph, plan = lowered_inference(model, shape, formats)
+    return Running(
+        graph=graph,
+        plan=plan,
+        shape=shape,
+        family=model.family.name,
+        config=model.config,
+        n_parameters=model.n_parameters,
+        weight_bytes_per_token=_weight_bytes(graph),
+        cache_bytes_per_token=_cache_bytes(graph, depth, context),
+        depth=depth,
+        formats=formats,
+    )
+
+
+def _weight_bytes(graph: Graph) -> int:
+    """The bytes of all parameters but tables of which a token reads one row only."""
+    readers = graph.consumers()
+    total = 0
+    for value in graph.with_role("parameter"):
+        ops = {node.op.name for node in readers[value.id]}
+        if ops and all(op.startswith("embed") for op in ops):
+            continue
+        total += value.type.n_bytes({})
+    return total
+
+
+def _cache_bytes(graph: Graph, depth: int, context: int) -> int:
+    """What attention reads of the caches at this depth, and a recurrent state in full, per slot."""
+    caches = sum(v.type.n_bytes({}) * depth // context for v in graph.with_role("cache"))
+    return caches + sum(v.type.n_bytes({}) for v in graph.with_role("state"))

@@ -1,0 +1,200 @@
+"""Weights in a program's arena: packed for its kernels once, after that read from a cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.build import pack_weight
+from lockstep.errors import InputError
+from lockstep.native import Manifest, Program
+from lockstep.native.library import build_directory
+
+Bytes = NDArray[np.uint8]
+
+_CHUNK_BYTES = 64 << 20
+_SPARE_BYTES = 1 << 30  # of the disk, which the cache leaves free
+
+
+class StoredParameters(Protocol):
+    """The parameters of a model as a file stores them."""
+
+    def stored(self, id: str) -> str:
+        """The type of a parameter's elements in the file."""
+
+    def f32(self, id: str) -> NDArray[Any]:
+        """A parameter as float32."""
+
+    def rows(self, id: str) -> Bytes:
+        """The bytes of each row of a matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Parameters in memory, all float32."""
+
+    arrays: Mapping[str, NDArray[Any]]
+
+    def stored(self, id: str) -> str:
+        """Always F32."""
+        return "F32"
+
+    def f32(self, id: str) -> NDArray[Any]:
+        """A parameter."""
+        return self.arrays[id]
+
+    def rows(self, id: str) -> Bytes:
+        """The bytes of each row of a matrix."""
+        return np.ascontiguousarray(self.arrays[id], "<f4").view(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """How the weights came into the arena, and how many bytes they take there."""
+
+    from_cache: bool
+    n_bytes: int
+
+
+def fill_parameters(
+    program: Program,
+    parameters: StoredParameters,
+    formats: Mapping[str, str],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    content: str,
+    where: str,
+) -> Filled:
+    """Puts all parameters into the program's arena.
+
+    `formats` says how the weights that are packed are stored; `content` identifies the bytes of the
+    model's file, under which the packed arena is kept for the next start.
+
+    Raises: InputError if a parameter is not finite or cannot be read.
+    """
+    arena = program.arena("params")
+    cache = _Cache(_key(program.manifest, formats, content))
+    if cache.read(arena):
+        return Filled(True, arena.nbytes)
+    _place(program, parameters, formats, shapes, where)
+    cache.write(arena)
+    return Filled(False, arena.nbytes)
+
+
+def place_arrays(program: Program, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Puts float32 parameters into the arena of a program that packs its matrices as float32."""
+    values = program.manifest.values
+    formats = {id: "F32" for id in arrays if values[id].dtype == "u8"}
+    shapes = {id: array.shape for id, array in arrays.items()}
+    _place(program, InMemory(arrays), formats, shapes, program.manifest.name)
+
+
+def _place(
+    program: Program,
+    parameters: StoredParameters,
+    formats: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+) -> None:
+    for id, value in program.manifest.values.items():
+        if value.role != "parameter":
+            continue
+        view = program.view(id)
+        if id in formats:
+            packed = pack_weight(formats[id], parameters.rows(id), shapes[id][1])
+            _expect_size(packed, view, where, id)
+            view[...] = packed
+        else:
+            view[...] = parameters.f32(id)
+
+
+def _expect_size(packed: Bytes, view: Bytes, where: str, id: str) -> None:
+    if packed.shape != view.shape:
+        raise InputError(f"{where} {id}: expected {view.nbytes} packed bytes, got {packed.nbytes}")
+
+
+def _key(manifest: Manifest, formats: Mapping[str, str], content: str) -> str:
+    """What the bytes of the arena follow from: the file, the formats and where each value lies."""
+    places = {
+        id: (v.offset, v.dtype, v.dims)
+        for id, v in manifest.values.items()
+        if v.role == "parameter"
+    }
+    text = json.dumps([content, sorted(formats.items()), sorted(places.items())])
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+class _Cache:
+    """One packed arena on the disk, with a sum of its words that every read checks."""
+
+    def __init__(self, key: str) -> None:
+        self._file = build_directory() / f"{key}.weights"
+        self._sums = self._file.with_suffix(".sums")
+
+    def read(self, arena: Bytes) -> bool:
+        """Whether the arena now holds what was kept; what is damaged is as if it were not there."""
+        try:
+            sums = json.loads(self._sums.read_text())
+            with self._file.open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != arena.nbytes:
+                    return False
+                found = []
+                for chunk in _chunks(arena):
+                    if _read_all(file, memoryview(chunk)) != chunk.nbytes:
+                        return False
+                    found.append(_sum(chunk))
+        except (OSError, ValueError):
+            return False
+        return bool(found == sums)
+
+    def write(self, arena: Bytes) -> None:
+        """Keeps the arena for the next start; a disk without room only costs that start time."""
+        directory = self._file.parent
+        with suppress(OSError):
+            if shutil.disk_usage(directory).free < arena.nbytes + _SPARE_BYTES:
+                return
+            with tempfile.TemporaryDirectory(dir=directory, prefix="packing-") as name:
+                made, sums = Path(name) / "weights", Path(name) / "sums"
+                with made.open("wb", buffering=0) as file:
+                    for chunk in _chunks(arena):
+                        _write_all(file, memoryview(chunk))
+                    os.fsync(file.fileno())
+                sums.write_text(json.dumps([_sum(chunk) for chunk in _chunks(arena)]))
+                self._sums.unlink(missing_ok=True)  # a crash between the two leaves no pair
+                os.replace(made, self._file)
+                os.replace(sums, self._sums)
+
+
+def _chunks(arena: Bytes) -> Iterator[Bytes]:
+    for begin in range(0, arena.nbytes, _CHUNK_BYTES):
+        yield arena[begin : begin + _CHUNK_BYTES]
+
+
+def _sum(chunk: Bytes) -> str:
+    """The sums of the words of each eighth of a chunk: quick, and no one changed word hides."""
+    eighths = np.add.reduce(chunk.view(np.uint64).reshape(8, -1), axis=1, dtype=np.uint64)
+    return eighths.tobytes().hex()
+
+
+def _read_all(file: Any, view: memoryview) -> int:
+    done = 0
+    while done < len(view) and (n := file.readinto(view[done:])):
+        done += n
+    return done
+
+
+def _write_all(file: Any, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:])

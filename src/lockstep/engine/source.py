@@ -1,0 +1,145 @@
+"""What a name at the terminal means: a GGUF file, a Hugging Face directory, or a run of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from lockstep.artifacts import RunDir
+from lockstep.artifacts.train_config import TrainConfig
+from lockstep.artifacts.weights_manifest import WeightsManifest
+from lockstep.build import Model, model_of, model_of_gguf, model_of_hf
+from lockstep.engine.bump import read_bump
+from lockstep.engine.packed import InMemory, StoredParameters
+from lockstep.engine.promotion import promoted_directory
+from lockstep.errors import InputError, UsageError
+from lockstep.formats.gguf import GGUFFile
+from lockstep.formats.hf_directory import HFDirectory
+from lockstep.formats.leaf import FileIdentity
+
+Kind = Literal["gguf", "hf", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model where it lies: what it is, and its parameters as they are stored.
+
+    `content` stands for the bytes of its files: it changes when any of them does.
+    """
+
+    kind: Kind
+    path: Path
+    model: Model
+    parameters: StoredParameters
+    content: str
+    gguf: GGUFFile | None = None
+    hf: HFDirectory | None = None
+    run: TrainConfig | None = None
+    weights: WeightsManifest | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return str(self.path)
+
+
+def open_source(name: str, *, weights: Path | None = None) -> Source:
+    """Opens what the name means; `weights` chooses a checkpoint of a run. No weights are read yet.
+
+    A name that starts with hf:// is fetched first, or found in the cache of downloads.
+
+    Raises: InputError if it is not a model that can be read, UsageError if there is no such thing.
+    """
+    if name.startswith("hf://"):
+        from lockstep.formats.hub import fetch  # huggingface_hub takes a while to import
+
+        name = str(fetch(name))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return open_gguf(path)
+    if (path / "config.json").is_file():
+        return open_hf(path)
+    run = RunDir.resolve(name)
+    if run.path.is_dir():
+        return open_run(run, weights=weights)
+    raise UsageError(
+        f"{name}: expected a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name "
+        "of a run, found none of them",
+        hint="check the path",
+    )
+
+
+def open_gguf(path: Path) -> Source:
+    """A GGUF file, or the file that a split one begins with.
+
+    Raises: InputError if it is damaged or not a model of ours.
+    """
+    file = GGUFFile(path)
+    model = model_of_gguf(file)
+    return Source(
+        kind="gguf",
+        path=path,
+        model=model,
+        parameters=model.family.parameters(model.config, file, "gguf"),
+        content=_content([path]),
+        gguf=file,
+        metadata=file.metadata,
+    )
+
+
+def open_hf(path: Path) -> Source:
+    """A Hugging Face directory.
+
+    Raises: InputError if it is damaged or not a model of ours.
+    """
+    directory = HFDirectory(path)
+    model = model_of_hf(directory.config)
+    return Source(
+        kind="hf",
+        path=path,
+        model=model,
+        parameters=model.family.parameters(model.config, directory, "hf"),
+        content=_content(sorted(path.glob("*.safetensors"))),
+        hf=directory,
+        metadata=directory.config,
+    )
+
+
+def open_run(run: RunDir, *, weights: Path | None = None) -> Source:
+    """The promoted weights of a run, or those of a checkpoint.
+
+    Raises: InputError if they are missing or damaged; UsageError if they were never trained.
+    """
+    config = TrainConfig.load(run.require().path)
+    directory = weights or promoted_directory(run)
+    if directory is None:
+        raise InputError(
+            f"{run.weights}: expected promoted weights, got none",
+            hint=f"promote a checkpoint with `lockstep promote {run.name}`",
+        )
+    model = model_of(config.template, config.family_config)
+    manifest, parameters = read_bump(directory, model.shapes)
+    if manifest.tokenizer_sha256 is None:
+        raise UsageError(
+            f"run {run.name}: expected trained weights, got the initial ones",
+            hint=f"train with `lockstep train {run.name} --data FILE`, or promote a checkpoint",
+        )
+    return Source(
+        kind="run",
+        path=run.path,
+        model=model,
+        parameters=InMemory(parameters),
+        content=manifest.weights_sha256,
+        run=config,
+        weights=manifest,
+    )
+
+
+def _content(paths: list[Path]) -> str:
+    """Stands for the bytes of the files: their identities, which no writer can keep."""
+    identities = [FileIdentity.of(path.resolve()) for path in paths]
+    return sha256(repr(identities).encode()).hexdigest()

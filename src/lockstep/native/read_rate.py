@@ -1,0 +1,29 @@
+"""How fast this machine reads memory: a plain loop over huge pages, the bound of every decode."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+from importlib.resources import files
+
+from lockstep.native.library import compile_library
+from lockstep.native.memory import allocate
+
+BYTES = 512 << 20  # far beyond every cache
+_SOURCE = files("lockstep.native").joinpath("read_rate.c").read_text(encoding="utf-8")
+
+
+def read_rate(threads: int, repeats: int = 3) -> float:
+    """The median rate of some reads of 512 MiB, in bytes per second.
+
+    Raises: EnvironmentLacks without a compiler, BudgetError without that much memory.
+    """
+    library = ctypes.CDLL(str(compile_library(_SOURCE)))
+    library.read_seconds.restype = ctypes.c_double
+    memory = allocate(BYTES)
+    memory[:] = 1
+    address, count = ctypes.c_void_p(memory.ctypes.data), ctypes.c_int64(BYTES)
+    seconds = [
+        library.read_seconds(address, count, ctypes.c_int32(threads)) for _ in range(repeats)
+    ]
+    return BYTES / statistics.median(seconds)
