@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -90,7 +90,7 @@ def _running_record(runs: Running | None) -> dict[str, Any]:
     ops = Counter(node.op.name for node in runs.graph.nodes)
     return {
         "family": runs.family,
-        "config": asdict(runs.config) if is_dataclass(runs.config) else {},
+        "config": asdict(runs.config),
         "parameters": runs.n_parameters,
         "context": runs.shape.context,
         "cache": runs.shape.cache,

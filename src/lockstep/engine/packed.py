@@ -151,7 +151,7 @@ class _Cache:
                     return False
                 found = []
                 for chunk in _chunks(arena):
-                    if _read_all(file, memoryview(chunk)) != chunk.nbytes:
+                    if _read_all(file, chunk.data) != chunk.nbytes:
                         return False
                     found.append(_sum(chunk))
         except (OSError, ValueError):
@@ -168,7 +168,7 @@ class _Cache:
                 made, sums = Path(name) / "weights", Path(name) / "sums"
                 with made.open("wb", buffering=0) as file:
                     for chunk in _chunks(arena):
-                        _write_all(file, memoryview(chunk))
+                        _write_all(file, chunk.data)
                     os.fsync(file.fileno())
                 sums.write_text(json.dumps([_sum(chunk) for chunk in _chunks(arena)]))
                 self._sums.unlink(missing_ok=True)  # a crash between the two leaves no pair
@@ -184,7 +184,7 @@ def _chunks(arena: Bytes) -> Iterator[Bytes]:
 def _sum(chunk: Bytes) -> str:
     """The sums of the words of each eighth of a chunk: quick, and no one changed word hides."""
     eighths = np.add.reduce(chunk.view(np.uint64).reshape(8, -1), axis=1, dtype=np.uint64)
-    return eighths.tobytes().hex()
+    return bytes(eighths).hex()
 
 
 def _read_all(file: Any, view: memoryview) -> int:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from lockstep.artifacts import RunDir
+from lockstep.artifacts import RunDir, lockstep_home
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
 from lockstep.build import Model, model_of, model_of_gguf, model_of_hf
@@ -57,7 +57,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     if name.startswith("hf://"):
         from lockstep.formats.hub import fetch  # huggingface_hub takes a while to import
 
-        name = str(fetch(name))
+        name = str(fetch(name, lockstep_home() / "models" / "hub"))
     path = Path(name).expanduser()
     if path.is_file():
         return open_gguf(path)

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from lockstep.errors import InputError, UsageError
-from lockstep.families import llama, qwen3
+from lockstep.families import gemma3, llama, qwen2, qwen3
 from lockstep.families.decoder import DecoderConfig
 from lockstep.families.family import Family
 from lockstep.families.rope import LinearScaling, Llama3Scaling, YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Parameters, Weight, read_parameters, write_parameters
 
-FAMILIES: Mapping[str, Family[Any]] = {f.name: f for f in (qwen3.FAMILY, llama.FAMILY)}
+FAMILIES: Mapping[str, Family[Any]] = {
+    f.name: f for f in (qwen3.FAMILY, llama.FAMILY, qwen2.FAMILY, gemma3.FAMILY)
+}
+
+_OF_HF = {kind: f for f in FAMILIES.values() for kind in f.hf_types or (f.name,)}
 
 __all__ = [
     "FAMILIES",
@@ -26,6 +30,7 @@ __all__ = [
     "Weight",
     "YarnScaling",
     "family_named",
+    "family_of_gguf",
     "family_of_hf",
     "read_parameters",
     "write_parameters",
@@ -50,10 +55,21 @@ def family_of_hf(config: Mapping[str, object]) -> Family[Any]:
 
     Raises: InputError if none of ours does.
     """
-    name = config.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
+    return _known(_OF_HF, "config.json model_type", config.get("model_type"))
+
+
+def family_of_gguf(metadata: Mapping[str, object]) -> Family[Any]:
+    """The family that the metadata of a GGUF file names.
+
+    Raises: InputError if none of ours does.
+    """
+    return _known(FAMILIES, "gguf general.architecture", metadata.get("general.architecture"))
+
+
+def _known(families: Mapping[str, Family[Any]], where: str, name: object) -> Family[Any]:
+    if not isinstance(name, str) or name not in families:
         raise InputError(
-            f"config.json model_type: expected one of {', '.join(FAMILIES)}, got {name!r:.60}",
+            f"{where}: expected one of {', '.join(families)}, got {name!r:.60}",
             hint="choose a model of one of these families",
         )
-    return FAMILIES[name]
+    return families[name]

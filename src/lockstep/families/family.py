@@ -22,7 +22,7 @@ class Family(Generic[C]):
     and `variants` together switch every feature on and off.
     """
 
-    name: str  # = GGUF general.architecture = HF model_type = the name of its file
+    name: str  # = GGUF general.architecture = the name of its file
     Config: type[C]
     weights: Callable[[C], tuple[Weight, ...]]
     training_graph: Callable[[C, int, int], Graph]
@@ -35,6 +35,8 @@ class Family(Generic[C]):
     from_gguf: Callable[[Mapping[str, object], TensorSource], C]
     # What of a file is parameters, under the names of the weight table.
     own_tensors: Callable[[TensorSource, Scheme], TensorSource] = lambda source, scheme: source
+
+    hf_types: tuple[str, ...] = ()  # HF model_type, where it is not the name
 
     @property
     def small_configs(self) -> dict[str, C]:

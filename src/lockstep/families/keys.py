@@ -60,6 +60,17 @@ class Keys:
             raise InputError(f"{self.where} {key}: expected a mapping, got {value!r:.60}")
         return value
 
+    def take_list(self, key: str) -> list[object] | None:
+        """The list under a key, None where it is absent or null.
+
+        Raises: InputError if it is something else.
+        """
+        self._left.discard(key)
+        value = self._given.get(key)
+        if value is not None and not isinstance(value, list):
+            raise InputError(f"{self.where} {key}: expected a list, got {value!r:.60}")
+        return value
+
     def only(self, key: str, *allowed: object) -> None:
         """Takes a key that may be absent, null or one of the values that we can carry out.
 

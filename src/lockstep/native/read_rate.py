@@ -23,7 +23,7 @@ def read_rate(threads: int, repeats: int = 3) -> float:
     memory = allocate(BYTES)
     memory[:] = 1
     address, count = ctypes.c_void_p(memory.ctypes.data), ctypes.c_int64(BYTES)
-    seconds = [
+    seconds: list[float] = [
         library.read_seconds(address, count, ctypes.c_int32(threads)) for _ in range(repeats)
     ]
     return BYTES / statistics.median(seconds)

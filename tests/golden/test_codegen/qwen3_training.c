@@ -335,604 +335,604 @@ enum { PARAMS, GRADS, M, V, IO, CACHE, WORK };
 /* Kernel instances: one for each kernel, sizes and attributes. */
 #define INSTANCE static __attribute__((noinline))
 /* rope_table: C=20, R=6, theta=10000.0, context=20, rotary=12, factor=1.0, by_pair=False, begin=0.0, end=1.0, original=0.0, magnitude=1.0 */
-INSTANCE void k_rope_table_1(float *o0, float *o1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rope_table_1(float *o0, float *o1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     rope_table_f32(o0, o1, 20, 6, 10000.0, 20, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0, tile);
 }
-static int64_t k_rope_table_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rope_table_1_count(const Call *c) {
+  (void)c;
   return rope_table_f32_tiles(20, 6, 10000.0, 20, 12, 1.0, 0, 0.0, 1.0, 0.0, 1.0);
 }
 /* pack_linear: N=72, K=48, J=3, Q=32 */
-INSTANCE void k_pack_linear_1(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_1(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 72, 48, 3, 32, tile);
 }
-static int64_t k_pack_linear_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_1_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(72, 48, 3, 32);
 }
 /* pack_linear: N=24, K=48, J=1, Q=32 */
-INSTANCE void k_pack_linear_2(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_2(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 24, 48, 1, 32, tile);
 }
-static int64_t k_pack_linear_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_2_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(24, 48, 1, 32);
 }
 /* pack_linear: N=48, K=72, J=2, Q=32 */
-INSTANCE void k_pack_linear_3(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_3(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 48, 72, 2, 32, tile);
 }
-static int64_t k_pack_linear_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_3_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(48, 72, 2, 32);
 }
 /* pack_linear: N=80, K=48, J=3, Q=32 */
-INSTANCE void k_pack_linear_4(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_4(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 80, 48, 3, 32, tile);
 }
-static int64_t k_pack_linear_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_4_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(80, 48, 3, 32);
 }
 /* pack_linear: N=48, K=80, J=2, Q=32 */
-INSTANCE void k_pack_linear_5(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_5(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 48, 80, 2, 32, tile);
 }
-static int64_t k_pack_linear_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_5_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(48, 80, 2, 32);
 }
 /* pack_linear: N=101, K=48, J=4, Q=32 */
-INSTANCE void k_pack_linear_6(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_6(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_f32(o0, i0, 101, 48, 4, 32, tile);
 }
-static int64_t k_pack_linear_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_6_count(const Call *c) {
+  (void)c;
   return pack_linear_f32_tiles(101, 48, 4, 32);
 }
 /* pack_linear_dx: N=101, K=48, J=2, Q=32 */
-INSTANCE void k_pack_linear_dx_1(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_1(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 101, 48, 2, 32, tile);
 }
-static int64_t k_pack_linear_dx_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_1_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(101, 48, 2, 32);
 }
 /* pack_linear_dx: N=48, K=80, J=3, Q=32 */
-INSTANCE void k_pack_linear_dx_2(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_2(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 48, 80, 3, 32, tile);
 }
-static int64_t k_pack_linear_dx_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_2_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(48, 80, 3, 32);
 }
 /* pack_linear_dx: N=80, K=48, J=2, Q=32 */
-INSTANCE void k_pack_linear_dx_3(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_3(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 80, 48, 2, 32, tile);
 }
-static int64_t k_pack_linear_dx_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_3_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(80, 48, 2, 32);
 }
 /* pack_linear_dx: N=48, K=72, J=3, Q=32 */
-INSTANCE void k_pack_linear_dx_4(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_4(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 48, 72, 3, 32, tile);
 }
-static int64_t k_pack_linear_dx_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_4_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(48, 72, 3, 32);
 }
 /* pack_linear_dx: N=24, K=48, J=2, Q=32 */
-INSTANCE void k_pack_linear_dx_5(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_5(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 24, 48, 2, 32, tile);
 }
-static int64_t k_pack_linear_dx_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_5_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(24, 48, 2, 32);
 }
 /* pack_linear_dx: N=72, K=48, J=2, Q=32 */
-INSTANCE void k_pack_linear_dx_6(float *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_pack_linear_dx_6(float *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     pack_linear_dx_f32(o0, i0, 72, 48, 2, 32, tile);
 }
-static int64_t k_pack_linear_dx_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_pack_linear_dx_6_count(const Call *c) {
+  (void)c;
   return pack_linear_dx_f32_tiles(72, 48, 2, 32);
 }
 /* embedding: M=40, V=101, D=48 */
-INSTANCE void k_embedding_1(float *o0, const int32_t *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_embedding_1(float *o0, const int32_t *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   embedding_f32(o0, i0, i1, 40, 101, 48, begin, end);
 }
-static int64_t k_embedding_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_embedding_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm: M=40, N=48, D=48, H=1, eps=1e-06 */
-INSTANCE void k_rmsnorm_1(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_1(float *o0, float *o1, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_f32(o0, o1, i0, i1, 40, 48, 48, 1, 1e-06, begin, end);
 }
-static int64_t k_rmsnorm_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_packed: M=40, K=48, J=3, Q=32, N=72, n=72 */
-INSTANCE void k_linear_packed_1(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_1(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, NULL, 40, 48, 3, 32, 72, 72, begin, end);
 }
-static int64_t k_linear_packed_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm: M=40, N=72, D=12, H=6, eps=1e-06 */
-INSTANCE void k_rmsnorm_2(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_2(float *o0, float *o1, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_f32(o0, o1, i0, i1, 40, 72, 12, 6, 1e-06, begin, end);
 }
-static int64_t k_rmsnorm_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_2_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_packed: M=40, K=48, J=1, Q=32, N=24, n=24 */
-INSTANCE void k_linear_packed_2(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_2(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, NULL, 40, 48, 1, 32, 24, 24, begin, end);
 }
-static int64_t k_linear_packed_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_2_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm: M=40, N=24, D=12, H=2, eps=1e-06 */
-INSTANCE void k_rmsnorm_3(float *o0, float *o1, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_3(float *o0, float *o1, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_f32(o0, o1, i0, i1, 40, 24, 12, 2, 1e-06, begin, end);
 }
-static int64_t k_rmsnorm_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_3_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rope: M=40, N=72, C=20, R=6, rest=0, interleaved=False, inverse=False */
-INSTANCE void k_rope_1(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rope_1(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 0, 0, begin, end);
 }
-static int64_t k_rope_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rope_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rope: M=40, N=24, C=20, R=6, rest=0, interleaved=False, inverse=False */
-INSTANCE void k_rope_2(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rope_2(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 0, 0, begin, end);
 }
-static int64_t k_rope_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rope_2_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* attention: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20, window=0, scale=0.28867513459481287 */
-INSTANCE void k_attention_1(float *o0, float *o1, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_attention_1(float *o0, float *o1, const float *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     attention_f32(o0, o1, i0, i1, i2, 40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287, tile);
 }
-static int64_t k_attention_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_attention_1_count(const Call *c) {
+  (void)c;
   return attention_f32_tiles(40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287);
 }
 /* linear_packed: M=40, K=72, J=2, Q=32, N=48, n=48 */
-INSTANCE void k_linear_packed_3(float *o0, const float *i0, const float *i1, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_3(float *o0, const float *i0, const float *i1, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, i3, 40, 72, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_packed_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_3_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_packed: M=40, K=48, J=3, Q=32, N=80, n=80 */
-INSTANCE void k_linear_packed_4(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_4(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, NULL, 40, 48, 3, 32, 80, 80, begin, end);
 }
-static int64_t k_linear_packed_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_4_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* silu_mul: M=40, F=80 */
-INSTANCE void k_silu_mul_1(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_silu_mul_1(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   silu_mul_f32(o0, i0, i1, 40, 80, begin, end);
 }
-static int64_t k_silu_mul_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_silu_mul_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_packed: M=40, K=80, J=2, Q=32, N=48, n=48 */
-INSTANCE void k_linear_packed_5(float *o0, const float *i0, const float *i1, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_5(float *o0, const float *i0, const float *i1, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, i3, 40, 80, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_packed_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_5_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_packed: M=40, K=48, J=4, Q=32, N=101, n=101 */
-INSTANCE void k_linear_packed_6(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_packed_6(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_packed_f32(o0, i0, i1, NULL, NULL, 40, 48, 4, 32, 101, 101, begin, end);
 }
-static int64_t k_linear_packed_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_packed_6_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* cross_entropy: M=40, V=101 */
-INSTANCE void k_cross_entropy_1(float *o0, float *o1, const float *i0, const int32_t *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_cross_entropy_1(float *o0, float *o1, const float *i0, const int32_t *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   cross_entropy_f32(o0, o1, i0, i1, i2, 40, 101, begin, end);
 }
-static int64_t k_cross_entropy_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_cross_entropy_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* loss_sum: M=40 */
-INSTANCE void k_loss_sum_1(double *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_loss_sum_1(double *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     loss_sum_f64(o0, i0, 40, tile);
 }
-static int64_t k_loss_sum_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_loss_sum_1_count(const Call *c) {
+  (void)c;
   return loss_sum_f64_tiles(40);
 }
 /* linear_dx_packed: M=40, N=101, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_1(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_1(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, NULL, 40, 101, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dw: M=40, N=101, K=48 */
-INSTANCE void k_linear_dw_1(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_1(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 101, 48, tile);
 }
-static int64_t k_linear_dw_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_1_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 101, 48);
 }
 /* rmsnorm_dx: M=40, N=48, D=48, H=1 */
-INSTANCE void k_rmsnorm_dx_1(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dx_1(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_dx_f32(o0, i0, i1, i2, i3, NULL, 40, 48, 48, 1, begin, end);
 }
-static int64_t k_rmsnorm_dx_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dx_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm_dgain: M=40, N=48, H=1, D=48 */
-INSTANCE void k_rmsnorm_dgain_1(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dgain_1(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     rmsnorm_dgain_f32(o0, i0, i1, i2, i3, i4, 40, 48, 1, 48, tile);
 }
-static int64_t k_rmsnorm_dgain_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dgain_1_count(const Call *c) {
+  (void)c;
   return rmsnorm_dgain_f32_tiles(40, 48, 1, 48);
 }
 /* linear_dx_packed: M=40, N=48, J=3, Q=32, K=80, k=80 */
-INSTANCE void k_linear_dx_packed_2(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_2(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, NULL, 40, 48, 3, 32, 80, 80, begin, end);
 }
-static int64_t k_linear_dx_packed_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_2_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dw: M=40, N=48, K=80 */
-INSTANCE void k_linear_dw_2(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_2(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 48, 80, tile);
 }
-static int64_t k_linear_dw_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_2_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 48, 80);
 }
 /* silu_mul_grad: M=40, F=80 */
-INSTANCE void k_silu_mul_grad_1(float *o0, float *o1, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_silu_mul_grad_1(float *o0, float *o1, const float *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   silu_mul_grad_f32(o0, o1, i0, i1, i2, 40, 80, begin, end);
 }
-static int64_t k_silu_mul_grad_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_silu_mul_grad_1_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dx_packed: M=40, N=80, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_3(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_3(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, NULL, 40, 80, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_3_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dw: M=40, N=80, K=48 */
-INSTANCE void k_linear_dw_3(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_3(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 80, 48, tile);
 }
-static int64_t k_linear_dw_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_3_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 80, 48);
 }
 /* linear_dx_packed: M=40, N=80, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_4(float *o0, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_4(float *o0, const float *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, i2, 40, 80, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_4_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm_dx: M=40, N=48, D=48, H=1 */
-INSTANCE void k_rmsnorm_dx_2(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dx_2(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_dx_f32(o0, i0, i1, i2, i3, i4, 40, 48, 48, 1, begin, end);
 }
-static int64_t k_rmsnorm_dx_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dx_2_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dx_packed: M=40, N=48, J=3, Q=32, K=72, k=72 */
-INSTANCE void k_linear_dx_packed_5(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_5(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, NULL, 40, 48, 3, 32, 72, 72, begin, end);
 }
-static int64_t k_linear_dx_packed_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_5_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dw: M=40, N=48, K=72 */
-INSTANCE void k_linear_dw_4(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_4(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 48, 72, tile);
 }
-static int64_t k_linear_dw_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_4_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 48, 72);
 }
 /* attention_grad: M=40, N=72, O=24, H=6, heads=6, kv_heads=2, tokens=20, window=0, scale=0.28867513459481287 */
-INSTANCE void k_attention_grad_1(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_attention_grad_1(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     attention_grad_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, 40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287, tile);
 }
-static int64_t k_attention_grad_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_attention_grad_1_count(const Call *c) {
+  (void)c;
   return attention_grad_f32_tiles(40, 72, 24, 6, 6, 2, 20, 0, 0.28867513459481287);
 }
 /* rope: M=40, N=24, C=20, R=6, rest=0, interleaved=False, inverse=True */
-INSTANCE void k_rope_3(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rope_3(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rope_f32(o0, i0, i1, i2, i3, 40, 24, 20, 6, 0, 0, 1, begin, end);
 }
-static int64_t k_rope_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rope_3_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rope: M=40, N=72, C=20, R=6, rest=0, interleaved=False, inverse=True */
-INSTANCE void k_rope_4(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rope_4(float *o0, const float *i0, const int32_t *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rope_f32(o0, i0, i1, i2, i3, 40, 72, 20, 6, 0, 0, 1, begin, end);
 }
-static int64_t k_rope_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rope_4_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dx_packed: M=40, N=24, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_6(float *o0, const float *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_6(float *o0, const float *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, NULL, 40, 24, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_6_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dw: M=40, N=24, K=48 */
-INSTANCE void k_linear_dw_5(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_5(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 24, 48, tile);
 }
-static int64_t k_linear_dw_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_5_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 24, 48);
 }
 /* rmsnorm_dx: M=40, N=24, D=12, H=2 */
-INSTANCE void k_rmsnorm_dx_3(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dx_3(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_dx_f32(o0, i0, i1, i2, i3, NULL, 40, 24, 12, 2, begin, end);
 }
-static int64_t k_rmsnorm_dx_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dx_3_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm_dgain: M=40, N=24, H=2, D=12 */
-INSTANCE void k_rmsnorm_dgain_2(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dgain_2(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     rmsnorm_dgain_f32(o0, i0, i1, i2, i3, i4, 40, 24, 2, 12, tile);
 }
-static int64_t k_rmsnorm_dgain_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dgain_2_count(const Call *c) {
+  (void)c;
   return rmsnorm_dgain_f32_tiles(40, 24, 2, 12);
 }
 /* rmsnorm_dx: M=40, N=72, D=12, H=6 */
-INSTANCE void k_rmsnorm_dx_4(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dx_4(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   rmsnorm_dx_f32(o0, i0, i1, i2, i3, NULL, 40, 72, 12, 6, begin, end);
 }
-static int64_t k_rmsnorm_dx_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dx_4_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* rmsnorm_dgain: M=40, N=72, H=6, D=12 */
-INSTANCE void k_rmsnorm_dgain_3(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_rmsnorm_dgain_3(float *o0, const float *i0, const float *i1, const float *i2, const float *i3, const int32_t *i4, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     rmsnorm_dgain_f32(o0, i0, i1, i2, i3, i4, 40, 72, 6, 12, tile);
 }
-static int64_t k_rmsnorm_dgain_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_rmsnorm_dgain_3_count(const Call *c) {
+  (void)c;
   return rmsnorm_dgain_f32_tiles(40, 72, 6, 12);
 }
 /* linear_dw: M=40, N=72, K=48 */
-INSTANCE void k_linear_dw_6(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dw_6(float *o0, const float *i0, const float *i1, const float *i2, const int32_t *i3, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     linear_dw_f32(o0, i0, i1, i2, i3, 40, 72, 48, tile);
 }
-static int64_t k_linear_dw_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dw_6_count(const Call *c) {
+  (void)c;
   return linear_dw_f32_tiles(40, 72, 48);
 }
 /* linear_dx_packed: M=40, N=24, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_7(float *o0, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_7(float *o0, const float *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, i2, 40, 24, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_7_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_7_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* linear_dx_packed: M=40, N=72, J=2, Q=32, K=48, k=48 */
-INSTANCE void k_linear_dx_packed_8(float *o0, const float *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_linear_dx_packed_8(float *o0, const float *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   linear_dx_packed_f32(o0, i0, i1, i2, 40, 72, 2, 32, 48, 48, begin, end);
 }
-static int64_t k_linear_dx_packed_8_count(int64_t rows) {
-  (void)rows;
+static int64_t k_linear_dx_packed_8_count(const Call *c) {
+  (void)c;
   return 40;
 }
 /* embedding_dw: M=40, D=48, V=101, vocab=101 */
-INSTANCE void k_embedding_dw_1(float *o0, const int32_t *i0, const float *i1, const float *i2, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_embedding_dw_1(float *o0, const int32_t *i0, const float *i1, const float *i2, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     embedding_dw_f32(o0, i0, i1, i2, NULL, 40, 48, 101, 101, tile);
 }
-static int64_t k_embedding_dw_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_embedding_dw_1_count(const Call *c) {
+  (void)c;
   return embedding_dw_f32_tiles(40, 48, 101, 101);
 }
 /* sum_squares: P=46624, S=12 */
-INSTANCE void k_sum_squares_1(double *o0, const float *i0, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_sum_squares_1(double *o0, const float *i0, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     sum_squares_f64(o0, i0, 46624, 12, tile);
 }
-static int64_t k_sum_squares_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_sum_squares_1_count(const Call *c) {
+  (void)c;
   return sum_squares_f64_tiles(46624, 12);
 }
 /* clip_scale: S=12 */
-INSTANCE void k_clip_scale_1(double *o0, float *o1, const double *i0, const float *i1, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_clip_scale_1(double *o0, float *o1, const double *i0, const float *i1, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     clip_scale_f64(o0, o1, i0, i1, 12, tile);
 }
-static int64_t k_clip_scale_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_clip_scale_1_count(const Call *c) {
+  (void)c;
   return clip_scale_f64_tiles(12);
 }
 /* adamw: P=4848, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1 */
-INSTANCE void k_adamw_1(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_1(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 4848, 0.9, 0.999, 1e-08, 0.1, tile);
 }
-static int64_t k_adamw_1_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_1_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(4848, 0.9, 0.999, 1e-08, 0.1);
 }
 /* adamw: P=48, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0 */
-INSTANCE void k_adamw_2(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_2(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 48, 0.9, 0.999, 1e-08, 0.0, tile);
 }
-static int64_t k_adamw_2_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_2_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(48, 0.9, 0.999, 1e-08, 0.0);
 }
 /* adamw: P=3456, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1 */
-INSTANCE void k_adamw_3(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_3(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 3456, 0.9, 0.999, 1e-08, 0.1, tile);
 }
-static int64_t k_adamw_3_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_3_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(3456, 0.9, 0.999, 1e-08, 0.1);
 }
 /* adamw: P=1152, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1 */
-INSTANCE void k_adamw_4(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_4(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 1152, 0.9, 0.999, 1e-08, 0.1, tile);
 }
-static int64_t k_adamw_4_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_4_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(1152, 0.9, 0.999, 1e-08, 0.1);
 }
 /* adamw: P=12, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0 */
-INSTANCE void k_adamw_5(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_5(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 12, 0.9, 0.999, 1e-08, 0.0, tile);
 }
-static int64_t k_adamw_5_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_5_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(12, 0.9, 0.999, 1e-08, 0.0);
 }
 /* adamw: P=3840, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1 */
-INSTANCE void k_adamw_6(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, int64_t rows, int64_t begin, int64_t end) {
-  (void)rows;
+INSTANCE void k_adamw_6(float *o0, float *o1, float *o2, const float *i0, const float *i1, const float *i2, const float *i3, const float *i4, const float *i5, const int32_t *i6, const Call *c, int64_t begin, int64_t end) {
+  (void)c;
   for (int64_t tile = begin; tile < end; tile++)
     adamw_f32(o0, o1, o2, i0, i1, i2, i3, i4, i5, i6, 3840, 0.9, 0.999, 1e-08, 0.1, tile);
 }
-static int64_t k_adamw_6_count(int64_t rows) {
-  (void)rows;
+static int64_t k_adamw_6_count(const Call *c) {
+  (void)c;
   return adamw_f32_tiles(3840, 0.9, 0.999, 1e-08, 0.1);
 }
 
@@ -940,599 +940,599 @@ static int64_t k_adamw_6_count(int64_t rows) {
 #define NODE static __attribute__((noinline))
 /* rope */
 NODE void n_rope(const Call *c, int64_t begin, int64_t end) {
-  k_rope_table_1(v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_table_1(v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.0.attn.q.weight@pack */
 NODE void n_layers_0_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_1(v_layers_0_attn_q_weight_at_pack, v_layers_0_attn_q_weight, c, begin, end);
 }
 /* layers.0.attn.k.weight@pack */
 NODE void n_layers_0_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_0_attn_k_weight_at_pack, v_layers_0_attn_k_weight, c, begin, end);
 }
 /* layers.0.attn.v.weight@pack */
 NODE void n_layers_0_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_0_attn_v_weight_at_pack, v_layers_0_attn_v_weight, c, begin, end);
 }
 /* layers.0.attn.o.weight@pack */
 NODE void n_layers_0_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_3(v_layers_0_attn_o_weight_at_pack, v_layers_0_attn_o_weight, c, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack */
 NODE void n_layers_0_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_0_ffn_gate_weight_at_pack, v_layers_0_ffn_gate_weight, c, begin, end);
 }
 /* layers.0.ffn.up.weight@pack */
 NODE void n_layers_0_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_0_ffn_up_weight_at_pack, v_layers_0_ffn_up_weight, c, begin, end);
 }
 /* layers.0.ffn.down.weight@pack */
 NODE void n_layers_0_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_5(v_layers_0_ffn_down_weight_at_pack, v_layers_0_ffn_down_weight, c, begin, end);
 }
 /* layers.1.attn.q.weight@pack */
 NODE void n_layers_1_attn_q_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_1(v_layers_1_attn_q_weight_at_pack, v_layers_1_attn_q_weight, c, begin, end);
 }
 /* layers.1.attn.k.weight@pack */
 NODE void n_layers_1_attn_k_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_1_attn_k_weight_at_pack, v_layers_1_attn_k_weight, c, begin, end);
 }
 /* layers.1.attn.v.weight@pack */
 NODE void n_layers_1_attn_v_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_2(v_layers_1_attn_v_weight_at_pack, v_layers_1_attn_v_weight, c, begin, end);
 }
 /* layers.1.attn.o.weight@pack */
 NODE void n_layers_1_attn_o_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_3(v_layers_1_attn_o_weight_at_pack, v_layers_1_attn_o_weight, c, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack */
 NODE void n_layers_1_ffn_gate_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_1_ffn_gate_weight_at_pack, v_layers_1_ffn_gate_weight, c, begin, end);
 }
 /* layers.1.ffn.up.weight@pack */
 NODE void n_layers_1_ffn_up_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_4(v_layers_1_ffn_up_weight_at_pack, v_layers_1_ffn_up_weight, c, begin, end);
 }
 /* layers.1.ffn.down.weight@pack */
 NODE void n_layers_1_ffn_down_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_5(v_layers_1_ffn_down_weight_at_pack, v_layers_1_ffn_down_weight, c, begin, end);
 }
 /* embed.weight@pack */
 NODE void n_embed_weight_at_pack(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c->rows, begin, end);
+  k_pack_linear_6(v_embed_weight_at_pack, v_embed_weight, c, begin, end);
 }
 /* embed.weight@pack_dx */
 NODE void n_embed_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_1(v_embed_weight_at_pack_dx, v_embed_weight, c->rows, begin, end);
+  k_pack_linear_dx_1(v_embed_weight_at_pack_dx, v_embed_weight, c, begin, end);
 }
 /* layers.1.ffn.down.weight@pack_dx */
 NODE void n_layers_1_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_2(v_layers_1_ffn_down_weight_at_pack_dx, v_layers_1_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_dx_2(v_layers_1_ffn_down_weight_at_pack_dx, v_layers_1_ffn_down_weight, c, begin, end);
 }
 /* layers.1.ffn.up.weight@pack_dx */
 NODE void n_layers_1_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_3(v_layers_1_ffn_up_weight_at_pack_dx, v_layers_1_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_dx_3(v_layers_1_ffn_up_weight_at_pack_dx, v_layers_1_ffn_up_weight, c, begin, end);
 }
 /* layers.1.ffn.gate.weight@pack_dx */
 NODE void n_layers_1_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_3(v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_dx_3(v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_gate_weight, c, begin, end);
 }
 /* layers.1.attn.o.weight@pack_dx */
 NODE void n_layers_1_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_4(v_layers_1_attn_o_weight_at_pack_dx, v_layers_1_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_dx_4(v_layers_1_attn_o_weight_at_pack_dx, v_layers_1_attn_o_weight, c, begin, end);
 }
 /* layers.1.attn.v.weight@pack_dx */
 NODE void n_layers_1_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_5(v_layers_1_attn_v_weight_at_pack_dx, v_layers_1_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_dx_5(v_layers_1_attn_v_weight_at_pack_dx, v_layers_1_attn_v_weight, c, begin, end);
 }
 /* layers.1.attn.k.weight@pack_dx */
 NODE void n_layers_1_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_5(v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_dx_5(v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_k_weight, c, begin, end);
 }
 /* layers.1.attn.q.weight@pack_dx */
 NODE void n_layers_1_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_6(v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_dx_6(v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_attn_q_weight, c, begin, end);
 }
 /* layers.0.ffn.down.weight@pack_dx */
 NODE void n_layers_0_ffn_down_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_2(v_layers_0_ffn_down_weight_at_pack_dx, v_layers_0_ffn_down_weight, c->rows, begin, end);
+  k_pack_linear_dx_2(v_layers_0_ffn_down_weight_at_pack_dx, v_layers_0_ffn_down_weight, c, begin, end);
 }
 /* layers.0.ffn.up.weight@pack_dx */
 NODE void n_layers_0_ffn_up_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_3(v_layers_0_ffn_up_weight_at_pack_dx, v_layers_0_ffn_up_weight, c->rows, begin, end);
+  k_pack_linear_dx_3(v_layers_0_ffn_up_weight_at_pack_dx, v_layers_0_ffn_up_weight, c, begin, end);
 }
 /* layers.0.ffn.gate.weight@pack_dx */
 NODE void n_layers_0_ffn_gate_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_3(v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_gate_weight, c->rows, begin, end);
+  k_pack_linear_dx_3(v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_gate_weight, c, begin, end);
 }
 /* layers.0.attn.o.weight@pack_dx */
 NODE void n_layers_0_attn_o_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_4(v_layers_0_attn_o_weight_at_pack_dx, v_layers_0_attn_o_weight, c->rows, begin, end);
+  k_pack_linear_dx_4(v_layers_0_attn_o_weight_at_pack_dx, v_layers_0_attn_o_weight, c, begin, end);
 }
 /* layers.0.attn.v.weight@pack_dx */
 NODE void n_layers_0_attn_v_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_5(v_layers_0_attn_v_weight_at_pack_dx, v_layers_0_attn_v_weight, c->rows, begin, end);
+  k_pack_linear_dx_5(v_layers_0_attn_v_weight_at_pack_dx, v_layers_0_attn_v_weight, c, begin, end);
 }
 /* layers.0.attn.k.weight@pack_dx */
 NODE void n_layers_0_attn_k_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_5(v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_k_weight, c->rows, begin, end);
+  k_pack_linear_dx_5(v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_k_weight, c, begin, end);
 }
 /* layers.0.attn.q.weight@pack_dx */
 NODE void n_layers_0_attn_q_weight_at_pack_dx(const Call *c, int64_t begin, int64_t end) {
-  k_pack_linear_dx_6(v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_attn_q_weight, c->rows, begin, end);
+  k_pack_linear_dx_6(v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_attn_q_weight, c, begin, end);
 }
 /* embed */
 NODE void n_embed(const Call *c, int64_t begin, int64_t end) {
-  k_embedding_1(v_embed, v_tokens, v_embed_weight, c->rows, begin, end);
+  k_embedding_1(v_embed, v_tokens, v_embed_weight, c, begin, end);
 }
 /* layers.0.norm1 */
 NODE void n_layers_0_norm1(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_0_norm1, v_layers_0_norm1_out_rstd, v_embed, v_layers_0_norm1_weight, c, begin, end);
 }
 /* layers.0.attn.q */
 NODE void n_layers_0_attn_q(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_1(v_layers_0_attn_q, v_layers_0_norm1, v_layers_0_attn_q_weight_at_pack, c, begin, end);
 }
 /* layers.0.attn.q_norm */
 NODE void n_layers_0_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c->rows, begin, end);
+  k_rmsnorm_2(v_layers_0_attn_q_norm, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, c, begin, end);
 }
 /* layers.0.attn.k */
 NODE void n_layers_0_attn_k(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_0_attn_k, v_layers_0_norm1, v_layers_0_attn_k_weight_at_pack, c, begin, end);
 }
 /* layers.0.attn.k_norm */
 NODE void n_layers_0_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c->rows, begin, end);
+  k_rmsnorm_3(v_layers_0_attn_k_norm, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, c, begin, end);
 }
 /* layers.0.attn.v */
 NODE void n_layers_0_attn_v(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_0_attn_v, v_layers_0_norm1, v_layers_0_attn_v_weight_at_pack, c, begin, end);
 }
 /* layers.0.attn.q_rope */
 NODE void n_layers_0_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
-  k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_1(v_layers_0_attn_q_rope, v_layers_0_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.0.attn.k_rope */
 NODE void n_layers_0_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
-  k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_2(v_layers_0_attn_k_rope, v_layers_0_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.0.attn.core */
 NODE void n_layers_0_attn_core(const Call *c, int64_t begin, int64_t end) {
-  k_attention_1(v_layers_0_attn_core, v_layers_0_attn_core_out_lse, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, c->rows, begin, end);
+  k_attention_1(v_layers_0_attn_core, v_layers_0_attn_core_out_lse, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, c, begin, end);
 }
 /* layers.0.attn.add covers layers.0.attn.o */
 NODE void n_layers_0_attn_add(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c->rows, begin, end);
+  k_linear_packed_3(v_layers_0_attn_add, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_pack, v_embed, c, begin, end);
 }
 /* layers.0.norm2 */
 NODE void n_layers_0_norm2(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_0_norm2, v_layers_0_norm2_out_rstd, v_layers_0_attn_add, v_layers_0_norm2_weight, c, begin, end);
 }
 /* layers.0.ffn.gate */
 NODE void n_layers_0_ffn_gate(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_0_ffn_gate, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_pack, c, begin, end);
 }
 /* layers.0.ffn.up */
 NODE void n_layers_0_ffn_up(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_0_ffn_up, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_pack, c, begin, end);
 }
 /* layers.0.ffn.act */
 NODE void n_layers_0_ffn_act(const Call *c, int64_t begin, int64_t end) {
-  k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
+  k_silu_mul_1(v_layers_0_ffn_act, v_layers_0_ffn_gate, v_layers_0_ffn_up, c, begin, end);
 }
 /* layers.0.ffn.add covers layers.0.ffn.down */
 NODE void n_layers_0_ffn_add(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c->rows, begin, end);
+  k_linear_packed_5(v_layers_0_ffn_add, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_pack, v_layers_0_attn_add, c, begin, end);
 }
 /* layers.1.norm1 */
 NODE void n_layers_1_norm1(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_1_norm1, v_layers_1_norm1_out_rstd, v_layers_0_ffn_add, v_layers_1_norm1_weight, c, begin, end);
 }
 /* layers.1.attn.q */
 NODE void n_layers_1_attn_q(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_1(v_layers_1_attn_q, v_layers_1_norm1, v_layers_1_attn_q_weight_at_pack, c, begin, end);
 }
 /* layers.1.attn.q_norm */
 NODE void n_layers_1_attn_q_norm(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c->rows, begin, end);
+  k_rmsnorm_2(v_layers_1_attn_q_norm, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, c, begin, end);
 }
 /* layers.1.attn.k */
 NODE void n_layers_1_attn_k(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_1_attn_k, v_layers_1_norm1, v_layers_1_attn_k_weight_at_pack, c, begin, end);
 }
 /* layers.1.attn.k_norm */
 NODE void n_layers_1_attn_k_norm(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c->rows, begin, end);
+  k_rmsnorm_3(v_layers_1_attn_k_norm, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, c, begin, end);
 }
 /* layers.1.attn.v */
 NODE void n_layers_1_attn_v(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_2(v_layers_1_attn_v, v_layers_1_norm1, v_layers_1_attn_v_weight_at_pack, c, begin, end);
 }
 /* layers.1.attn.q_rope */
 NODE void n_layers_1_attn_q_rope(const Call *c, int64_t begin, int64_t end) {
-  k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_1(v_layers_1_attn_q_rope, v_layers_1_attn_q_norm, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.1.attn.k_rope */
 NODE void n_layers_1_attn_k_rope(const Call *c, int64_t begin, int64_t end) {
-  k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_2(v_layers_1_attn_k_rope, v_layers_1_attn_k_norm, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.1.attn.core */
 NODE void n_layers_1_attn_core(const Call *c, int64_t begin, int64_t end) {
-  k_attention_1(v_layers_1_attn_core, v_layers_1_attn_core_out_lse, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, c->rows, begin, end);
+  k_attention_1(v_layers_1_attn_core, v_layers_1_attn_core_out_lse, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, c, begin, end);
 }
 /* layers.1.attn.add covers layers.1.attn.o */
 NODE void n_layers_1_attn_add(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c->rows, begin, end);
+  k_linear_packed_3(v_layers_1_attn_add, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_pack, v_layers_0_ffn_add, c, begin, end);
 }
 /* layers.1.norm2 */
 NODE void n_layers_1_norm2(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_layers_1_norm2, v_layers_1_norm2_out_rstd, v_layers_1_attn_add, v_layers_1_norm2_weight, c, begin, end);
 }
 /* layers.1.ffn.gate */
 NODE void n_layers_1_ffn_gate(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_1_ffn_gate, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_pack, c, begin, end);
 }
 /* layers.1.ffn.up */
 NODE void n_layers_1_ffn_up(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_4(v_layers_1_ffn_up, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_pack, c, begin, end);
 }
 /* layers.1.ffn.act */
 NODE void n_layers_1_ffn_act(const Call *c, int64_t begin, int64_t end) {
-  k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
+  k_silu_mul_1(v_layers_1_ffn_act, v_layers_1_ffn_gate, v_layers_1_ffn_up, c, begin, end);
 }
 /* layers.1.ffn.add covers layers.1.ffn.down */
 NODE void n_layers_1_ffn_add(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c->rows, begin, end);
+  k_linear_packed_5(v_layers_1_ffn_add, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_pack, v_layers_1_attn_add, c, begin, end);
 }
 /* norm */
 NODE void n_norm(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c->rows, begin, end);
+  k_rmsnorm_1(v_norm, v_norm_out_rstd, v_layers_1_ffn_add, v_norm_weight, c, begin, end);
 }
 /* head */
 NODE void n_head(const Call *c, int64_t begin, int64_t end) {
-  k_linear_packed_6(v_head, v_norm, v_embed_weight_at_pack, c->rows, begin, end);
+  k_linear_packed_6(v_head, v_norm, v_embed_weight_at_pack, c, begin, end);
 }
 /* loss */
 NODE void n_loss(const Call *c, int64_t begin, int64_t end) {
-  k_cross_entropy_1(v_loss, v_loss_out_dlogits, v_head, v_targets, v_scale, c->rows, begin, end);
+  k_cross_entropy_1(v_loss, v_loss_out_dlogits, v_head, v_targets, v_scale, c, begin, end);
 }
 /* loss.sum */
 NODE void n_loss_sum(const Call *c, int64_t begin, int64_t end) {
-  k_loss_sum_1(v_loss_sum, v_loss, c->rows, begin, end);
+  k_loss_sum_1(v_loss_sum, v_loss, c, begin, end);
 }
 /* head@dx */
 NODE void n_head_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_1(v_head_at_dx, v_loss_out_dlogits, v_embed_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_1(v_head_at_dx, v_loss_out_dlogits, v_embed_weight_at_pack_dx, c, begin, end);
 }
 /* head@dw */
 NODE void n_head_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_1(v_head_at_dw, v_loss_out_dlogits, v_norm, v_embed_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_1(v_head_at_dw, v_loss_out_dlogits, v_norm, v_embed_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* norm@dx */
 NODE void n_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_1(v_norm_at_dx, v_head_at_dx, v_layers_1_ffn_add, v_norm_weight, v_norm_out_rstd, c->rows, begin, end);
+  k_rmsnorm_dx_1(v_norm_at_dx, v_head_at_dx, v_layers_1_ffn_add, v_norm_weight, v_norm_out_rstd, c, begin, end);
 }
 /* norm@dgain */
 NODE void n_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_1(v_norm_at_dgain, v_head_at_dx, v_layers_1_ffn_add, v_norm_out_rstd, v_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_1(v_norm_at_dgain, v_head_at_dx, v_layers_1_ffn_add, v_norm_out_rstd, v_norm_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.ffn.down@dx */
 NODE void n_layers_1_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_2(v_layers_1_ffn_down_at_dx, v_norm_at_dx, v_layers_1_ffn_down_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_2(v_layers_1_ffn_down_at_dx, v_norm_at_dx, v_layers_1_ffn_down_weight_at_pack_dx, c, begin, end);
 }
 /* layers.1.ffn.down@dw */
 NODE void n_layers_1_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_2(v_layers_1_ffn_down_at_dw, v_norm_at_dx, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_2(v_layers_1_ffn_down_at_dw, v_norm_at_dx, v_layers_1_ffn_act, v_layers_1_ffn_down_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.ffn.act@grad */
 NODE void n_layers_1_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
-  k_silu_mul_grad_1(v_layers_1_ffn_act_at_grad, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_down_at_dx, v_layers_1_ffn_gate, v_layers_1_ffn_up, c->rows, begin, end);
+  k_silu_mul_grad_1(v_layers_1_ffn_act_at_grad, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_down_at_dx, v_layers_1_ffn_gate, v_layers_1_ffn_up, c, begin, end);
 }
 /* layers.1.ffn.up@dx */
 NODE void n_layers_1_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_3(v_layers_1_ffn_up_at_dx, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_up_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_3(v_layers_1_ffn_up_at_dx, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_ffn_up_weight_at_pack_dx, c, begin, end);
 }
 /* layers.1.ffn.up@dw */
 NODE void n_layers_1_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_3(v_layers_1_ffn_up_at_dw, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_3(v_layers_1_ffn_up_at_dw, v_layers_1_ffn_act_at_grad_out_dup, v_layers_1_norm2, v_layers_1_ffn_up_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.ffn.gate@dw */
 NODE void n_layers_1_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_3(v_layers_1_ffn_gate_at_dw, v_layers_1_ffn_act_at_grad, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_3(v_layers_1_ffn_gate_at_dw, v_layers_1_ffn_act_at_grad, v_layers_1_norm2, v_layers_1_ffn_gate_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.norm2@sum covers layers.1.ffn.gate@dx */
 NODE void n_layers_1_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_4(v_layers_1_norm2_at_sum, v_layers_1_ffn_act_at_grad, v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_up_at_dx, c->rows, begin, end);
+  k_linear_dx_packed_4(v_layers_1_norm2_at_sum, v_layers_1_ffn_act_at_grad, v_layers_1_ffn_gate_weight_at_pack_dx, v_layers_1_ffn_up_at_dx, c, begin, end);
 }
 /* layers.1.norm2@dgain */
 NODE void n_layers_1_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_1(v_layers_1_norm2_at_dgain, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_out_rstd, v_layers_1_norm2_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_1(v_layers_1_norm2_at_dgain, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_out_rstd, v_layers_1_norm2_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.add@sum covers layers.1.norm2@dx */
 NODE void n_layers_1_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_2(v_layers_1_attn_add_at_sum, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_weight, v_layers_1_norm2_out_rstd, v_norm_at_dx, c->rows, begin, end);
+  k_rmsnorm_dx_2(v_layers_1_attn_add_at_sum, v_layers_1_norm2_at_sum, v_layers_1_attn_add, v_layers_1_norm2_weight, v_layers_1_norm2_out_rstd, v_norm_at_dx, c, begin, end);
 }
 /* layers.1.attn.o@dx */
 NODE void n_layers_1_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_5(v_layers_1_attn_o_at_dx, v_layers_1_attn_add_at_sum, v_layers_1_attn_o_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_5(v_layers_1_attn_o_at_dx, v_layers_1_attn_add_at_sum, v_layers_1_attn_o_weight_at_pack_dx, c, begin, end);
 }
 /* layers.1.attn.o@dw */
 NODE void n_layers_1_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_4(v_layers_1_attn_o_at_dw, v_layers_1_attn_add_at_sum, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_4(v_layers_1_attn_o_at_dw, v_layers_1_attn_add_at_sum, v_layers_1_attn_core, v_layers_1_attn_o_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.core@grad */
 NODE void n_layers_1_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
-  k_attention_grad_1(v_layers_1_attn_core_at_grad, v_layers_1_attn_core_at_grad_out_dk, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_o_at_dx, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, v_layers_1_attn_core, v_layers_1_attn_core_out_lse, c->rows, begin, end);
+  k_attention_grad_1(v_layers_1_attn_core_at_grad, v_layers_1_attn_core_at_grad_out_dk, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_o_at_dx, v_layers_1_attn_q_rope, v_layers_1_attn_k_rope, v_layers_1_attn_v, v_layers_1_attn_core, v_layers_1_attn_core_out_lse, c, begin, end);
 }
 /* layers.1.attn.k_rope@dx */
 NODE void n_layers_1_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rope_3(v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_3(v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.1.attn.q_rope@dx */
 NODE void n_layers_1_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rope_4(v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_4(v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.1.attn.v@dx */
 NODE void n_layers_1_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_6(v_layers_1_attn_v_at_dx, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_v_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_6(v_layers_1_attn_v_at_dx, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_attn_v_weight_at_pack_dx, c, begin, end);
 }
 /* layers.1.attn.v@dw */
 NODE void n_layers_1_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_5(v_layers_1_attn_v_at_dw, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_norm1, v_layers_1_attn_v_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_5(v_layers_1_attn_v_at_dw, v_layers_1_attn_core_at_grad_out_dv, v_layers_1_norm1, v_layers_1_attn_v_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.k_norm@dx */
 NODE void n_layers_1_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_3(v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_out_rstd, c->rows, begin, end);
+  k_rmsnorm_dx_3(v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_out_rstd, c, begin, end);
 }
 /* layers.1.attn.k_norm@dgain */
 NODE void n_layers_1_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_2(v_layers_1_attn_k_norm_at_dgain, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_2(v_layers_1_attn_k_norm_at_dgain, v_layers_1_attn_k_rope_at_dx, v_layers_1_attn_k, v_layers_1_attn_k_norm_out_rstd, v_layers_1_attn_k_norm_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.k@dw */
 NODE void n_layers_1_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_5(v_layers_1_attn_k_at_dw, v_layers_1_attn_k_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_k_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_5(v_layers_1_attn_k_at_dw, v_layers_1_attn_k_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_k_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.q_norm@dx */
 NODE void n_layers_1_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_4(v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_out_rstd, c->rows, begin, end);
+  k_rmsnorm_dx_4(v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_out_rstd, c, begin, end);
 }
 /* layers.1.attn.q_norm@dgain */
 NODE void n_layers_1_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_3(v_layers_1_attn_q_norm_at_dgain, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_3(v_layers_1_attn_q_norm_at_dgain, v_layers_1_attn_q_rope_at_dx, v_layers_1_attn_q, v_layers_1_attn_q_norm_out_rstd, v_layers_1_attn_q_norm_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.attn.q@dw */
 NODE void n_layers_1_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_6(v_layers_1_attn_q_at_dw, v_layers_1_attn_q_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_q_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_6(v_layers_1_attn_q_at_dw, v_layers_1_attn_q_norm_at_dx, v_layers_1_norm1, v_layers_1_attn_q_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.1.norm1@sum covers layers.1.attn.k@dx */
 NODE void n_layers_1_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_7(v_layers_1_norm1_at_sum, v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_v_at_dx, c->rows, begin, end);
+  k_linear_dx_packed_7(v_layers_1_norm1_at_sum, v_layers_1_attn_k_norm_at_dx, v_layers_1_attn_k_weight_at_pack_dx, v_layers_1_attn_v_at_dx, c, begin, end);
 }
 /* layers.1.norm1@sum2 covers layers.1.attn.q@dx */
 NODE void n_layers_1_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_8(v_layers_1_norm1_at_sum2, v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_norm1_at_sum, c->rows, begin, end);
+  k_linear_dx_packed_8(v_layers_1_norm1_at_sum2, v_layers_1_attn_q_norm_at_dx, v_layers_1_attn_q_weight_at_pack_dx, v_layers_1_norm1_at_sum, c, begin, end);
 }
 /* layers.1.norm1@dgain */
 NODE void n_layers_1_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_1(v_layers_1_norm1_at_dgain, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_out_rstd, v_layers_1_norm1_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_1(v_layers_1_norm1_at_dgain, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_out_rstd, v_layers_1_norm1_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.ffn.add@sum covers layers.1.norm1@dx */
 NODE void n_layers_0_ffn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_2(v_layers_0_ffn_add_at_sum, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_weight, v_layers_1_norm1_out_rstd, v_layers_1_attn_add_at_sum, c->rows, begin, end);
+  k_rmsnorm_dx_2(v_layers_0_ffn_add_at_sum, v_layers_1_norm1_at_sum2, v_layers_0_ffn_add, v_layers_1_norm1_weight, v_layers_1_norm1_out_rstd, v_layers_1_attn_add_at_sum, c, begin, end);
 }
 /* layers.0.ffn.down@dx */
 NODE void n_layers_0_ffn_down_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_2(v_layers_0_ffn_down_at_dx, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_down_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_2(v_layers_0_ffn_down_at_dx, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_down_weight_at_pack_dx, c, begin, end);
 }
 /* layers.0.ffn.down@dw */
 NODE void n_layers_0_ffn_down_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_2(v_layers_0_ffn_down_at_dw, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_2(v_layers_0_ffn_down_at_dw, v_layers_0_ffn_add_at_sum, v_layers_0_ffn_act, v_layers_0_ffn_down_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.ffn.act@grad */
 NODE void n_layers_0_ffn_act_at_grad(const Call *c, int64_t begin, int64_t end) {
-  k_silu_mul_grad_1(v_layers_0_ffn_act_at_grad, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_down_at_dx, v_layers_0_ffn_gate, v_layers_0_ffn_up, c->rows, begin, end);
+  k_silu_mul_grad_1(v_layers_0_ffn_act_at_grad, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_down_at_dx, v_layers_0_ffn_gate, v_layers_0_ffn_up, c, begin, end);
 }
 /* layers.0.ffn.up@dx */
 NODE void n_layers_0_ffn_up_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_3(v_layers_0_ffn_up_at_dx, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_up_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_3(v_layers_0_ffn_up_at_dx, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_ffn_up_weight_at_pack_dx, c, begin, end);
 }
 /* layers.0.ffn.up@dw */
 NODE void n_layers_0_ffn_up_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_3(v_layers_0_ffn_up_at_dw, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_3(v_layers_0_ffn_up_at_dw, v_layers_0_ffn_act_at_grad_out_dup, v_layers_0_norm2, v_layers_0_ffn_up_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.ffn.gate@dw */
 NODE void n_layers_0_ffn_gate_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_3(v_layers_0_ffn_gate_at_dw, v_layers_0_ffn_act_at_grad, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_3(v_layers_0_ffn_gate_at_dw, v_layers_0_ffn_act_at_grad, v_layers_0_norm2, v_layers_0_ffn_gate_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.norm2@sum covers layers.0.ffn.gate@dx */
 NODE void n_layers_0_norm2_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_4(v_layers_0_norm2_at_sum, v_layers_0_ffn_act_at_grad, v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_up_at_dx, c->rows, begin, end);
+  k_linear_dx_packed_4(v_layers_0_norm2_at_sum, v_layers_0_ffn_act_at_grad, v_layers_0_ffn_gate_weight_at_pack_dx, v_layers_0_ffn_up_at_dx, c, begin, end);
 }
 /* layers.0.norm2@dgain */
 NODE void n_layers_0_norm2_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_1(v_layers_0_norm2_at_dgain, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_out_rstd, v_layers_0_norm2_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_1(v_layers_0_norm2_at_dgain, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_out_rstd, v_layers_0_norm2_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.add@sum covers layers.0.norm2@dx */
 NODE void n_layers_0_attn_add_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_2(v_layers_0_attn_add_at_sum, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_weight, v_layers_0_norm2_out_rstd, v_layers_0_ffn_add_at_sum, c->rows, begin, end);
+  k_rmsnorm_dx_2(v_layers_0_attn_add_at_sum, v_layers_0_norm2_at_sum, v_layers_0_attn_add, v_layers_0_norm2_weight, v_layers_0_norm2_out_rstd, v_layers_0_ffn_add_at_sum, c, begin, end);
 }
 /* layers.0.attn.o@dx */
 NODE void n_layers_0_attn_o_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_5(v_layers_0_attn_o_at_dx, v_layers_0_attn_add_at_sum, v_layers_0_attn_o_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_5(v_layers_0_attn_o_at_dx, v_layers_0_attn_add_at_sum, v_layers_0_attn_o_weight_at_pack_dx, c, begin, end);
 }
 /* layers.0.attn.o@dw */
 NODE void n_layers_0_attn_o_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_4(v_layers_0_attn_o_at_dw, v_layers_0_attn_add_at_sum, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_4(v_layers_0_attn_o_at_dw, v_layers_0_attn_add_at_sum, v_layers_0_attn_core, v_layers_0_attn_o_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.core@grad */
 NODE void n_layers_0_attn_core_at_grad(const Call *c, int64_t begin, int64_t end) {
-  k_attention_grad_1(v_layers_0_attn_core_at_grad, v_layers_0_attn_core_at_grad_out_dk, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_o_at_dx, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, v_layers_0_attn_core, v_layers_0_attn_core_out_lse, c->rows, begin, end);
+  k_attention_grad_1(v_layers_0_attn_core_at_grad, v_layers_0_attn_core_at_grad_out_dk, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_o_at_dx, v_layers_0_attn_q_rope, v_layers_0_attn_k_rope, v_layers_0_attn_v, v_layers_0_attn_core, v_layers_0_attn_core_out_lse, c, begin, end);
 }
 /* layers.0.attn.k_rope@dx */
 NODE void n_layers_0_attn_k_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rope_3(v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_3(v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_core_at_grad_out_dk, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.0.attn.q_rope@dx */
 NODE void n_layers_0_attn_q_rope_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rope_4(v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c->rows, begin, end);
+  k_rope_4(v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_core_at_grad, v_positions, v_rope, v_rope_out_sin, c, begin, end);
 }
 /* layers.0.attn.v@dx */
 NODE void n_layers_0_attn_v_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_6(v_layers_0_attn_v_at_dx, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_v_weight_at_pack_dx, c->rows, begin, end);
+  k_linear_dx_packed_6(v_layers_0_attn_v_at_dx, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_attn_v_weight_at_pack_dx, c, begin, end);
 }
 /* layers.0.attn.v@dw */
 NODE void n_layers_0_attn_v_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_5(v_layers_0_attn_v_at_dw, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_norm1, v_layers_0_attn_v_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_5(v_layers_0_attn_v_at_dw, v_layers_0_attn_core_at_grad_out_dv, v_layers_0_norm1, v_layers_0_attn_v_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.k_norm@dx */
 NODE void n_layers_0_attn_k_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_3(v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_out_rstd, c->rows, begin, end);
+  k_rmsnorm_dx_3(v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_out_rstd, c, begin, end);
 }
 /* layers.0.attn.k_norm@dgain */
 NODE void n_layers_0_attn_k_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_2(v_layers_0_attn_k_norm_at_dgain, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_2(v_layers_0_attn_k_norm_at_dgain, v_layers_0_attn_k_rope_at_dx, v_layers_0_attn_k, v_layers_0_attn_k_norm_out_rstd, v_layers_0_attn_k_norm_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.k@dw */
 NODE void n_layers_0_attn_k_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_5(v_layers_0_attn_k_at_dw, v_layers_0_attn_k_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_k_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_5(v_layers_0_attn_k_at_dw, v_layers_0_attn_k_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_k_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.q_norm@dx */
 NODE void n_layers_0_attn_q_norm_at_dx(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_4(v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_out_rstd, c->rows, begin, end);
+  k_rmsnorm_dx_4(v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_out_rstd, c, begin, end);
 }
 /* layers.0.attn.q_norm@dgain */
 NODE void n_layers_0_attn_q_norm_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_3(v_layers_0_attn_q_norm_at_dgain, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q_norm_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_3(v_layers_0_attn_q_norm_at_dgain, v_layers_0_attn_q_rope_at_dx, v_layers_0_attn_q, v_layers_0_attn_q_norm_out_rstd, v_layers_0_attn_q_norm_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.attn.q@dw */
 NODE void n_layers_0_attn_q_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dw_6(v_layers_0_attn_q_at_dw, v_layers_0_attn_q_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_q_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_linear_dw_6(v_layers_0_attn_q_at_dw, v_layers_0_attn_q_norm_at_dx, v_layers_0_norm1, v_layers_0_attn_q_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* layers.0.norm1@sum covers layers.0.attn.k@dx */
 NODE void n_layers_0_norm1_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_7(v_layers_0_norm1_at_sum, v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_v_at_dx, c->rows, begin, end);
+  k_linear_dx_packed_7(v_layers_0_norm1_at_sum, v_layers_0_attn_k_norm_at_dx, v_layers_0_attn_k_weight_at_pack_dx, v_layers_0_attn_v_at_dx, c, begin, end);
 }
 /* layers.0.norm1@sum2 covers layers.0.attn.q@dx */
 NODE void n_layers_0_norm1_at_sum2(const Call *c, int64_t begin, int64_t end) {
-  k_linear_dx_packed_8(v_layers_0_norm1_at_sum2, v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_norm1_at_sum, c->rows, begin, end);
+  k_linear_dx_packed_8(v_layers_0_norm1_at_sum2, v_layers_0_attn_q_norm_at_dx, v_layers_0_attn_q_weight_at_pack_dx, v_layers_0_norm1_at_sum, c, begin, end);
 }
 /* layers.0.norm1@dgain */
 NODE void n_layers_0_norm1_at_dgain(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dgain_1(v_layers_0_norm1_at_dgain, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_out_rstd, v_layers_0_norm1_weight_at_grad, v_accumulate, c->rows, begin, end);
+  k_rmsnorm_dgain_1(v_layers_0_norm1_at_dgain, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_out_rstd, v_layers_0_norm1_weight_at_grad, v_accumulate, c, begin, end);
 }
 /* embed@sum covers layers.0.norm1@dx */
 NODE void n_embed_at_sum(const Call *c, int64_t begin, int64_t end) {
-  k_rmsnorm_dx_2(v_embed_at_sum, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_weight, v_layers_0_norm1_out_rstd, v_layers_0_attn_add_at_sum, c->rows, begin, end);
+  k_rmsnorm_dx_2(v_embed_at_sum, v_layers_0_norm1_at_sum2, v_embed, v_layers_0_norm1_weight, v_layers_0_norm1_out_rstd, v_layers_0_attn_add_at_sum, c, begin, end);
 }
 /* embed@dw */
 NODE void n_embed_at_dw(const Call *c, int64_t begin, int64_t end) {
-  k_embedding_dw_1(v_embed_at_dw, v_tokens, v_embed_at_sum, v_head_at_dw, c->rows, begin, end);
+  k_embedding_dw_1(v_embed_at_dw, v_tokens, v_embed_at_sum, v_head_at_dw, c, begin, end);
 }
 /* clip.squares */
 NODE void n_clip_squares(const Call *c, int64_t begin, int64_t end) {
-  k_sum_squares_1(v_clip_squares, v_gradients, c->rows, begin, end);
+  k_sum_squares_1(v_clip_squares, v_gradients, c, begin, end);
 }
 /* clip */
 NODE void n_clip(const Call *c, int64_t begin, int64_t end) {
-  k_clip_scale_1(v_clip, v_clip_out_coef, v_clip_squares, v_max_norm, c->rows, begin, end);
+  k_clip_scale_1(v_clip, v_clip_out_coef, v_clip_squares, v_max_norm, c, begin, end);
 }
 /* embed.weight@adamw */
 NODE void n_embed_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_1(v_embed_weight_at_adamw, v_embed_weight_at_adamw_out_m, v_embed_weight_at_adamw_out_v, v_embed_weight, v_embed_weight_at_grad, v_embed_weight_at_m, v_embed_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_1(v_embed_weight_at_adamw, v_embed_weight_at_adamw_out_m, v_embed_weight_at_adamw_out_v, v_embed_weight, v_embed_weight_at_grad, v_embed_weight_at_m, v_embed_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.norm1.weight@adamw */
 NODE void n_layers_0_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_2(v_layers_0_norm1_weight_at_adamw, v_layers_0_norm1_weight_at_adamw_out_m, v_layers_0_norm1_weight_at_adamw_out_v, v_layers_0_norm1_weight, v_layers_0_norm1_weight_at_grad, v_layers_0_norm1_weight_at_m, v_layers_0_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_2(v_layers_0_norm1_weight_at_adamw, v_layers_0_norm1_weight_at_adamw_out_m, v_layers_0_norm1_weight_at_adamw_out_v, v_layers_0_norm1_weight, v_layers_0_norm1_weight_at_grad, v_layers_0_norm1_weight_at_m, v_layers_0_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.q.weight@adamw */
 NODE void n_layers_0_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_3(v_layers_0_attn_q_weight_at_adamw, v_layers_0_attn_q_weight_at_adamw_out_m, v_layers_0_attn_q_weight_at_adamw_out_v, v_layers_0_attn_q_weight, v_layers_0_attn_q_weight_at_grad, v_layers_0_attn_q_weight_at_m, v_layers_0_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_3(v_layers_0_attn_q_weight_at_adamw, v_layers_0_attn_q_weight_at_adamw_out_m, v_layers_0_attn_q_weight_at_adamw_out_v, v_layers_0_attn_q_weight, v_layers_0_attn_q_weight_at_grad, v_layers_0_attn_q_weight_at_m, v_layers_0_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.k.weight@adamw */
 NODE void n_layers_0_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_4(v_layers_0_attn_k_weight_at_adamw, v_layers_0_attn_k_weight_at_adamw_out_m, v_layers_0_attn_k_weight_at_adamw_out_v, v_layers_0_attn_k_weight, v_layers_0_attn_k_weight_at_grad, v_layers_0_attn_k_weight_at_m, v_layers_0_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_4(v_layers_0_attn_k_weight_at_adamw, v_layers_0_attn_k_weight_at_adamw_out_m, v_layers_0_attn_k_weight_at_adamw_out_v, v_layers_0_attn_k_weight, v_layers_0_attn_k_weight_at_grad, v_layers_0_attn_k_weight_at_m, v_layers_0_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.v.weight@adamw */
 NODE void n_layers_0_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_4(v_layers_0_attn_v_weight_at_adamw, v_layers_0_attn_v_weight_at_adamw_out_m, v_layers_0_attn_v_weight_at_adamw_out_v, v_layers_0_attn_v_weight, v_layers_0_attn_v_weight_at_grad, v_layers_0_attn_v_weight_at_m, v_layers_0_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_4(v_layers_0_attn_v_weight_at_adamw, v_layers_0_attn_v_weight_at_adamw_out_m, v_layers_0_attn_v_weight_at_adamw_out_v, v_layers_0_attn_v_weight, v_layers_0_attn_v_weight_at_grad, v_layers_0_attn_v_weight_at_m, v_layers_0_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.q_norm.weight@adamw */
 NODE void n_layers_0_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_5(v_layers_0_attn_q_norm_weight_at_adamw, v_layers_0_attn_q_norm_weight_at_adamw_out_m, v_layers_0_attn_q_norm_weight_at_adamw_out_v, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_weight_at_grad, v_layers_0_attn_q_norm_weight_at_m, v_layers_0_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_5(v_layers_0_attn_q_norm_weight_at_adamw, v_layers_0_attn_q_norm_weight_at_adamw_out_m, v_layers_0_attn_q_norm_weight_at_adamw_out_v, v_layers_0_attn_q_norm_weight, v_layers_0_attn_q_norm_weight_at_grad, v_layers_0_attn_q_norm_weight_at_m, v_layers_0_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.k_norm.weight@adamw */
 NODE void n_layers_0_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_5(v_layers_0_attn_k_norm_weight_at_adamw, v_layers_0_attn_k_norm_weight_at_adamw_out_m, v_layers_0_attn_k_norm_weight_at_adamw_out_v, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_weight_at_grad, v_layers_0_attn_k_norm_weight_at_m, v_layers_0_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_5(v_layers_0_attn_k_norm_weight_at_adamw, v_layers_0_attn_k_norm_weight_at_adamw_out_m, v_layers_0_attn_k_norm_weight_at_adamw_out_v, v_layers_0_attn_k_norm_weight, v_layers_0_attn_k_norm_weight_at_grad, v_layers_0_attn_k_norm_weight_at_m, v_layers_0_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.attn.o.weight@adamw */
 NODE void n_layers_0_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_3(v_layers_0_attn_o_weight_at_adamw, v_layers_0_attn_o_weight_at_adamw_out_m, v_layers_0_attn_o_weight_at_adamw_out_v, v_layers_0_attn_o_weight, v_layers_0_attn_o_weight_at_grad, v_layers_0_attn_o_weight_at_m, v_layers_0_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_3(v_layers_0_attn_o_weight_at_adamw, v_layers_0_attn_o_weight_at_adamw_out_m, v_layers_0_attn_o_weight_at_adamw_out_v, v_layers_0_attn_o_weight, v_layers_0_attn_o_weight_at_grad, v_layers_0_attn_o_weight_at_m, v_layers_0_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.norm2.weight@adamw */
 NODE void n_layers_0_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_2(v_layers_0_norm2_weight_at_adamw, v_layers_0_norm2_weight_at_adamw_out_m, v_layers_0_norm2_weight_at_adamw_out_v, v_layers_0_norm2_weight, v_layers_0_norm2_weight_at_grad, v_layers_0_norm2_weight_at_m, v_layers_0_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_2(v_layers_0_norm2_weight_at_adamw, v_layers_0_norm2_weight_at_adamw_out_m, v_layers_0_norm2_weight_at_adamw_out_v, v_layers_0_norm2_weight, v_layers_0_norm2_weight_at_grad, v_layers_0_norm2_weight_at_m, v_layers_0_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.ffn.gate.weight@adamw */
 NODE void n_layers_0_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_0_ffn_gate_weight_at_adamw, v_layers_0_ffn_gate_weight_at_adamw_out_m, v_layers_0_ffn_gate_weight_at_adamw_out_v, v_layers_0_ffn_gate_weight, v_layers_0_ffn_gate_weight_at_grad, v_layers_0_ffn_gate_weight_at_m, v_layers_0_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_0_ffn_gate_weight_at_adamw, v_layers_0_ffn_gate_weight_at_adamw_out_m, v_layers_0_ffn_gate_weight_at_adamw_out_v, v_layers_0_ffn_gate_weight, v_layers_0_ffn_gate_weight_at_grad, v_layers_0_ffn_gate_weight_at_m, v_layers_0_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.ffn.up.weight@adamw */
 NODE void n_layers_0_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_0_ffn_up_weight_at_adamw, v_layers_0_ffn_up_weight_at_adamw_out_m, v_layers_0_ffn_up_weight_at_adamw_out_v, v_layers_0_ffn_up_weight, v_layers_0_ffn_up_weight_at_grad, v_layers_0_ffn_up_weight_at_m, v_layers_0_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_0_ffn_up_weight_at_adamw, v_layers_0_ffn_up_weight_at_adamw_out_m, v_layers_0_ffn_up_weight_at_adamw_out_v, v_layers_0_ffn_up_weight, v_layers_0_ffn_up_weight_at_grad, v_layers_0_ffn_up_weight_at_m, v_layers_0_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.0.ffn.down.weight@adamw */
 NODE void n_layers_0_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_0_ffn_down_weight_at_adamw, v_layers_0_ffn_down_weight_at_adamw_out_m, v_layers_0_ffn_down_weight_at_adamw_out_v, v_layers_0_ffn_down_weight, v_layers_0_ffn_down_weight_at_grad, v_layers_0_ffn_down_weight_at_m, v_layers_0_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_0_ffn_down_weight_at_adamw, v_layers_0_ffn_down_weight_at_adamw_out_m, v_layers_0_ffn_down_weight_at_adamw_out_v, v_layers_0_ffn_down_weight, v_layers_0_ffn_down_weight_at_grad, v_layers_0_ffn_down_weight_at_m, v_layers_0_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.norm1.weight@adamw */
 NODE void n_layers_1_norm1_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_2(v_layers_1_norm1_weight_at_adamw, v_layers_1_norm1_weight_at_adamw_out_m, v_layers_1_norm1_weight_at_adamw_out_v, v_layers_1_norm1_weight, v_layers_1_norm1_weight_at_grad, v_layers_1_norm1_weight_at_m, v_layers_1_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_2(v_layers_1_norm1_weight_at_adamw, v_layers_1_norm1_weight_at_adamw_out_m, v_layers_1_norm1_weight_at_adamw_out_v, v_layers_1_norm1_weight, v_layers_1_norm1_weight_at_grad, v_layers_1_norm1_weight_at_m, v_layers_1_norm1_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.q.weight@adamw */
 NODE void n_layers_1_attn_q_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_3(v_layers_1_attn_q_weight_at_adamw, v_layers_1_attn_q_weight_at_adamw_out_m, v_layers_1_attn_q_weight_at_adamw_out_v, v_layers_1_attn_q_weight, v_layers_1_attn_q_weight_at_grad, v_layers_1_attn_q_weight_at_m, v_layers_1_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_3(v_layers_1_attn_q_weight_at_adamw, v_layers_1_attn_q_weight_at_adamw_out_m, v_layers_1_attn_q_weight_at_adamw_out_v, v_layers_1_attn_q_weight, v_layers_1_attn_q_weight_at_grad, v_layers_1_attn_q_weight_at_m, v_layers_1_attn_q_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.k.weight@adamw */
 NODE void n_layers_1_attn_k_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_4(v_layers_1_attn_k_weight_at_adamw, v_layers_1_attn_k_weight_at_adamw_out_m, v_layers_1_attn_k_weight_at_adamw_out_v, v_layers_1_attn_k_weight, v_layers_1_attn_k_weight_at_grad, v_layers_1_attn_k_weight_at_m, v_layers_1_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_4(v_layers_1_attn_k_weight_at_adamw, v_layers_1_attn_k_weight_at_adamw_out_m, v_layers_1_attn_k_weight_at_adamw_out_v, v_layers_1_attn_k_weight, v_layers_1_attn_k_weight_at_grad, v_layers_1_attn_k_weight_at_m, v_layers_1_attn_k_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.v.weight@adamw */
 NODE void n_layers_1_attn_v_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_4(v_layers_1_attn_v_weight_at_adamw, v_layers_1_attn_v_weight_at_adamw_out_m, v_layers_1_attn_v_weight_at_adamw_out_v, v_layers_1_attn_v_weight, v_layers_1_attn_v_weight_at_grad, v_layers_1_attn_v_weight_at_m, v_layers_1_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_4(v_layers_1_attn_v_weight_at_adamw, v_layers_1_attn_v_weight_at_adamw_out_m, v_layers_1_attn_v_weight_at_adamw_out_v, v_layers_1_attn_v_weight, v_layers_1_attn_v_weight_at_grad, v_layers_1_attn_v_weight_at_m, v_layers_1_attn_v_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.q_norm.weight@adamw */
 NODE void n_layers_1_attn_q_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_5(v_layers_1_attn_q_norm_weight_at_adamw, v_layers_1_attn_q_norm_weight_at_adamw_out_m, v_layers_1_attn_q_norm_weight_at_adamw_out_v, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_weight_at_grad, v_layers_1_attn_q_norm_weight_at_m, v_layers_1_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_5(v_layers_1_attn_q_norm_weight_at_adamw, v_layers_1_attn_q_norm_weight_at_adamw_out_m, v_layers_1_attn_q_norm_weight_at_adamw_out_v, v_layers_1_attn_q_norm_weight, v_layers_1_attn_q_norm_weight_at_grad, v_layers_1_attn_q_norm_weight_at_m, v_layers_1_attn_q_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.k_norm.weight@adamw */
 NODE void n_layers_1_attn_k_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_5(v_layers_1_attn_k_norm_weight_at_adamw, v_layers_1_attn_k_norm_weight_at_adamw_out_m, v_layers_1_attn_k_norm_weight_at_adamw_out_v, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_weight_at_grad, v_layers_1_attn_k_norm_weight_at_m, v_layers_1_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_5(v_layers_1_attn_k_norm_weight_at_adamw, v_layers_1_attn_k_norm_weight_at_adamw_out_m, v_layers_1_attn_k_norm_weight_at_adamw_out_v, v_layers_1_attn_k_norm_weight, v_layers_1_attn_k_norm_weight_at_grad, v_layers_1_attn_k_norm_weight_at_m, v_layers_1_attn_k_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.attn.o.weight@adamw */
 NODE void n_layers_1_attn_o_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_3(v_layers_1_attn_o_weight_at_adamw, v_layers_1_attn_o_weight_at_adamw_out_m, v_layers_1_attn_o_weight_at_adamw_out_v, v_layers_1_attn_o_weight, v_layers_1_attn_o_weight_at_grad, v_layers_1_attn_o_weight_at_m, v_layers_1_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_3(v_layers_1_attn_o_weight_at_adamw, v_layers_1_attn_o_weight_at_adamw_out_m, v_layers_1_attn_o_weight_at_adamw_out_v, v_layers_1_attn_o_weight, v_layers_1_attn_o_weight_at_grad, v_layers_1_attn_o_weight_at_m, v_layers_1_attn_o_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.norm2.weight@adamw */
 NODE void n_layers_1_norm2_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_2(v_layers_1_norm2_weight_at_adamw, v_layers_1_norm2_weight_at_adamw_out_m, v_layers_1_norm2_weight_at_adamw_out_v, v_layers_1_norm2_weight, v_layers_1_norm2_weight_at_grad, v_layers_1_norm2_weight_at_m, v_layers_1_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_2(v_layers_1_norm2_weight_at_adamw, v_layers_1_norm2_weight_at_adamw_out_m, v_layers_1_norm2_weight_at_adamw_out_v, v_layers_1_norm2_weight, v_layers_1_norm2_weight_at_grad, v_layers_1_norm2_weight_at_m, v_layers_1_norm2_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.ffn.gate.weight@adamw */
 NODE void n_layers_1_ffn_gate_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_1_ffn_gate_weight_at_adamw, v_layers_1_ffn_gate_weight_at_adamw_out_m, v_layers_1_ffn_gate_weight_at_adamw_out_v, v_layers_1_ffn_gate_weight, v_layers_1_ffn_gate_weight_at_grad, v_layers_1_ffn_gate_weight_at_m, v_layers_1_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_1_ffn_gate_weight_at_adamw, v_layers_1_ffn_gate_weight_at_adamw_out_m, v_layers_1_ffn_gate_weight_at_adamw_out_v, v_layers_1_ffn_gate_weight, v_layers_1_ffn_gate_weight_at_grad, v_layers_1_ffn_gate_weight_at_m, v_layers_1_ffn_gate_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.ffn.up.weight@adamw */
 NODE void n_layers_1_ffn_up_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_1_ffn_up_weight_at_adamw, v_layers_1_ffn_up_weight_at_adamw_out_m, v_layers_1_ffn_up_weight_at_adamw_out_v, v_layers_1_ffn_up_weight, v_layers_1_ffn_up_weight_at_grad, v_layers_1_ffn_up_weight_at_m, v_layers_1_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_1_ffn_up_weight_at_adamw, v_layers_1_ffn_up_weight_at_adamw_out_m, v_layers_1_ffn_up_weight_at_adamw_out_v, v_layers_1_ffn_up_weight, v_layers_1_ffn_up_weight_at_grad, v_layers_1_ffn_up_weight_at_m, v_layers_1_ffn_up_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* layers.1.ffn.down.weight@adamw */
 NODE void n_layers_1_ffn_down_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_6(v_layers_1_ffn_down_weight_at_adamw, v_layers_1_ffn_down_weight_at_adamw_out_m, v_layers_1_ffn_down_weight_at_adamw_out_v, v_layers_1_ffn_down_weight, v_layers_1_ffn_down_weight_at_grad, v_layers_1_ffn_down_weight_at_m, v_layers_1_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_6(v_layers_1_ffn_down_weight_at_adamw, v_layers_1_ffn_down_weight_at_adamw_out_m, v_layers_1_ffn_down_weight_at_adamw_out_v, v_layers_1_ffn_down_weight, v_layers_1_ffn_down_weight_at_grad, v_layers_1_ffn_down_weight_at_m, v_layers_1_ffn_down_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 /* norm.weight@adamw */
 NODE void n_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
-  k_adamw_2(v_norm_weight_at_adamw, v_norm_weight_at_adamw_out_m, v_norm_weight_at_adamw_out_v, v_norm_weight, v_norm_weight_at_grad, v_norm_weight_at_m, v_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c->rows, begin, end);
+  k_adamw_2(v_norm_weight_at_adamw, v_norm_weight_at_adamw_out_m, v_norm_weight_at_adamw_out_v, v_norm_weight, v_norm_weight_at_grad, v_norm_weight_at_m, v_norm_weight_at_v, v_clip_out_coef, v_lr, v_step, c, begin, end);
 }
 
 /* Stages: everything between two barriers. */
@@ -1545,154 +1545,154 @@ static int64_t stage_0_chain(const Call *c) {
 }
 static int64_t stage_0_tasks(const Call *c) {
   (void)c;
-  return k_rope_table_1_count(c->rows);
+  return k_rope_table_1_count(c);
 }
 static void stage_1(const Call *c, int64_t task) {
-  if (task < k_pack_linear_1_count(c->rows)) {
+  if (task < k_pack_linear_1_count(c)) {
     n_layers_0_attn_q_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_1_count(c->rows);
-  if (task < k_pack_linear_2_count(c->rows)) {
+  task -= k_pack_linear_1_count(c);
+  if (task < k_pack_linear_2_count(c)) {
     n_layers_0_attn_k_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_2_count(c->rows);
-  if (task < k_pack_linear_2_count(c->rows)) {
+  task -= k_pack_linear_2_count(c);
+  if (task < k_pack_linear_2_count(c)) {
     n_layers_0_attn_v_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_2_count(c->rows);
-  if (task < k_pack_linear_3_count(c->rows)) {
+  task -= k_pack_linear_2_count(c);
+  if (task < k_pack_linear_3_count(c)) {
     n_layers_0_attn_o_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_3_count(c->rows);
-  if (task < k_pack_linear_4_count(c->rows)) {
+  task -= k_pack_linear_3_count(c);
+  if (task < k_pack_linear_4_count(c)) {
     n_layers_0_ffn_gate_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_4_count(c->rows);
-  if (task < k_pack_linear_4_count(c->rows)) {
+  task -= k_pack_linear_4_count(c);
+  if (task < k_pack_linear_4_count(c)) {
     n_layers_0_ffn_up_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_4_count(c->rows);
-  if (task < k_pack_linear_5_count(c->rows)) {
+  task -= k_pack_linear_4_count(c);
+  if (task < k_pack_linear_5_count(c)) {
     n_layers_0_ffn_down_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_5_count(c->rows);
-  if (task < k_pack_linear_1_count(c->rows)) {
+  task -= k_pack_linear_5_count(c);
+  if (task < k_pack_linear_1_count(c)) {
     n_layers_1_attn_q_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_1_count(c->rows);
-  if (task < k_pack_linear_2_count(c->rows)) {
+  task -= k_pack_linear_1_count(c);
+  if (task < k_pack_linear_2_count(c)) {
     n_layers_1_attn_k_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_2_count(c->rows);
-  if (task < k_pack_linear_2_count(c->rows)) {
+  task -= k_pack_linear_2_count(c);
+  if (task < k_pack_linear_2_count(c)) {
     n_layers_1_attn_v_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_2_count(c->rows);
-  if (task < k_pack_linear_3_count(c->rows)) {
+  task -= k_pack_linear_2_count(c);
+  if (task < k_pack_linear_3_count(c)) {
     n_layers_1_attn_o_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_3_count(c->rows);
-  if (task < k_pack_linear_4_count(c->rows)) {
+  task -= k_pack_linear_3_count(c);
+  if (task < k_pack_linear_4_count(c)) {
     n_layers_1_ffn_gate_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_4_count(c->rows);
-  if (task < k_pack_linear_4_count(c->rows)) {
+  task -= k_pack_linear_4_count(c);
+  if (task < k_pack_linear_4_count(c)) {
     n_layers_1_ffn_up_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_4_count(c->rows);
-  if (task < k_pack_linear_5_count(c->rows)) {
+  task -= k_pack_linear_4_count(c);
+  if (task < k_pack_linear_5_count(c)) {
     n_layers_1_ffn_down_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_5_count(c->rows);
-  if (task < k_pack_linear_6_count(c->rows)) {
+  task -= k_pack_linear_5_count(c);
+  if (task < k_pack_linear_6_count(c)) {
     n_embed_weight_at_pack(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_6_count(c->rows);
-  if (task < k_pack_linear_dx_1_count(c->rows)) {
+  task -= k_pack_linear_6_count(c);
+  if (task < k_pack_linear_dx_1_count(c)) {
     n_embed_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_1_count(c->rows);
-  if (task < k_pack_linear_dx_2_count(c->rows)) {
+  task -= k_pack_linear_dx_1_count(c);
+  if (task < k_pack_linear_dx_2_count(c)) {
     n_layers_1_ffn_down_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_2_count(c->rows);
-  if (task < k_pack_linear_dx_3_count(c->rows)) {
+  task -= k_pack_linear_dx_2_count(c);
+  if (task < k_pack_linear_dx_3_count(c)) {
     n_layers_1_ffn_up_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_3_count(c->rows);
-  if (task < k_pack_linear_dx_3_count(c->rows)) {
+  task -= k_pack_linear_dx_3_count(c);
+  if (task < k_pack_linear_dx_3_count(c)) {
     n_layers_1_ffn_gate_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_3_count(c->rows);
-  if (task < k_pack_linear_dx_4_count(c->rows)) {
+  task -= k_pack_linear_dx_3_count(c);
+  if (task < k_pack_linear_dx_4_count(c)) {
     n_layers_1_attn_o_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_4_count(c->rows);
-  if (task < k_pack_linear_dx_5_count(c->rows)) {
+  task -= k_pack_linear_dx_4_count(c);
+  if (task < k_pack_linear_dx_5_count(c)) {
     n_layers_1_attn_v_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_5_count(c->rows);
-  if (task < k_pack_linear_dx_5_count(c->rows)) {
+  task -= k_pack_linear_dx_5_count(c);
+  if (task < k_pack_linear_dx_5_count(c)) {
     n_layers_1_attn_k_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_5_count(c->rows);
-  if (task < k_pack_linear_dx_6_count(c->rows)) {
+  task -= k_pack_linear_dx_5_count(c);
+  if (task < k_pack_linear_dx_6_count(c)) {
     n_layers_1_attn_q_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_6_count(c->rows);
-  if (task < k_pack_linear_dx_2_count(c->rows)) {
+  task -= k_pack_linear_dx_6_count(c);
+  if (task < k_pack_linear_dx_2_count(c)) {
     n_layers_0_ffn_down_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_2_count(c->rows);
-  if (task < k_pack_linear_dx_3_count(c->rows)) {
+  task -= k_pack_linear_dx_2_count(c);
+  if (task < k_pack_linear_dx_3_count(c)) {
     n_layers_0_ffn_up_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_3_count(c->rows);
-  if (task < k_pack_linear_dx_3_count(c->rows)) {
+  task -= k_pack_linear_dx_3_count(c);
+  if (task < k_pack_linear_dx_3_count(c)) {
     n_layers_0_ffn_gate_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_3_count(c->rows);
-  if (task < k_pack_linear_dx_4_count(c->rows)) {
+  task -= k_pack_linear_dx_3_count(c);
+  if (task < k_pack_linear_dx_4_count(c)) {
     n_layers_0_attn_o_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_4_count(c->rows);
-  if (task < k_pack_linear_dx_5_count(c->rows)) {
+  task -= k_pack_linear_dx_4_count(c);
+  if (task < k_pack_linear_dx_5_count(c)) {
     n_layers_0_attn_v_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_5_count(c->rows);
-  if (task < k_pack_linear_dx_5_count(c->rows)) {
+  task -= k_pack_linear_dx_5_count(c);
+  if (task < k_pack_linear_dx_5_count(c)) {
     n_layers_0_attn_k_weight_at_pack_dx(c, task, task + 1);
     return;
   }
-  task -= k_pack_linear_dx_5_count(c->rows);
+  task -= k_pack_linear_dx_5_count(c);
   n_layers_0_attn_q_weight_at_pack_dx(c, task, task + 1);
 }
 static int64_t stage_1_chain(const Call *c) {
@@ -1701,7 +1701,7 @@ static int64_t stage_1_chain(const Call *c) {
 }
 static int64_t stage_1_tasks(const Call *c) {
   (void)c;
-  return k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_1_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_2_count(c->rows) + k_pack_linear_3_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_4_count(c->rows) + k_pack_linear_5_count(c->rows) + k_pack_linear_6_count(c->rows) + k_pack_linear_dx_1_count(c->rows) + k_pack_linear_dx_2_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_4_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_6_count(c->rows) + k_pack_linear_dx_2_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_3_count(c->rows) + k_pack_linear_dx_4_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_5_count(c->rows) + k_pack_linear_dx_6_count(c->rows);
+  return k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_6_count(c) + k_pack_linear_dx_1_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c);
 }
 static void stage_2(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1733,7 +1733,7 @@ static int64_t stage_3_chain(const Call *c) {
 }
 static int64_t stage_3_tasks(const Call *c) {
   (void)c;
-  return k_attention_1_count(c->rows);
+  return k_attention_1_count(c);
 }
 static void stage_4(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1770,7 +1770,7 @@ static int64_t stage_5_chain(const Call *c) {
 }
 static int64_t stage_5_tasks(const Call *c) {
   (void)c;
-  return k_attention_1_count(c->rows);
+  return k_attention_1_count(c);
 }
 static void stage_6(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1802,7 +1802,7 @@ static int64_t stage_7_chain(const Call *c) {
 }
 static int64_t stage_7_tasks(const Call *c) {
   (void)c;
-  return k_loss_sum_1_count(c->rows);
+  return k_loss_sum_1_count(c);
 }
 static void stage_8(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1834,46 +1834,46 @@ static int64_t stage_8_tasks(const Call *c) {
   return (40 + 15) / 16;
 }
 static void stage_9(const Call *c, int64_t task) {
-  if (task < k_loss_sum_1_count(c->rows)) {
+  if (task < k_loss_sum_1_count(c)) {
     n_loss_sum(c, task, task + 1);
     return;
   }
-  task -= k_loss_sum_1_count(c->rows);
-  if (task < k_linear_dw_1_count(c->rows)) {
+  task -= k_loss_sum_1_count(c);
+  if (task < k_linear_dw_1_count(c)) {
     n_head_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_1_count(c->rows);
-  if (task < k_rmsnorm_dgain_1_count(c->rows)) {
+  task -= k_linear_dw_1_count(c);
+  if (task < k_rmsnorm_dgain_1_count(c)) {
     n_norm_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_1_count(c->rows);
-  if (task < k_linear_dw_2_count(c->rows)) {
+  task -= k_rmsnorm_dgain_1_count(c);
+  if (task < k_linear_dw_2_count(c)) {
     n_layers_1_ffn_down_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_2_count(c->rows);
-  if (task < k_linear_dw_3_count(c->rows)) {
+  task -= k_linear_dw_2_count(c);
+  if (task < k_linear_dw_3_count(c)) {
     n_layers_1_ffn_up_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_3_count(c->rows);
-  if (task < k_linear_dw_3_count(c->rows)) {
+  task -= k_linear_dw_3_count(c);
+  if (task < k_linear_dw_3_count(c)) {
     n_layers_1_ffn_gate_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_3_count(c->rows);
-  if (task < k_rmsnorm_dgain_1_count(c->rows)) {
+  task -= k_linear_dw_3_count(c);
+  if (task < k_rmsnorm_dgain_1_count(c)) {
     n_layers_1_norm2_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_1_count(c->rows);
-  if (task < k_linear_dw_4_count(c->rows)) {
+  task -= k_rmsnorm_dgain_1_count(c);
+  if (task < k_linear_dw_4_count(c)) {
     n_layers_1_attn_o_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_4_count(c->rows);
+  task -= k_linear_dw_4_count(c);
   n_layers_1_attn_core_at_grad(c, task, task + 1);
 }
 static int64_t stage_9_chain(const Call *c) {
@@ -1882,7 +1882,7 @@ static int64_t stage_9_chain(const Call *c) {
 }
 static int64_t stage_9_tasks(const Call *c) {
   (void)c;
-  return k_loss_sum_1_count(c->rows) + k_linear_dw_1_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_2_count(c->rows) + k_linear_dw_3_count(c->rows) + k_linear_dw_3_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_4_count(c->rows) + k_attention_grad_1_count(c->rows);
+  return k_loss_sum_1_count(c) + k_linear_dw_1_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
 }
 static void stage_10(const Call *c, int64_t task) {
   if (task < (40 + 15) / 16) {
@@ -1913,59 +1913,59 @@ static int64_t stage_10_chain(const Call *c) {
 }
 static int64_t stage_10_tasks(const Call *c) {
   (void)c;
-  return (40 + 15) / 16 + k_linear_dw_5_count(c->rows);
+  return (40 + 15) / 16 + k_linear_dw_5_count(c);
 }
 static void stage_11(const Call *c, int64_t task) {
-  if (task < k_rmsnorm_dgain_2_count(c->rows)) {
+  if (task < k_rmsnorm_dgain_2_count(c)) {
     n_layers_1_attn_k_norm_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_2_count(c->rows);
-  if (task < k_linear_dw_5_count(c->rows)) {
+  task -= k_rmsnorm_dgain_2_count(c);
+  if (task < k_linear_dw_5_count(c)) {
     n_layers_1_attn_k_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_5_count(c->rows);
-  if (task < k_rmsnorm_dgain_3_count(c->rows)) {
+  task -= k_linear_dw_5_count(c);
+  if (task < k_rmsnorm_dgain_3_count(c)) {
     n_layers_1_attn_q_norm_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_3_count(c->rows);
-  if (task < k_linear_dw_6_count(c->rows)) {
+  task -= k_rmsnorm_dgain_3_count(c);
+  if (task < k_linear_dw_6_count(c)) {
     n_layers_1_attn_q_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_6_count(c->rows);
-  if (task < k_rmsnorm_dgain_1_count(c->rows)) {
+  task -= k_linear_dw_6_count(c);
+  if (task < k_rmsnorm_dgain_1_count(c)) {
     n_layers_1_norm1_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_1_count(c->rows);
-  if (task < k_linear_dw_2_count(c->rows)) {
+  task -= k_rmsnorm_dgain_1_count(c);
+  if (task < k_linear_dw_2_count(c)) {
     n_layers_0_ffn_down_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_2_count(c->rows);
-  if (task < k_linear_dw_3_count(c->rows)) {
+  task -= k_linear_dw_2_count(c);
+  if (task < k_linear_dw_3_count(c)) {
     n_layers_0_ffn_up_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_3_count(c->rows);
-  if (task < k_linear_dw_3_count(c->rows)) {
+  task -= k_linear_dw_3_count(c);
+  if (task < k_linear_dw_3_count(c)) {
     n_layers_0_ffn_gate_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_3_count(c->rows);
-  if (task < k_rmsnorm_dgain_1_count(c->rows)) {
+  task -= k_linear_dw_3_count(c);
+  if (task < k_rmsnorm_dgain_1_count(c)) {
     n_layers_0_norm2_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_1_count(c->rows);
-  if (task < k_linear_dw_4_count(c->rows)) {
+  task -= k_rmsnorm_dgain_1_count(c);
+  if (task < k_linear_dw_4_count(c)) {
     n_layers_0_attn_o_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_4_count(c->rows);
+  task -= k_linear_dw_4_count(c);
   n_layers_0_attn_core_at_grad(c, task, task + 1);
 }
 static int64_t stage_11_chain(const Call *c) {
@@ -1974,7 +1974,7 @@ static int64_t stage_11_chain(const Call *c) {
 }
 static int64_t stage_11_tasks(const Call *c) {
   (void)c;
-  return k_rmsnorm_dgain_2_count(c->rows) + k_linear_dw_5_count(c->rows) + k_rmsnorm_dgain_3_count(c->rows) + k_linear_dw_6_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_2_count(c->rows) + k_linear_dw_3_count(c->rows) + k_linear_dw_3_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_linear_dw_4_count(c->rows) + k_attention_grad_1_count(c->rows);
+  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
 }
 static void stage_12(const Call *c, int64_t task) {
   if (task < (40 + 15) / 16) {
@@ -1999,34 +1999,34 @@ static int64_t stage_12_chain(const Call *c) {
 }
 static int64_t stage_12_tasks(const Call *c) {
   (void)c;
-  return (40 + 15) / 16 + k_linear_dw_5_count(c->rows);
+  return (40 + 15) / 16 + k_linear_dw_5_count(c);
 }
 static void stage_13(const Call *c, int64_t task) {
-  if (task < k_rmsnorm_dgain_2_count(c->rows)) {
+  if (task < k_rmsnorm_dgain_2_count(c)) {
     n_layers_0_attn_k_norm_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_2_count(c->rows);
-  if (task < k_linear_dw_5_count(c->rows)) {
+  task -= k_rmsnorm_dgain_2_count(c);
+  if (task < k_linear_dw_5_count(c)) {
     n_layers_0_attn_k_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_5_count(c->rows);
-  if (task < k_rmsnorm_dgain_3_count(c->rows)) {
+  task -= k_linear_dw_5_count(c);
+  if (task < k_rmsnorm_dgain_3_count(c)) {
     n_layers_0_attn_q_norm_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_3_count(c->rows);
-  if (task < k_linear_dw_6_count(c->rows)) {
+  task -= k_rmsnorm_dgain_3_count(c);
+  if (task < k_linear_dw_6_count(c)) {
     n_layers_0_attn_q_at_dw(c, task, task + 1);
     return;
   }
-  task -= k_linear_dw_6_count(c->rows);
-  if (task < k_rmsnorm_dgain_1_count(c->rows)) {
+  task -= k_linear_dw_6_count(c);
+  if (task < k_rmsnorm_dgain_1_count(c)) {
     n_layers_0_norm1_at_dgain(c, task, task + 1);
     return;
   }
-  task -= k_rmsnorm_dgain_1_count(c->rows);
+  task -= k_rmsnorm_dgain_1_count(c);
   n_embed_at_dw(c, task, task + 1);
 }
 static int64_t stage_13_chain(const Call *c) {
@@ -2035,7 +2035,7 @@ static int64_t stage_13_chain(const Call *c) {
 }
 static int64_t stage_13_tasks(const Call *c) {
   (void)c;
-  return k_rmsnorm_dgain_2_count(c->rows) + k_linear_dw_5_count(c->rows) + k_rmsnorm_dgain_3_count(c->rows) + k_linear_dw_6_count(c->rows) + k_rmsnorm_dgain_1_count(c->rows) + k_embedding_dw_1_count(c->rows);
+  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_embedding_dw_1_count(c);
 }
 static void stage_14(const Call *c, int64_t task) {
   n_clip_squares(c, task, task + 1);
@@ -2046,7 +2046,7 @@ static int64_t stage_14_chain(const Call *c) {
 }
 static int64_t stage_14_tasks(const Call *c) {
   (void)c;
-  return k_sum_squares_1_count(c->rows);
+  return k_sum_squares_1_count(c);
 }
 static void stage_15(const Call *c, int64_t task) {
   n_clip(c, task, task + 1);
@@ -2057,124 +2057,124 @@ static int64_t stage_15_chain(const Call *c) {
 }
 static int64_t stage_15_tasks(const Call *c) {
   (void)c;
-  return k_clip_scale_1_count(c->rows);
+  return k_clip_scale_1_count(c);
 }
 static void stage_16(const Call *c, int64_t task) {
-  if (task < k_adamw_1_count(c->rows)) {
+  if (task < k_adamw_1_count(c)) {
     n_embed_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_1_count(c->rows);
-  if (task < k_adamw_2_count(c->rows)) {
+  task -= k_adamw_1_count(c);
+  if (task < k_adamw_2_count(c)) {
     n_layers_0_norm1_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_2_count(c->rows);
-  if (task < k_adamw_3_count(c->rows)) {
+  task -= k_adamw_2_count(c);
+  if (task < k_adamw_3_count(c)) {
     n_layers_0_attn_q_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_3_count(c->rows);
-  if (task < k_adamw_4_count(c->rows)) {
+  task -= k_adamw_3_count(c);
+  if (task < k_adamw_4_count(c)) {
     n_layers_0_attn_k_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_4_count(c->rows);
-  if (task < k_adamw_4_count(c->rows)) {
+  task -= k_adamw_4_count(c);
+  if (task < k_adamw_4_count(c)) {
     n_layers_0_attn_v_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_4_count(c->rows);
-  if (task < k_adamw_5_count(c->rows)) {
+  task -= k_adamw_4_count(c);
+  if (task < k_adamw_5_count(c)) {
     n_layers_0_attn_q_norm_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_5_count(c->rows);
-  if (task < k_adamw_5_count(c->rows)) {
+  task -= k_adamw_5_count(c);
+  if (task < k_adamw_5_count(c)) {
     n_layers_0_attn_k_norm_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_5_count(c->rows);
-  if (task < k_adamw_3_count(c->rows)) {
+  task -= k_adamw_5_count(c);
+  if (task < k_adamw_3_count(c)) {
     n_layers_0_attn_o_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_3_count(c->rows);
-  if (task < k_adamw_2_count(c->rows)) {
+  task -= k_adamw_3_count(c);
+  if (task < k_adamw_2_count(c)) {
     n_layers_0_norm2_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_2_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_2_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_0_ffn_gate_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_6_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_0_ffn_up_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_6_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_0_ffn_down_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
-  if (task < k_adamw_2_count(c->rows)) {
+  task -= k_adamw_6_count(c);
+  if (task < k_adamw_2_count(c)) {
     n_layers_1_norm1_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_2_count(c->rows);
-  if (task < k_adamw_3_count(c->rows)) {
+  task -= k_adamw_2_count(c);
+  if (task < k_adamw_3_count(c)) {
     n_layers_1_attn_q_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_3_count(c->rows);
-  if (task < k_adamw_4_count(c->rows)) {
+  task -= k_adamw_3_count(c);
+  if (task < k_adamw_4_count(c)) {
     n_layers_1_attn_k_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_4_count(c->rows);
-  if (task < k_adamw_4_count(c->rows)) {
+  task -= k_adamw_4_count(c);
+  if (task < k_adamw_4_count(c)) {
     n_layers_1_attn_v_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_4_count(c->rows);
-  if (task < k_adamw_5_count(c->rows)) {
+  task -= k_adamw_4_count(c);
+  if (task < k_adamw_5_count(c)) {
     n_layers_1_attn_q_norm_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_5_count(c->rows);
-  if (task < k_adamw_5_count(c->rows)) {
+  task -= k_adamw_5_count(c);
+  if (task < k_adamw_5_count(c)) {
     n_layers_1_attn_k_norm_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_5_count(c->rows);
-  if (task < k_adamw_3_count(c->rows)) {
+  task -= k_adamw_5_count(c);
+  if (task < k_adamw_3_count(c)) {
     n_layers_1_attn_o_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_3_count(c->rows);
-  if (task < k_adamw_2_count(c->rows)) {
+  task -= k_adamw_3_count(c);
+  if (task < k_adamw_2_count(c)) {
     n_layers_1_norm2_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_2_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_2_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_1_ffn_gate_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_6_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_1_ffn_up_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
-  if (task < k_adamw_6_count(c->rows)) {
+  task -= k_adamw_6_count(c);
+  if (task < k_adamw_6_count(c)) {
     n_layers_1_ffn_down_weight_at_adamw(c, task, task + 1);
     return;
   }
-  task -= k_adamw_6_count(c->rows);
+  task -= k_adamw_6_count(c);
   n_norm_weight_at_adamw(c, task, task + 1);
 }
 static int64_t stage_16_chain(const Call *c) {
@@ -2183,7 +2183,7 @@ static int64_t stage_16_chain(const Call *c) {
 }
 static int64_t stage_16_tasks(const Call *c) {
   (void)c;
-  return k_adamw_1_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_4_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_5_count(c->rows) + k_adamw_3_count(c->rows) + k_adamw_2_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_6_count(c->rows) + k_adamw_2_count(c->rows);
+  return k_adamw_1_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c);
 }
 
 /* Entry points. */
@@ -2192,7 +2192,7 @@ static const Stage forward_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, 
 static const Stage repack_stages[] = {{stage_1, stage_1_chain, stage_1_tasks}};
 static const Stage step_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_8, stage_8_chain, stage_8_tasks}, {stage_9, stage_9_chain, stage_9_tasks}, {stage_10, stage_10_chain, stage_10_tasks}, {stage_11, stage_11_chain, stage_11_tasks}, {stage_12, stage_12_chain, stage_12_tasks}, {stage_13, stage_13_chain, stage_13_tasks}};
 static const Stage update_stages[] = {{stage_14, stage_14_chain, stage_14_tasks}, {stage_15, stage_15_chain, stage_15_tasks}, {stage_16, stage_16_chain, stage_16_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
-enum { N_ENTRIES = 5, N_NODES = 149, ROWS_OF_ONE_TILE = 0 };
+enum { N_ENTRIES = 5, N_NODES = 149, ROWS_ALONE = 0 };
 static const struct {
   const Stage *stages;
   int n_stages;
@@ -2205,7 +2205,7 @@ static const struct {
 };
 static const struct {
   void (*run)(const Call *, int64_t, int64_t);
-  int64_t (*count)(int64_t);
+  int64_t (*count)(const Call *);
 } nodes[] = {
   {n_rope, k_rope_table_1_count},
   {n_layers_0_attn_q_weight_at_pack, k_pack_linear_1_count},
@@ -2359,10 +2359,10 @@ static const struct {
 };
 
 /* Runs an entry point; returns 1 if there is none with this number. */
-int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
+int32_t lockstep_call(int32_t entry, void *const *arenas, const int64_t *counts) {
   if (entry < 0 || entry >= N_ENTRIES) return 1;
-  const Call call = {(char *const *)arenas, rows};
-  const int is_one_tile = rows > 0 && rows <= ROWS_OF_ONE_TILE; /* others would only wait */
+  const Call call = {(char *const *)arenas, counts};
+  const int is_one_tile = N_COUNTS > 0 && counts[0] <= ROWS_ALONE; /* others would only wait */
   if (pool.n_wanted == 1 || is_one_tile)
     run_alone(&call, entries[entry].stages, entries[entry].n_stages);
   else
@@ -2371,10 +2371,10 @@ int32_t lockstep_call(int32_t entry, void *const *arenas, int64_t rows) {
 }
 
 /* Runs one node alone, on the thread of the caller. */
-int32_t lockstep_run_node(int32_t node, void *const *arenas, int64_t rows) {
+int32_t lockstep_run_node(int32_t node, void *const *arenas, const int64_t *counts) {
   if (node < 0 || node >= N_NODES) return 1;
-  const Call call = {(char *const *)arenas, rows};
-  nodes[node].run(&call, 0, nodes[node].count(rows));
+  const Call call = {(char *const *)arenas, counts};
+  nodes[node].run(&call, 0, nodes[node].count(&call));
   return 0;
 }
 

@@ -1,0 +1,160 @@
+"""Qwen2: a dense decoder with grouped queries whose queries, keys and values have biases.
+
+Source: transformers modeling_qwen2; arXiv:2407.10671.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lockstep.families import decoder
+from lockstep.families.decoder import Decoder, DecoderConfig
+from lockstep.families.decoder_config import (
+    HF_IGNORED,
+    architecture_keys,
+    gguf_settings,
+    hf_keys,
+    hf_settings,
+)
+from lockstep.families.family import Family
+from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.rope import YarnScaling
+from lockstep.families.source import TensorSource
+from lockstep.families.weight import Table, Weight
+from lockstep.ir import Graph, InferenceShape, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(DecoderConfig):
+    """The dimensions and switches of a Qwen2 model."""
+
+
+TINY = Config(vocab=97, width=48, ffn=80, layers=2, heads=6, kv_heads=2, head_dim=8, context=40)
+
+VARIANTS = {
+    "untied, stretched": Config(
+        vocab=71,
+        width=40,
+        ffn=56,
+        layers=1,
+        heads=4,
+        kv_heads=1,
+        head_dim=14,
+        context=33,
+        eps=1e-5,
+        theta=1e6,
+        tied=False,
+        scaling=YarnScaling(factor=2.0, original=16, magnitude=1.07, truncate=False),
+    ),
+}
+
+_HF_IGNORED = HF_IGNORED | {
+    "max_window_layers": "only read when the sliding window is on",
+    "sliding_window": "it is off",
+}
+
+
+def from_hf(hf: Mapping[str, object]) -> Config:
+    """The config from a Hugging Face config.json.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = Keys("config.json", hf)
+    keys.only("use_sliding_window", False)
+    settings = hf_settings(keys, head_dim=None)
+    keys.only("layer_types", ["full_attention"] * min(settings["layers"], decoder.MAX_LAYERS))
+    keys.only("use_mrope", False)
+    keys.finish(_HF_IGNORED)
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def to_hf(config: Config) -> dict[str, object]:
+    """The Hugging Face config.json of a config."""
+    return {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        **hf_keys(config),
+        "use_sliding_window": False,
+    }
+
+
+def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
+    """The config from GGUF metadata and its tensors.
+
+    Raises: InputError naming keys that are missing, unknown or not supported.
+    """
+    keys = architecture_keys("qwen2", metadata)
+    settings = gguf_settings(keys, "qwen2", source)
+    keys.finish({})
+    config: Config = made_from_file(Config, keys.where, settings)
+    return config
+
+
+def weights(config: Config) -> tuple[Weight, ...]:
+    """The weight table, in the order of the parameters."""
+    c, table = config, Table()
+    table.linear("embed", (c.vocab, c.width), "model.embed_tokens", "token_embd")
+    for i in range(c.layers):
+        t = table.under(f"layers.{i}", f"model.layers.{i}", f"blk.{i}")
+        q, kv = (c.q_width, c.width), (c.kv_width, c.width)
+        t.gain("norm1", c.width, "input_layernorm", "attn_norm")
+        t.linear("attn.q", q, "self_attn.q_proj", "attn_q", bias=True)
+        t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=True)
+        t.linear("attn.v", kv, "self_attn.v_proj", "attn_v", bias=True)
+        t.linear("attn.o", q[::-1], "self_attn.o_proj", "attn_output")
+        t.gain("norm2", c.width, "post_attention_layernorm", "ffn_norm")
+        t.linear("ffn.gate", (c.ffn, c.width), "mlp.gate_proj", "ffn_gate")
+        t.linear("ffn.up", (c.ffn, c.width), "mlp.up_proj", "ffn_up")
+        t.linear("ffn.down", (c.width, c.ffn), "mlp.down_proj", "ffn_down")
+    table.gain("norm", c.width, "model.norm", "output_norm")
+    if not c.tied:
+        table.linear("head", (c.vocab, c.width), "lm_head", "output")
+    return tuple(table.weights)
+
+
+def block(d: Decoder, at: str, x_MD: Value) -> Value:
+    """One layer: attention, then a gated feed-forward block."""
+    h_MD = d.norm(f"{at}.norm1", x_MD)
+    q_MN = d.rope(f"{at}.attn.q_rope", d.linear(f"{at}.attn.q", h_MD))
+    k_MO = d.rope(f"{at}.attn.k_rope", d.linear(f"{at}.attn.k", h_MD))
+    v_MO = d.linear(f"{at}.attn.v", h_MD)
+    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
+    x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
+
+    h_MD = d.norm(f"{at}.norm2", x_MD)
+    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
+    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
+    return d.add(f"{at}.ffn.add", x_MD, d.linear(f"{at}.ffn.down", act_MF))
+
+
+def training_graph(config: Config, batch: int, tokens: int) -> Graph:
+    """The forward graph of a batch and its summed loss.
+
+    Raises: UsageError if the sequences are longer than the context.
+    """
+    return decoder.training_graph("qwen2", config, weights(config), block, batch, tokens)
+
+
+def inference_graph(config: Config, shape: InferenceShape) -> Graph:
+    """The graph of growing sequences with their caches.
+
+    Raises: UsageError if the context is too long.
+    """
+    return decoder.inference_graph("qwen2", config, weights(config), block, shape)
+
+
+FAMILY = Family(
+    name="qwen2",
+    Config=Config,
+    weights=weights,
+    training_graph=training_graph,
+    inference_graph=inference_graph,
+    TINY=TINY,
+    variants=VARIANTS,
+    hf_class="Qwen2ForCausalLM",
+    from_hf=from_hf,
+    to_hf=to_hf,
+    from_gguf=from_gguf,
+)
