@@ -38,6 +38,7 @@ INLINE int64_t quant_words(const int f, const int wide) {
   return PANEL_COLUMNS * ((wide ? 16 : 8) + 1 + panel_has_minimum(f) + 4 * panel_is_sub16(f));
 }
 INLINE void quant_unpack(const int f, const int wide, int32_t *to, panel_block b) {
+  panel_scales s = {0};
   UNROLL for (int v = 0; v < PANEL_NV; v++) {
     int32_t *at = to + v * VL;
     UNROLL for (int g = 0; g < 8; g++) {
@@ -49,7 +50,8 @@ INLINE void quant_unpack(const int f, const int wide, int32_t *to, panel_block b
       memcpy(at + (wide ? 2 : 1) * g * PANEL_COLUMNS, &w, sizeof w);
     }
     at += (wide ? 16 : 8) * PANEL_COLUMNS;
-    const panel_scales s = panel_block_scales(f, b, v);
+    panel_unit_scales(f, &s, b, v);
+    panel_block_scales(f, &s, b, v);
     memcpy(at, &s.scale, sizeof s.scale), at += PANEL_COLUMNS;
     if (panel_has_minimum(f)) memcpy(at, &s.minimum, sizeof s.minimum), at += PANEL_COLUMNS;
     if (panel_is_sub16(f)) {
@@ -79,21 +81,27 @@ INLINE void quant_sums(const int f, const int wide, const int n_rows, const int 
                        const panel_scales *s, const char *const *q) {
   const int bits = panel_bits(f);
   const int run = panel_is_sub16(f) && DOT8_RUN(bits) > 4 ? 4 : DOT8_RUN(bits);
-  if (wide) {
+  if (wide && from) {
     UNROLL for (int g = 0; g < 16; g++) {
       vi w[PANEL_NV];
-      UNROLL for (int v = 0; v < n_vectors; v++) {
-        vi halves[2];
-        if (from)
-          w[v] = vi_load(from + g * PANEL_COLUMNS + (v0 + v) * VL);
-        else
-          vi_widen(panel_group(f, b.quants, g / 2, v0 + v), halves, halves + 1), w[v] = halves[g % 2];
-      }
+      UNROLL for (int v = 0; v < n_vectors; v++)
+        w[v] = vi_now(vi_load(from + g * PANEL_COLUMNS + (v0 + v) * VL));
       UNROLL for (int r = 0; r < n_rows; r++) {
         const vi x = vi_spread(q[r] + 4 * g);
         UNROLL for (int v = 0; v < n_vectors; v++) isum[r][v] = vi_dot16(isum[r][v], w[v], x);
       }
     }
+    return;
+  }
+  if (wide) {
+    vi_sums16 acc[QUANT_FEW][PANEL_NV] = {0};
+    UNROLL for (int g = 0; g < 8; g++)
+      UNROLL for (int v = 0; v < n_vectors; v++) {
+        const vi w = panel_group(f, b.quants, g, v0 + v);
+        UNROLL for (int r = 0; r < n_rows; r++) acc[r][v] = vi_dot16_bytes(acc[r][v], w, q[r] + 8 * g);
+      }
+    UNROLL for (int r = 0; r < n_rows; r++)
+      UNROLL for (int v = 0; v < n_vectors; v++) isum[r][v] += vi_dot16_sum(acc[r][v]);
     return;
   }
   UNROLL for (int g0 = 0; g0 < 8; g0 += run) {
@@ -103,7 +111,7 @@ INLINE void quant_sums(const int f, const int wide, const int n_rows, const int 
     UNROLL for (int g = g0; g < g0 + run; g++) {
       vi w[PANEL_NV];
       UNROLL for (int v = 0; v < n_vectors; v++)
-        w[v] = from ? vi_load(from + g * PANEL_COLUMNS + (v0 + v) * VL)
+        w[v] = from ? vi_now(vi_load(from + g * PANEL_COLUMNS + (v0 + v) * VL))
                     : panel_group(f, b.quants, g, v0 + v);
       UNROLL for (int r = 0; r < n_rows; r++) {
         const vi x = vi_spread(q[r] + 4 * g);
@@ -117,15 +125,19 @@ INLINE void quant_sums(const int f, const int wide, const int n_rows, const int 
   }
 }
 
-/* One block of n_rows rows: everything between the integers and acc. */
+/* One block of n_rows rows: everything between the integers and acc, which stays in memory: the
+ * registers are for the integers. */
 INLINE void quant_block(const int f, const int wide, const int n_rows, const int n_vectors,
-                        vf acc[][PANEL_NV], panel_block b, const int32_t *from, const int v0,
-                        const char *const *q, const float *scale, const int32_t *sum,
-                        int64_t n_blocks) {
-  panel_scales s[PANEL_NV];
+                        float *acc, panel_scales *s, panel_block b, const int32_t *from,
+                        const int v0, const char *const *q, const float *scale,
+                        const int32_t *sum, int64_t n_blocks) {
   vi isum[8][PANEL_NV];
-  UNROLL for (int v = 0; v < n_vectors; v++)
-    s[v] = from ? quant_scales(f, wide, from, v0 + v) : panel_block_scales(f, b, v0 + v);
+  UNROLL for (int v = 0; v < n_vectors; v++) {
+    if (from)
+      s[v] = quant_scales(f, wide, from, v0 + v);
+    else
+      panel_block_scales(f, s + v, b, v0 + v);
+  }
   UNROLL for (int r = 0; r < n_rows; r++)
     UNROLL for (int v = 0; v < n_vectors; v++)
       isum[r][v] = wide ? vi_set(-panel_zero(f) * sum[r * n_blocks]) : vi_set(0);
@@ -145,10 +157,12 @@ INLINE void quant_block(const int f, const int wide, const int n_rows, const int
         isum[r][v] -= vi_dot16(vi_set(0), s[v].sub_pair, pair) * panel_zero(f);
       else if (!wide && panel_zero(f))
         isum[r][v] -= off;
-      acc[r][v] = vf_fma(s[v].scale * dx, vi_to_vf(isum[r][v]), acc[r][v]);
+      float *at = acc + r * PANEL_COLUMNS + (v0 + v) * VL;
+      vf y = vf_fma(s[v].scale * dx, vi_to_vf(isum[r][v]), vf_load(at));
       if (panel_has_minimum(f) && panel_is_sub16(f))
         minus = dx * vi_to_vf(vi_dot16(vi_set(0), s[v].min_pair, pair));
-      if (panel_has_minimum(f)) acc[r][v] = vf_fnma(s[v].minimum, minus, acc[r][v]);
+      if (panel_has_minimum(f)) y = vf_fnma(s[v].minimum, minus, y);
+      vf_store(at, y);
     }
   }
 }
@@ -171,55 +185,49 @@ INLINE void quant_few(const int f, const int wide, const int n_rows, const quant
   const float *scale = t->scale + row * t->n_blocks;
   const int32_t *sum = t->sum + row * t->n_blocks;
   for (; panel < end; panel++) {
-    vf acc[QUANT_FEW][PANEL_NV];
-    UNROLL for (int r = 0; r < n_rows; r++)
-      UNROLL for (int v = 0; v < PANEL_NV; v++) acc[r][v] = vf_zero();
-    for (int64_t i = 0; i < t->n_blocks; i++) {
-      const panel_block b = panel_at(f, t->panels + panel * bytes, i);
-      const char *q[QUANT_FEW];
-      UNROLL for (int r = 0; r < n_rows; r++)
-        q[r] = (const char *)t->q + (row + r) * row_bytes + (i * PANEL_BLOCK << wide);
-      UNROLL for (int v = 0; v < PANEL_NV; v += n_vectors) {
-        vf some[QUANT_FEW][PANEL_NV];
+    _Alignas(64) float acc[QUANT_FEW * PANEL_COLUMNS] = {0};
+    for (int64_t i = 0; i < t->n_blocks; i += panel_unit_blocks(f)) {
+      panel_block b = panel_at(f, t->panels + panel * bytes, i);
+      panel_scales s[PANEL_NV] = {0};
+      UNROLL for (int v = 0; v < PANEL_NV; v++) panel_unit_scales(f, s + v, b, v);
+      const int64_t left = t->n_blocks - i, end_block = i + (left < panel_unit_blocks(f) ? left : panel_unit_blocks(f));
+      for (int64_t k = i; k < end_block; k++) {
+        const char *q[QUANT_FEW];
         UNROLL for (int r = 0; r < n_rows; r++)
-          UNROLL for (int u = 0; u < n_vectors; u++) some[r][u] = acc[r][v + u];
-        quant_block(f, wide, n_rows, n_vectors, some, b, NULL, v, q, scale + i, sum + i,
-                    t->n_blocks);
-        UNROLL for (int r = 0; r < n_rows; r++)
-          UNROLL for (int u = 0; u < n_vectors; u++) acc[r][v + u] = some[r][u];
+          q[r] = (const char *)t->q + (row + r) * row_bytes + (k * PANEL_BLOCK << wide);
+        UNROLL for (int v = 0; v < PANEL_NV; v += n_vectors)
+          quant_block(f, wide, n_rows, n_vectors, acc, s + v, b, NULL, v, q, scale + k, sum + k, t->n_blocks);
+        b = panel_next(f, b);
       }
     }
     UNROLL for (int r = 0; r < n_rows; r++)
       UNROLL for (int v = 0; v < PANEL_NV; v++)
-        quant_store(t, acc[r][v], row + r, panel * PANEL_COLUMNS + v * VL);
+        quant_store(t, vf_load(acc + r * PANEL_COLUMNS + v * VL), row + r,
+                    panel * PANEL_COLUMNS + v * VL);
   }
 }
 
 /* Blocks i to i + n of n_rows rows from `row`, unpacked weights, acc in memory. */
 INLINE void quant_tile(const int f, const int wide, const int n_rows, const quant_product *t,
                        float *sums, const int32_t *from, int64_t row, int64_t i, int64_t n) {
-  vf acc[8][PANEL_NV];
   const int64_t row_bytes = t->n_terms << wide;
   const char *q = (const char *)t->q + row * row_bytes + (i * PANEL_BLOCK << wide);
   const float *scale = t->scale + row * t->n_blocks + i;
   const int32_t *sum = t->sum + row * t->n_blocks + i;
   const panel_block none = {0};
-  UNROLL for (int r = 0; r < n_rows; r++)
-    UNROLL for (int v = 0; v < PANEL_NV; v++) acc[r][v] = vf_load(sums + r * PANEL_COLUMNS + v * VL);
   for (; n > 0; n--) {
     const char *rows[8];
     UNROLL for (int r = 0; r < n_rows; r++) rows[r] = q + r * row_bytes;
-    quant_block(f, wide, n_rows, PANEL_NV, acc, none, from, 0, rows, scale, sum, t->n_blocks);
+    panel_scales s[PANEL_NV];
+    quant_block(f, wide, n_rows, PANEL_NV, sums, s, none, from, 0, rows, scale, sum, t->n_blocks);
     from += quant_words(f, wide), q += PANEL_BLOCK << wide, scale++, sum++;
   }
-  UNROLL for (int r = 0; r < n_rows; r++)
-    UNROLL for (int v = 0; v < PANEL_NV; v++) vf_store(sums + r * PANEL_COLUMNS + v * VL, acc[r][v]);
 }
 
 /* Rows of a tile of many rows. */
 INLINE int64_t quant_tile_rows(const int f, const int wide) {
   (void)f, (void)wide;
-  return VL == 16 ? 8 : 2;
+  return VL == 16 ? 8 : VL == 8 ? 4 : 2;
 }
 
 /* n_rows rows from `row` times one panel: its weights are unpacked a chunk of blocks at a time. */

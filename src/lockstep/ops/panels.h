@@ -58,7 +58,7 @@ INLINE int64_t panel_bytes(const int f, int64_t n_blocks) {
 /* Where the parts of a block lie. */
 typedef struct {
   const uint8_t *scale, *minimum, *quants; /* two levels: of the whole unit */
-  const int8_t *sub_scale, *sub_minimum;   /* with 16 weights under each: of the first half */
+  const int8_t *sub_scale, *sub_minimum;   /* with 16 weights under each: two for each column */
 } panel_block;
 
 INLINE panel_block panel_at(const int f, const uint8_t *panel, int64_t block) {
@@ -72,6 +72,15 @@ INLINE panel_block panel_at(const int f, const uint8_t *panel, int64_t block) {
                          .quants = unit + panel_head_bytes(f) + i * panel_block_bytes(f),
                          .sub_scale = subs,
                          .sub_minimum = subs + panel_subs_bytes(f)};
+  return b;
+}
+
+/* The block behind this one in its unit. */
+INLINE panel_block panel_next(const int f, panel_block b) {
+  const int64_t step = panel_scales_bytes(f) / panel_unit_blocks(f);
+  if (!(f & PANEL_TWO)) b.scale += step, b.minimum += step;
+  b.sub_scale += panel_subs_bytes(f) / 8, b.sub_minimum += panel_subs_bytes(f) / 8;
+  b.quants += panel_block_bytes(f);
   return b;
 }
 
@@ -99,11 +108,10 @@ INLINE int panel_quant(const int f, const uint8_t *quants, int64_t column, int64
 INLINE void panel_weights(const int f, float *w, const uint8_t *panel, int64_t block,
                           int64_t column) {
   const panel_block b = panel_at(f, panel, block);
-  const int step = panel_is_sub16(f) ? 16 : 32;
   const float d = panel_number(b.scale, f & PANEL_FLOAT, column);
   const float m = panel_has_minimum(f) ? panel_number(b.minimum, 0, column) : 0.0f;
   for (int k = 0; k < PANEL_BLOCK; k++) {
-    const int64_t at = k / step * PANEL_COLUMNS + column;
+    const int64_t at = panel_is_sub16(f) ? 2 * column + k / 16 : column;
     const float scale = f & PANEL_TWO ? d * (float)b.sub_scale[at] : d;
     const float x = scale * (float)(panel_quant(f, b.quants, column, k) - panel_zero(f));
     w[k] = x;
@@ -129,34 +137,35 @@ INLINE vi panel_group(const int f, const uint8_t *quants, const int g, const int
 
 /* What a block's integers are multiplied by, VL columns from vector v on. */
 typedef struct {
-  vf scale, minimum;     /* with sub-scales of 32 weights multiplied in */
-  vi sub[2];             /* sub-scales of 16 weights, ready for vi_dot8_scaled */
-  vi sub_pair, min_pair; /* both in a lane, as int16 */
+  vf unit_scale, unit_minimum; /* two levels: the upper one */
+  vf scale, minimum;           /* with sub-scales of 32 weights multiplied in */
+  vi sub[2];                   /* sub-scales of 16 weights, ready for vi_dot8_scaled */
+  vi sub_pair, min_pair;       /* both in a lane, as int16 */
 } panel_scales;
 
 INLINE vf panel_floats(const uint8_t *at, const int is_float, const int v) {
   return is_float ? vf_load((const float *)(const void *)at + v * VL)
                   : vf_load_half((const uint16_t *)(const void *)at + v * VL);
 }
-INLINE vi panel_pair(const int8_t *sub, const int v) {
-  return (vi_from_i8(sub + v * VL) & 0xffff) | vi_from_i8(sub + PANEL_COLUMNS + v * VL) << 16;
+/* The scales of the first block of a unit, and then of each. */
+INLINE void panel_unit_scales(const int f, panel_scales *s, panel_block b, const int v) {
+  if (!(f & PANEL_TWO)) return;
+  s->unit_scale = panel_floats(b.scale, 0, v);
+  if (panel_has_minimum(f)) s->unit_minimum = panel_floats(b.minimum, 0, v);
 }
-INLINE panel_scales panel_block_scales(const int f, panel_block b, const int v) {
-  panel_scales s = {0};
-  s.scale = panel_floats(b.scale, f & PANEL_FLOAT, v);
-  if (panel_has_minimum(f)) s.minimum = panel_floats(b.minimum, 0, v);
+INLINE void panel_block_scales(const int f, panel_scales *s, panel_block b, const int v) {
+  s->scale = f & PANEL_TWO ? s->unit_scale : panel_floats(b.scale, f & PANEL_FLOAT, v);
+  if (panel_has_minimum(f))
+    s->minimum = f & PANEL_TWO ? s->unit_minimum : panel_floats(b.minimum, 0, v);
   if (panel_is_sub16(f)) {
-    for (int i = 0; i < 2; i++) {
-      const vi sub = vi_from_i8(b.sub_scale + i * PANEL_COLUMNS + v * VL);
-      s.sub[i] = vi_dot8_scale(sub, panel_bits(f));
-    }
-    if (panel_zero(f)) s.sub_pair = panel_pair(b.sub_scale, v);
-    if (panel_has_minimum(f)) s.min_pair = panel_pair(b.sub_minimum, v);
+    s->sub_pair = vi_pairs_i8(b.sub_scale + 2 * v * VL);
+    s->sub[0] = vi_dot8_scale(s->sub_pair, 0), s->sub[1] = vi_dot8_scale(s->sub_pair, 1);
+    if (panel_has_minimum(f)) s->min_pair = vi_pairs_i8(b.sub_minimum + 2 * v * VL);
   } else if (f & PANEL_TWO) {
-    s.scale = s.scale * vi_to_vf(vi_from_i8(b.sub_scale + v * VL));
-    if (panel_has_minimum(f)) s.minimum = s.minimum * vi_to_vf(vi_from_i8(b.sub_minimum + v * VL));
+    s->scale = s->scale * vi_to_vf(vi_from_i8(b.sub_scale + v * VL));
+    if (panel_has_minimum(f))
+      s->minimum = s->minimum * vi_to_vf(vi_from_i8(b.sub_minimum + v * VL));
   }
-  return s;
 }
 
 #endif

@@ -2,11 +2,12 @@
 
 A panel is a row of units, of 256 weights a column where the stored type has scales of two levels,
 else of 64, zero beyond the last. A unit holds, each part column by column within its block: scales,
-minima, sub-scales, sub-minima, then from the next multiple of 64 bytes the quants, block of 32 by
-block. A block is a row of 64-byte vectors in which four bytes of each of the 16 columns hold four
-quants in a row: what one lane of a dot product wants. Eight such groups are eight vectors of bytes;
-or four vectors of low nibbles, group i below group i+4, and then for a fifth bit one vector whose
-bit g belongs to group g, for two more bits two vectors of four pairs of bits.
+minima, sub-scales, sub-minima (both of a block side by side where they are of 16 weights), then
+from the next multiple of 64 bytes the quants, block of 32 by block. A block is a row of 64-byte
+vectors in which four bytes of each of the 16 columns hold four quants in a row: what one lane of a
+dot product wants. Eight such groups are eight vectors of bytes; or four vectors of low nibbles,
+group i below group i+4, and then for a fifth bit one vector whose bit g belongs to group g, for two
+more bits two vectors of four pairs of bits.
 
 `panels.h` reads the same layout in C.
 """
@@ -176,7 +177,8 @@ def _units(layout: Layout, panels: U8) -> U8:
 def _head_regions(layout: Layout, panels: U8) -> list[U8]:
     """Where each part of the heads lies: (panels, units, parts in a unit, columns, bytes)."""
     units = _units(layout, panels)
-    sizes = (layout.scale_bytes, layout.scale_bytes, 1, 1)
+    per_block = BLOCK // layout.sub if layout.sub else 1
+    sizes = (layout.scale_bytes, layout.scale_bytes, per_block, per_block)
     regions, at = [], 0
     for n_part, size in zip(layout.parts_bytes, sizes, strict=True):
         part = units[:, :, at : at + n_part]
@@ -257,6 +259,7 @@ def _by_column(scales: U8, subs: U8, count: int) -> NDArray[np.float32]:
     flat = np.ascontiguousarray(scales).reshape(n_panels, -1, COLUMNS * scales.shape[-1])
     wide = flat.view("<f4" if scales.shape[-1] == 4 else "<f2").astype(np.float32)
     if subs.size:
-        sub = np.ascontiguousarray(subs).reshape(n_panels, wide.shape[1], -1, COLUMNS)
+        by_block = np.ascontiguousarray(subs).swapaxes(3, 4)
+        sub = np.ascontiguousarray(by_block).reshape(n_panels, wide.shape[1], -1, COLUMNS)
         wide = wide[:, :, None] * sub.view(np.int8).astype(np.float32)
     return wide.reshape(n_panels, count, COLUMNS).transpose(0, 2, 1)[..., None]
