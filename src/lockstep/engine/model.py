@@ -9,7 +9,7 @@ from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
 from lockstep.build import Built, inference_program, packed_formats
-from lockstep.engine.packed import Filled, fill_parameters
+from lockstep.engine.packed import Filled, StoredParameters, fill_parameters
 from lockstep.engine.session import InferenceSession
 from lockstep.engine.source import Source, open_run, open_source
 from lockstep.errors import BudgetError
@@ -36,6 +36,7 @@ class RunModel:
 
     config: TrainConfig
     manifest: WeightsManifest
+    parameters: StoredParameters  # as the weights file has them; the session's are packed
     tokenizer: Tokenizer
     session: InferenceSession
 
@@ -114,8 +115,9 @@ def open_run_model(
     room = context or source.run.context_len
     opened = load(source, context=room, rows=min(64, room), threads=threads)
     return RunModel(
-        config=source.run, manifest=source.weights, tokenizer=tokenizer, session=opened.session
-    )
+        config=source.run, manifest=source.weights, parameters=source.parameters,
+        tokenizer=tokenizer, session=opened.session,
+    )  # fmt: skip
 
 
 def _expect_room(built: Built, source: Source) -> None:

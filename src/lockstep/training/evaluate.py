@@ -149,7 +149,7 @@ def holdout_loss(model: RunModel, settings: TrainSettings, rows: Sequence[str]) 
         threads=settings.threads,
     )
     session = TrainingSession(built.program, batch=batch, tokens=settings.seq_len)
-    parameters = {id: model.session.program.view(id) for id in of.shapes}
+    parameters = {id: model.parameters.f32(id) for id in of.shapes}
     session.begin(parameters)
     windows = _whole_batches(windows_of(rows, model.tokenizer, settings), batch)
     return session.evaluate(microbatches(windows, batch))
