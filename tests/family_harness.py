@@ -61,12 +61,13 @@ class Batch:
 
 
 def drawn_parameters(family: Family[Any], config: Any, seed: int = 0) -> dict[str, Array]:
-    """Parameters of a size at which every part of the model matters."""
+    """Parameters of a size at which every part of the model matters, such as a file can keep."""
     rng = np.random.default_rng(seed)
-    return {
-        w.id: ((0 if w.decay else 1) + 0.25 * rng.standard_normal(w.shape)).astype(np.float32)
-        for w in family.weights(config)
-    }
+    found = {}
+    for w in family.weights(config):
+        array = (0 if w.decay else 1) + 0.25 * rng.standard_normal(w.shape)
+        found[w.id] = w.hf_form.held(w.hf_form.stored(array.astype(np.float32)))
+    return found
 
 
 def drawn_batch(config: Any, batch: int, tokens: int, seed: int = 1) -> Batch:
@@ -112,8 +113,12 @@ def training_graph(family: Family[Any], config: Any, batch: Batch) -> Graph:
     return autodiff(family.training_graph(config, *batch.tokens_BT.shape))
 
 
-def differences(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> dict[str, float]:
-    """max |a-b| / max |b| for each tensor; infinite where either is not finite.
+def differences(
+    ours: Mapping[str, Array], theirs: Mapping[str, Array], smallest: float = 0.0
+) -> dict[str, float]:
+    """max |a-b| / max |b| for each tensor; infinite where either is not finite, or b is 0.
+
+    A tensor whose largest element is below `smallest` is measured by that.
 
     Raises: AssertionError if names or shapes differ, or there is nothing to compare.
     """
@@ -124,5 +129,6 @@ def differences(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> dict[
         other = np.asarray(theirs[name])
         assert np.shape(array) == other.shape, name
         finite = np.isfinite(array).all() and np.isfinite(other).all()
-        found[name] = float(np.abs(array - other).max() / np.abs(other).max()) if finite else np.inf
+        scale = max(float(np.abs(other).max()), smallest)
+        found[name] = float(np.abs(array - other).max()) / scale if finite and scale else np.inf
     return found

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from family_harness import EVERY_CONFIG, Held, drawn_parameters
+from gguf_models import convertible, llama3_factors, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +19,16 @@ from lockstep.errors import InputError, UsageError
 from lockstep.families import (
     FAMILIES,
     Family,
+    LinearScaling,
     Llama3Scaling,
     family_named,
+    family_of_gguf,
     family_of_hf,
     read_parameters,
     write_parameters,
 )
-from lockstep.families.form import join_pairs, split_pairs
+from lockstep.families.form import AS_IS, join_pairs, split_pairs
+from lockstep.families.rope_config import llama3_of_factors
 from lockstep.formats import GGUFFile, HFDirectory, write_hf_directory
 
 # As published with Qwen/Qwen3-0.6B.
@@ -90,6 +94,138 @@ LLAMA_32_1B: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 128256,
 }
+# As published with Qwen/Qwen2.5-0.5B.
+QWEN25_05B: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# As published with google/gemma-3-1b-it.
+GEMMA3_1B: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "initializer_range": 0.02,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "use_cache": True,
+    "vocab_size": 262144,
+}
+# What google/gemma-3-270m has besides, or otherwise.
+GEMMA3_270M: dict[str, Any] = {
+    **{k: v for k, v in GEMMA3_1B.items() if k not in ("cache_implementation", "eos_token_id")},
+    "_sliding_window_pattern": 6,
+    "eos_token_id": 1,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+    "num_hidden_layers": 18,
+    "sliding_window_pattern": None,
+    "use_bidirectional_attention": False,
+}
+# As published with google/gemma-3-4b-it, which sees; most of the text model is left to defaults.
+GEMMA3_4B: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
+# As published with HuggingFaceTB/SmolLM2-135M.
+SMOLLM2_135M: dict[str, Any] = {
+    **{k: v for k, v in LLAMA_32_1B.items() if k != "head_dim"},
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "vocab_size": 49152,
+}
+# A llama of the size of Nanbeige/Nanbeige4.1-3B.
+NANBEIGE_3B: dict[str, Any] = {
+    **LLAMA_32_1B,
+    "head_dim": 128,
+    "hidden_size": 2560,
+    "intermediate_size": 10496,
+    "max_position_embeddings": 262144,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+    "rope_scaling": None,
+    "rope_theta": 70000000,
+    "tie_word_embeddings": False,
+    "vocab_size": 166144,
+}
+
+
+def n_parameters(published: dict[str, Any]) -> int:
+    family = family_of_hf(published)
+    return sum(int(np.prod(w.shape)) for w in family.weights(family.from_hf(published)))
 
 
 def hf_source(family: Family[Any], config: Any) -> Held:
@@ -97,15 +233,51 @@ def hf_source(family: Family[Any], config: Any) -> Held:
     return Held(write_parameters(table, drawn_parameters(family, config), "hf"))
 
 
-def test_published_configs_are_read() -> None:
+@pytest.mark.parametrize(
+    ("published", "count"),
+    [  # as the model cards round them
+        (QWEN3_06B, 596_049_920),  # 0.6B
+        (LLAMA_32_1B, 1_235_814_400),  # 1.24B
+        (QWEN25_05B, 494_032_768),  # 0.49B
+        (GEMMA3_1B, 999_885_952),  # 1B
+        (GEMMA3_270M, 268_098_176),  # 270M
+        (GEMMA3_4B, 3_880_263_168),  # 4B, of which the text model has 3.88B
+        (SMOLLM2_135M, 134_515_008),  # 135M
+        (NANBEIGE_3B, 3_933_637_120),  # 4B with both tables
+    ],
+)
+def test_published_configs_are_read(published: dict[str, Any], count: int) -> None:
+    assert n_parameters(published) == count
+
+
+def test_the_settings_of_published_configs_are_kept() -> None:
     qwen3 = FAMILIES["qwen3"].from_hf(QWEN3_06B)
     assert (qwen3.q_width, qwen3.kv_width, qwen3.tied, qwen3.theta) == (2048, 1024, True, 1e6)
-    n_parameters = sum(int(np.prod(w.shape)) for w in FAMILIES["qwen3"].weights(qwen3))
-    assert n_parameters == 596_049_920  # as its model card rounds it: 0.6B
     llama = FAMILIES["llama"].from_hf(LLAMA_32_1B)
     assert llama.scaling == Llama3Scaling(factor=32.0, low=1.0, high=4.0, original=8192)
-    n_parameters = sum(int(np.prod(w.shape)) for w in FAMILIES["llama"].weights(llama))
-    assert n_parameters == 1_235_814_400
+    small = FAMILIES["gemma3"].from_hf(GEMMA3_270M)
+    assert small.layer_types == GEMMA3_270M["layer_types"]
+    assert (small.window, small.theta, small.local_theta) == (512, 1e6, 1e4)
+    large = FAMILIES["gemma3"].from_hf(GEMMA3_4B)
+    assert large.scaling == LinearScaling(factor=8.0)
+    assert large.ropes["rope_local"].scaling is None
+    assert (large.vocab, large.heads, large.window, large.tied) == (262208, 8, 1024, True)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name", ["Qwen2Config", "Qwen3Config", "LlamaConfig", "Gemma3TextConfig", "Gemma3Config"]
+)
+def test_configs_are_read_with_every_key_that_transformers_writes(name: str) -> None:
+    import transformers
+
+    written = getattr(transformers, name)().to_dict()
+    family = family_of_hf(written)
+    config = family.from_hf(written)
+    text = written.get("text_config", written)
+    assert (config.vocab, config.context) == (text["vocab_size"], text["max_position_embeddings"])
+    again = getattr(transformers, name.replace("Gemma3Config", "Gemma3TextConfig"))
+    assert family.from_hf(again.from_dict(family.to_hf(config)).to_dict()) == config
 
 
 @pytest.mark.parametrize(("family", "config"), EVERY_CONFIG)
@@ -149,6 +321,24 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
             "low < high",
         ),
         (LLAMA_32_1B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA_32_1B, {"rope_interleaved": True}, "rope_interleaved: expected False"),
+        (QWEN25_05B, {"use_sliding_window": True}, "use_sliding_window: expected False, got True"),
+        (QWEN25_05B, {"use_mrope": True}, "use_mrope: expected False, got True"),
+        (QWEN25_05B, {"attention_bias": True}, "got attention_bias"),
+        (GEMMA3_1B, {"final_logit_softcapping": 30.0}, "final_logit_softcapping: .* got 30.0"),
+        (GEMMA3_1B, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: .* got 50.0"),
+        (GEMMA3_1B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (GEMMA3_1B, {"sliding_window_pattern": 0, "layer_types": ["a"]}, "layer_types"),
+        (GEMMA3_1B, {"sliding_window": 0}, "window: expected a whole number"),
+        (GEMMA3_1B, {"layer_types": ["full_attention"] * 26}, "layer_types"),
+        (GEMMA3_1B, {"rope_parameters": {"linear_attention": {}}}, "got linear_attention"),
+        (
+            GEMMA3_1B,
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "sliding_attention: expected no scaling",
+        ),
+        (GEMMA3_4B, {"text_config": {"hidden_act": "silu"}}, "text_config.*got hidden_act"),
+        (GEMMA3_4B, {"tie_word_embeddings": False}, "tie_word_embeddings: expected True"),
         (LLAMA_32_1B, {"rope_parameters": {"rope_type": "default"}}, "got both"),
     ],
 )
@@ -171,7 +361,7 @@ JSON = st.recursive(
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_any_value_of_any_key_is_read_or_refused(data: st.DataObject) -> None:
-    published = data.draw(st.sampled_from([QWEN3_06B, LLAMA_32_1B]))
+    published = data.draw(st.sampled_from([QWEN3_06B, LLAMA_32_1B, QWEN25_05B, GEMMA3_270M]))
     rope = LLAMA_32_1B["rope_scaling"]
     numbers = st.sampled_from([0, -1, 2**31, 10**400, 1e300, float("inf")])
     values = JSON | numbers | st.sampled_from(sorted(rope)).map(lambda k: {**rope, k: 10**400})
@@ -185,9 +375,11 @@ def test_any_value_of_any_key_is_read_or_refused(data: st.DataObject) -> None:
 
 
 def test_unknown_families_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="qwen3, llama, got 'mamba'"):
+    with pytest.raises(InputError, match=r"qwen3, llama, .*, got 'mamba'"):
         family_of_hf({"model_type": "mamba"})
-    with pytest.raises(UsageError, match="qwen3, llama, got 'gpt'"):
+    with pytest.raises(InputError, match=r"general\.architecture: .* got 'mamba'"):
+        family_of_gguf({"general.architecture": "mamba"})
+    with pytest.raises(UsageError, match=r"qwen3, llama, .*, got 'gpt'"):
         family_named("gpt")
 
 
@@ -244,44 +436,138 @@ def test_a_stored_copy_of_a_tied_head_must_be_a_copy() -> None:
 
 
 @pytest.mark.parametrize(("family", "config"), EVERY_CONFIG)
-def test_gguf_names_are_those_of_the_gguf_package(family: Family[Any], config: Any) -> None:
-    arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[family.name]
-    names = gguf.get_tensor_name_map(arch, config.layers)
+def test_a_converted_model_is_the_model_of_its_directory(
+    family: Family[Any], config: Any, tmp_path: Path
+) -> None:
+    config = convertible(family, config)
+    parameters = drawn_parameters(family, config)
+    hf = write_parameters(family.weights(config), parameters, "hf")
+    write_gguf(family, config, tmp_path / "model.gguf", hf)
+    file = GGUFFile(tmp_path / "model.gguf")
+    assert family_of_gguf(file.metadata) is family
+    assert family.from_gguf(file.metadata, file) == config
+    back = family.gguf_parameters(config, file)
+    assert list(back) == [w.id for w in family.weights(config)]
+    assert all(back[id].tobytes() == parameters[id].tobytes() for id in parameters)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_metadata_that_we_cannot_carry_out_is_refused_by_name(
+    family: Family[Any], tmp_path: Path
+) -> None:
+    config, arch = convertible(family, family.TINY), family.name
+    hf = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
+    write_gguf(family, config, tmp_path / "model.gguf", hf)
+    file = GGUFFile(tmp_path / "model.gguf")
+    for key, value, says in (
+        ("expert_count", 8, "expert_count"),
+        ("rope.scaling.type", "longrope", r"rope\.scaling\.type: expected .* got 'longrope'"),
+        ("rope.scaling.attn_factor", 2.0, r"attn_factor: expected 1\.0, got 2\.0"),
+        ("attention.causal", False, "causal: expected True"),
+        ("embedding_length", 7, f"embedding_length: expected {config.width}, got 7"),
+        ("context_length", None, "expected a key .*context_length"),
+        ("block_count", 2.0, "block_count: expected int"),
+    ):
+        with pytest.raises(InputError, match=says):
+            family.from_gguf({**file.metadata, f"{arch}.{key}": value}, file)
+    with pytest.raises(InputError, match=r"general\.architecture"):
+        family.from_gguf({**file.metadata, "general.architecture": "bert"}, file)
+
+
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        Llama3Scaling(factor=8.0, low=1.0, high=4.0, original=8192),
+        Llama3Scaling(factor=32.0, low=1.0, high=4.0, original=8192),
+        Llama3Scaling(factor=2.5, low=1.0, high=2.5, original=4096),
+    ],
+    ids=lambda s: f"{s.factor}-{s.high}",
+)
+def test_the_factors_of_rope_show_the_scaling(
+    scaling: Llama3Scaling, theta: float, head_dim: int
+) -> None:
+    factors_R = llama3_factors(scaling, theta, head_dim)
+    found = llama3_of_factors(factors_R, theta, "f")
+    assert found is not None
+    assert (found.factor, found.low, found.high) == (scaling.factor, 1.0, scaling.high)
+    assert found.original == scaling.original
+    for wrong in (factors_R[::-1], factors_R * 1.01, factors_R * np.nan, -factors_R):
+        with pytest.raises(InputError, match="f: expected factors by which Llama 3"):
+            llama3_of_factors(wrong, theta, "f")
+    assert llama3_of_factors(np.ones(head_dim // 2), theta, "f") is None
+
+
+def test_factors_of_rope_that_contradict_the_metadata_are_refused(tmp_path: Path) -> None:
+    family = FAMILIES["llama"]
+    config = family.variants["stretched evenly"]
+    tensors = {"token_embd.weight": np.zeros((config.vocab, config.width), np.float32)}
+    hf = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
+    write_gguf(family, config, tmp_path / "model.gguf", hf)
+    metadata = GGUFFile(tmp_path / "model.gguf").metadata
+    for n_factors in (config.head_dim // 2, 3):
+        held = Held({**tensors, "rope_freqs.weight": np.ones(n_factors, np.float32)})
+        with pytest.raises(InputError, match=r"rope_freqs\.weight: expected one factor for each"):
+            family.from_gguf(metadata, held)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("language_model.model.", "language_model."), ("model.language_model.", "")],
+)
+def test_the_text_model_is_found_in_one_that_sees(before: str, after: str) -> None:
+    family = FAMILIES["gemma3"]
+    config = family.variants["untied, biased, stretched"]
+    plain = hf_source(family, config).tensors
+    seeing = {
+        name.replace("model.", before) if name.startswith("model.") else f"{after}{name}": array
+        for name, array in plain.items()
+    }
+    sight = {"vision_tower.patch.weight": np.ones(3), "multi_modal_projector.weight": np.ones(2)}
+    back = family.hf_parameters(config, Held({**seeing, **sight}))
+    wanted = family.hf_parameters(config, Held(plain))
+    assert all(back[id].tobytes() == wanted[id].tobytes() for id in wanted)
+    twice = {**seeing, "model.norm.weight": plain["model.norm.weight"]}
+    with pytest.raises(InputError, match=r"expected model\.norm\.weight once, got it as"):
+        family.hf_parameters(config, Held(twice))
+
+
+def test_rows_as_they_are_stored_come_in_our_order(tmp_path: Path) -> None:
+    family = FAMILIES["llama"]
+    config = replace(family.TINY, width=64, ffn=96, head_dim=16, heads=4, kv_heads=2)
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    kind = gguf.GGMLQuantizationType.Q8_0
     for weight in family.weights(config):
-        assert names.get_name(weight.hf, (".weight", ".bias")) == weight.gguf
+        array = rng.standard_normal(weight.shape).astype(np.float32)
+        if weight.decay:
+            writer.add_tensor(weight.gguf, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(weight.gguf, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    held = family.parameters(config, GGUFFile(tmp_path / "model.gguf"), "gguf")
+    moved = 0
+    for id, weight in held.items():
+        assert held.has_rows(id) == weight.decay
+        if weight.decay:
+            assert held.stored(id) == "Q8_0"
+            rows = gguf.quants.dequantize(np.ascontiguousarray(held.rows(id)), kind)
+            assert rows.tobytes() == held.f32(id).tobytes()
+            moved += int(weight.gguf_form != AS_IS)
+    assert moved == 2 * config.layers
 
 
-def test_a_gguf_file_gives_config_and_parameters(tmp_path: Path) -> None:
-    for family in FAMILIES.values():
-        c, arch = family.TINY, family.name
-        parameters = drawn_parameters(family, c)
-        writer = gguf.GGUFWriter(tmp_path / f"{arch}.gguf", arch)
-        writer.add_block_count(c.layers)
-        writer.add_context_length(c.context)
-        writer.add_embedding_length(c.width)
-        writer.add_feed_forward_length(c.ffn)
-        writer.add_head_count(c.heads)
-        writer.add_head_count_kv(c.kv_heads)
-        writer.add_key_length(c.head_dim)
-        writer.add_value_length(c.head_dim)
-        writer.add_layer_norm_rms_eps(0.5)
-        writer.add_rope_freq_base(c.theta)
-        for name, array in write_parameters(family.weights(c), parameters, "gguf").items():
-            writer.add_tensor(name, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        file = GGUFFile(tmp_path / f"{arch}.gguf")
-        assert family.from_gguf(file.metadata, file) == replace(c, eps=0.5)
-        back = family.gguf_parameters(c, file)
-        assert all(back[id].tobytes() == parameters[id].tobytes() for id in parameters)
-        unknown = {**file.metadata, f"{arch}.expert_count": 8}
-        with pytest.raises(InputError, match="expert_count"):
-            family.from_gguf(unknown, file)
-        scaled = {**file.metadata, f"{arch}.rope.scaling.type": "longrope"}
-        with pytest.raises(InputError, match=r"rope\.scaling\.type: expected .* got 'longrope'"):
-            family.from_gguf(scaled, file)
+def test_a_gain_less_one_has_no_rows_of_its_own() -> None:
+    family = FAMILIES["gemma3"]
+    held = family.parameters(family.TINY, hf_source(family, family.TINY), "hf")
+    assert held.has_rows("layers.0.attn.q.weight")
+    assert not held.has_rows("layers.0.norm1.weight")
+    stored = hf_source(family, family.TINY).tensors["model.layers.0.input_layernorm.weight"]
+    assert (held.f32("layers.0.norm1.weight") == 1.0 + stored).all()
 
 
 @given(heads=st.integers(1, 5), half=st.integers(1, 6), tail=st.integers(0, 3))

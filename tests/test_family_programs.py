@@ -74,7 +74,7 @@ def rms(error: Array) -> float:
 
 
 # Two that together have every feature; a build takes seconds.
-PLAIN = ("qwen3: tiny", "llama: tied, biased, scaled")
+PLAIN = ("qwen3: tiny", "llama: tied, biased, scaled", "gemma3: tiny")
 
 
 @pytest.mark.torch

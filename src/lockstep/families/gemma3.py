@@ -42,14 +42,16 @@ class Config(DecoderConfig):
     theta: float = 1e6
     activation: Activation = "gelu_tanh"
     attention_bias: bool = False
-    query_scale: int  # the scores are divided by its root
-    window: int  # how many positions a local layer sees
+    query_scale: int = 0  # the scores are divided by its root; 0 becomes the width of a head
+    window: int = 512  # how many positions a local layer sees
     period: int = 6  # each so many-th layer is global
     local_theta: float = 10000.0
 
     def __post_init__(self) -> None:
         # A class with slots is another object than the one that super() knows here.
         DecoderConfig.__post_init__(self)
+        if self.query_scale == 0:
+            object.__setattr__(self, "query_scale", self.head_dim)
         for name in ("query_scale", "window", "period"):
             size = getattr(self, name)
             if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
@@ -291,14 +293,24 @@ _SIGHT = ("vision_tower.", "multi_modal_projector.")
 
 
 def own_tensors(source: TensorSource, scheme: Scheme) -> TensorSource:
-    """The tensors of the text model, under its own names, of a model that sees as well."""
+    """The tensors of the text model, under its own names, of a model that sees as well.
+
+    Raises: InputError if two tensors would have one name.
+    """
+    if scheme == "gguf":
+        return source
     names: dict[str, str] = {}
-    for name in source.shapes if scheme == "hf" else ():
-        if not name.removeprefix("model.").startswith(_SIGHT):
-            start = next((s for s in _TEXT if name.startswith(s)), "")
-            own = _TEXT.get(start, "") + name[len(start) :]
-            names[name if own in names else own] = name
-    return Renamed(source, names) if scheme == "hf" else source
+    for name in source.shapes:
+        if name.removeprefix("model.").startswith(_SIGHT):
+            continue
+        start = next((s for s in _TEXT if name.startswith(s)), "")
+        own = _TEXT.get(start, "") + name[len(start) :]
+        if names.setdefault(own, name) != name:
+            raise InputError(
+                f"{source.where}: expected {own} once, got it as {names[own]} and as {name}",
+                hint="check that the folder holds one model",
+            )
+    return Renamed(source, names)
 
 
 def weights(config: Config) -> tuple[Weight, ...]:
