@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,13 @@ class Sampler:
     """Draws tokens; the same seed and the same logits give the same tokens on every machine."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
+        self.sampling = s = sampling
+        filters = {
+            partial(keep_top_k, k=s.top_k): s.top_k > 0,
+            partial(keep_top_p, p=s.top_p): s.top_p < 1.0,
+            partial(keep_min_p, p=s.min_p): s.min_p > 0.0,
+        }
+        self._filters = [keep for keep, is_on in filters.items() if is_on]
         self._random = np.random.Generator(np.random.Philox(sampling.seed))
 
     def choose(self, logits_V: Logits, history: Sequence[int] = ()) -> int:
@@ -73,12 +80,15 @@ class Sampler:
         scores_V = penalise(scores_V, window, s.repeat_penalty)
         if s.temperature == 0:
             return int(scores_V.argmax())
-        scores_V = keep_top_k(scores_V / s.temperature, s.top_k)
-        scores_V = keep_min_p(keep_top_p(scores_V, s.top_p), s.min_p)
-        cumulative_V = np.cumsum(softmax(scores_V))
+        scores_V, ids_V = scores_V / s.temperature, np.arange(scores_V.size)
+        for keep in self._filters:
+            scores_V = keep(scores_V)
+            kept = np.flatnonzero(scores_V > -np.inf)  # few, and the rest costs nothing more
+            scores_V, ids_V = scores_V[kept], ids_V[kept]
+        cumulative_V = np.cumsum(np.exp(scores_V - scores_V.max()))
         # Scaled by the sum, so that rounding cannot push the draw past the last token.
         draw = self._random.random() * cumulative_V[-1]
-        return int(np.searchsorted(cumulative_V, draw, side="right"))
+        return int(ids_V[np.searchsorted(cumulative_V, draw, side="right")])
 
 
 def softmax(scores_V: Logits) -> Logits:
@@ -115,11 +125,14 @@ def keep_top_p(scores_V: Logits, p: float) -> Logits:
     """
     if p >= 1.0:
         return scores_V
-    ascending = np.argsort(scores_V, kind="stable")
-    dropped = np.cumsum(softmax(scores_V)[ascending]) <= 1.0 - p
-    dropped[-1] = False
-    found = scores_V.copy()
-    found[ascending[dropped]] = -np.inf
+    probabilities_V = softmax(scores_V)
+    # Tokens that do not even make up the rest if all were as likely are dropped in any order.
+    likely = np.flatnonzero(probabilities_V * scores_V.size > 1.0 - p)
+    descending = likely[np.argsort(scores_V[likely], kind="stable")[::-1]]
+    own = probabilities_V[descending]
+    kept = descending[np.cumsum(own) - own < p]  # those likelier have not reached p
+    found = np.full_like(scores_V, -np.inf)
+    found[kept] = scores_V[kept]
     return found
 
 
@@ -127,5 +140,4 @@ def keep_min_p(scores_V: Logits, p: float) -> Logits:
     """Keeps the tokens that have at least the share p of the likeliest token's probability."""
     if p == 0.0:
         return scores_V
-    probabilities_V = softmax(scores_V)
-    return np.where(probabilities_V < p * probabilities_V.max(), -np.inf, scores_V)
+    return np.where(np.exp(scores_V - scores_V.max()) < p, -np.inf, scores_V)
