@@ -24,36 +24,63 @@ def stream_text(
     Control tokens are left out unless they are to be shown, but not the tags of thinking. Bytes
     that are not UTF-8 become U+FFFD.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    held = ""
+    text = CertainText(stop_texts)
     for id in ids:
         if id in stop_ids:
             break
-        spelled = tokenizer.token_bytes(id)
-        if tokenizer.is_control(id) and not show_control and spelled not in _THINK_BYTES:
-            continue
-        held += decoder.decode(spelled)
-        if (end := _first_stop(held, stop_texts)) is not None:
-            if end:
-                yield held[:end]
+        if piece := text.push(shown_bytes(tokenizer, id, show_control=show_control)):
+            yield piece
+        if text.stopped:
             return
-        certain = len(held) - _begun_stop(held, stop_texts)
-        if certain:
-            yield held[:certain]
-            held = held[certain:]
-    held += decoder.decode(b"", final=True)
-    if held:
-        yield held
+    if piece := text.finish():
+        yield piece
 
 
-def _first_stop(text: str, stops: Collection[str]) -> int | None:
-    """Where the first stop text begins."""
-    return min((at for s in stops if s and (at := text.find(s)) >= 0), default=None)
+def shown_bytes(tokenizer: ModelTokenizer, id: int, *, show_control: bool = False) -> bytes:
+    """What a reader is shown of a token: of control tokens nothing, but the tags of thinking."""
+    spelled = tokenizer.token_bytes(id)
+    is_hidden = tokenizer.is_control(id) and not show_control and spelled not in _THINK_BYTES
+    return b"" if is_hidden else spelled
 
 
-def _begun_stop(text: str, stops: Collection[str]) -> int:
-    """How many characters at the end of the text may be the beginning of a stop text."""
-    lengths = (n for s in stops for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
+class CertainText:
+    """Text that grows by bytes, given out as soon as it is certain, up to the first stop text."""
+
+    def __init__(self, stop_texts: Collection[str] = ()) -> None:
+        self._stops = tuple(stop for stop in stop_texts if stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+        self.n_read = 0  # characters, those that are held back too
+
+    def push(self, spelled: bytes) -> str:
+        """The text that is certain with these bytes."""
+        self._take(self._decoder.decode(spelled))
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._given(min(found))
+        return self._given(len(self._held) - n_begun(self._held, self._stops))
+
+    def finish(self) -> str:
+        """What was held back, when nothing follows any more."""
+        if self.stopped:
+            return ""
+        self._take(self._decoder.decode(b"", final=True))
+        return self._given(len(self._held))
+
+    def _take(self, text: str) -> None:
+        self._held += text
+        self.n_read += len(text)
+
+    def _given(self, n_characters: int) -> str:
+        text, self._held = self._held[:n_characters], self._held[n_characters:]
+        return text
+
+
+def n_begun(text: str, marks: Collection[str]) -> int:
+    """How many characters at the end of the text may be the beginning of a mark."""
+    lengths = (n for mark in marks for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
     return max(lengths, default=0)
 
 
@@ -63,13 +90,13 @@ def split_thinking(pieces: Iterable[str], *, begun: bool = False) -> Iterator[tu
     Thinking comes first, or not at all: a tag behind the beginning of an answer is text. `begun`
     says that the prompt has opened it.
     """
-    state = _Thinking(begun)
+    state = Thinking(begun)
     for piece in pieces:
         yield from state.take(piece)
     yield from state.take("", is_last=True)
 
 
-class _Thinking:
+class Thinking:
     """What was read of an answer that may think first."""
 
     def __init__(self, begun: bool) -> None:
@@ -84,7 +111,7 @@ class _Thinking:
             return
         if self._phase == "thinking":
             end = self._held.find(THINK_END)
-            held_back = 0 if is_last else _begun_stop(self._held, (THINK_END,))
+            held_back = 0 if is_last else n_begun(self._held, (THINK_END,))
             until = end if end >= 0 else len(self._held) - held_back
             yield from self._given(True, self._held[:until])
             self._held = self._held[until:]
