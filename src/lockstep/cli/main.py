@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 
@@ -32,6 +32,7 @@ VERBS = {
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Generate text from a trained run.",
     "inspect": "Say what a model holds, whether it runs here, and how fast it can be.",
+    "serve": "Answer requests as OpenAI's API does.",
     "parity": "Compare trainings with PyTorch, and with themselves.",
     "compare": "Say which node of a run's program is at fault, if any is.",
     "faults": "Plant faults into generated C, and see whether `compare` names them.",
@@ -96,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = _wants_json(args)
     try:
         with _stdout_for_the_document() if as_json else nullcontext():
-            outcome = _run(args)
-        return _print(outcome, as_json)
+            outcome = _guarded(lambda: _run(args))
+        code = _print(outcome, as_json)
+        return code if outcome.then is None else _guarded(outcome.then).exit_code
     except BrokenPipeError:
         _forget(1)
         return READER_GONE
@@ -115,10 +117,17 @@ def _wants_json(args: Sequence[str]) -> bool:
 
 
 def _run(args: list[str]) -> Outcome:
-    """The outcome of a command line, whatever happens."""
+    """The outcome of a command line."""
+    with lockstep.make_context("lockstep", args) as context:
+        result = lockstep.invoke(context)
+    assert isinstance(result, Outcome), f"a verb returned {type(result).__name__}, not an Outcome"
+    return result
+
+
+def _guarded(work: Callable[[], Outcome]) -> Outcome:
+    """The outcome of some work, whatever happens."""
     try:
-        with lockstep.make_context("lockstep", args) as context:
-            result = lockstep.invoke(context)
+        return work()
     except click.exceptions.Exit as end:  # --help, --version
         return Outcome({}, exit_code=end.exit_code)
     except LockstepError as error:
@@ -135,8 +144,6 @@ def _run(args: list[str]) -> Outcome:
         return _environment_failure(error) or _our_bug(error)
     except Exception as error:  # the last line of defence: its traceback is what we need to see
         return _our_bug(error)
-    assert isinstance(result, Outcome), f"a verb returned {type(result).__name__}, not an Outcome"
-    return result
 
 
 def _click_failure(error: click.ClickException) -> Outcome:

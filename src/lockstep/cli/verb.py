@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,16 @@ import click
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a verb found: a document for `--json`, text for a person, and the exit code."""
+    """What a verb found: a document for `--json`, text for a person, and the exit code.
+
+    `then` is what the verb does once that is printed, such as to serve; its outcome only has an
+    exit code.
+    """
 
     document: Mapping[str, Any]
     text: str = ""
     exit_code: int = 0
+    then: Callable[[], Outcome] | None = None
 
 
 class Verb(click.Command):

@@ -47,16 +47,18 @@ def open_model(
     context: int | None = None,
     slots: int = 1,
     rows: int = ROWS,
+    outs: int = 1,
     cache: CacheKind | None = None,
     threads: int | None = None,
 ) -> OpenModel:
     """Opens a GGUF file, a Hugging Face directory, hf://... or a run, compiles it, loads it.
 
-    Keys and values are kept as float16 unless all weights are float32, or `cache` says otherwise.
+    A pass gives as many rows of logits as there are slots, or `outs` if these are more. Keys and
+    values are kept as float16 unless all weights are float32, or `cache` says otherwise.
 
     Raises: UsageError, InputError, EnvironmentLacks; BudgetError if it does not fit into memory.
     """
-    return load(open_source(name), context=context, slots=slots, rows=rows, cache=cache,
+    return load(open_source(name), context=context, slots=slots, rows=rows, outs=outs, cache=cache,
                 threads=threads)  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def load(
     context: int | None = None,
     slots: int = 1,
     rows: int = ROWS,
+    outs: int = 1,
     cache: CacheKind | None = None,
     threads: int | None = None,
 ) -> OpenModel:
@@ -79,7 +82,7 @@ def load(
         context=room,
         rows=min(rows, slots * room),
         slots=slots,
-        outs=min(max(slots, 1), rows),
+        outs=min(max(slots, outs), rows, slots * room),
         cache=kind,
     )
     built = inference_program(model.family, model.config, shape, stored=formats, threads=threads)

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: many requests, one session, one pass for all of them."""

@@ -1,0 +1,136 @@
+"""Output that a grammar constrains, token by token."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import llguidance
+import numpy as np
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from lockstep.errors import GateError, UsageError
+from lockstep.server.served import Served
+
+# Without a bound on blanks, a model may write blanks until its limit, which is valid JSON so far.
+_JSON: Any = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": r"[ \n]{0,8}",
+}
+
+Allowed = NDArray[np.bool_]
+
+
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of the JSON documents that a schema allows."""
+    return str(llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=_JSON))
+
+
+def regex_grammar(regex: str) -> str:
+    """The grammar of the texts that a regular expression matches as a whole."""
+    return str(llguidance.LLMatcher.grammar_from_regex(regex))
+
+
+def lark_grammar(text: str) -> str:
+    """The grammar that a text in the language of Lark describes."""
+    return str(llguidance.LLMatcher.grammar_from_lark(text))
+
+
+def choice_grammar(texts: Collection[str]) -> str:
+    """The grammar of one of some texts."""
+    return lark_grammar(
+        "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    )
+
+
+class Constraint:
+    """Which tokens may come next, given those that came."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, stop_ids: list[int]) -> None:
+        self._matcher = matcher
+        self._stop_ids = stop_ids
+        self._mask = allocate_token_bitmask(1, n_vocab)
+        self._n_vocab = n_vocab
+
+    def allowed(self) -> Allowed:
+        """For each id of the vocabulary, whether it may come next.
+
+        Raises: GateError if the grammar became too large to follow.
+        """
+        fill_next_token_bitmask(self._matcher, self._mask)
+        self._check()
+        bits = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little")
+        allowed_V = bits[: self._n_vocab].astype(np.bool_)
+        allowed_V[self._stop_ids] = self._matcher.is_accepting()
+        return allowed_V
+
+    def take(self, id: int) -> None:
+        """Goes on behind a token that was allowed."""
+        if id not in self._stop_ids:
+            self._matcher.consume_token(id)
+            self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GateError(f"grammar: {self._matcher.get_error():.200}")
+
+
+class Constraints:
+    """Grammars over one vocabulary; its tables are made when the first grammar comes."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._stop_ids = sorted(served.tokenizer.stop_ids)
+        self._making = threading.Lock()
+        self._tokenizer: llguidance.LLTokenizer | None = None
+
+    def compile(self, grammar: str) -> Callable[[], Constraint]:
+        """A maker of constraints, one for each sequence.
+
+        Raises: UsageError with what is wrong with the grammar.
+        """
+        with self._making:
+            if self._tokenizer is None:
+                self._tokenizer = self._tables()
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise UsageError(f"grammar: {matcher.get_error():.400}")
+        n_vocab = self._served.session.n_vocab
+        return lambda: Constraint(matcher.deep_copy(), n_vocab, self._stop_ids)
+
+    def _tables(self) -> llguidance.LLTokenizer:
+        if not self._stop_ids:
+            raise UsageError(
+                "grammar: expected a model with an end token, got one without",
+                hint="leave the grammar out",
+            )
+        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._served))
+        return llguidance.LLTokenizer(wrapper, eos_token=self._stop_ids)
+
+
+class _Vocabulary:
+    """The vocabulary as llguidance asks for it; control tokens are no text to it."""
+
+    bos_token_id = None
+
+    def __init__(self, served: Served) -> None:
+        self._tokenizer = served.tokenizer
+        self.eos_token_id = min(self._tokenizer.stop_ids)
+        self.tokens, self.special_token_ids = list[bytes](), list[int]()
+        for id in range(served.session.n_vocab):
+            piece = self._tokenizer.token_bytes(id)
+            if not piece or self._tokenizer.is_control(id) or id in self._tokenizer.stop_ids:
+                self.special_token_ids.append(id)
+                piece = b"\xff[%d]" % id  # how the library marks a token that is no text
+            self.tokens.append(piece)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.encode(text.decode("utf-8", "replace"))
