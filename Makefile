@@ -6,7 +6,7 @@ BENCH_ARGS ?=
 BIN = $(VENV)/bin
 C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c' ':!tests/golden')
 
-.PHONY: help demo test init doctor bench bench-verify lint format docs mutations environment clean
+.PHONY: help demo test init doctor bench bench-inference bench-verify lint format docs mutations environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make init     set up the local environment and say what works on this machine'
 	@echo 'make doctor   say what works on this machine'
 	@echo 'make bench    speed and memory against PyTorch, on this machine'
+	@echo 'make bench-inference  speed, memory and error against llama.cpp, on this machine'
 	@echo 'make bench-verify  verification of checkpoints against cmp and Orbax, on this machine'
 	@echo 'make lint     ruff, mypy and clang-format'
 	@echo 'make format   let ruff and clang-format rewrite the files'
@@ -29,6 +30,7 @@ help:
 	@echo '  TORCH_INDEX=URL    the package index to take PyTorch from'
 	@echo '  PYTEST_ARGS=ARGS   passed to pytest'
 	@echo '  BENCH_ARGS=ARGS    passed to bench/train.py, for example "--shapes c --threads 2",'
+	@echo '                     to bench/inference.py, for example "MODEL.gguf --rounds 3",'
 	@echo '                     or to bench/verify.py, for example "--kinds orbax --rounds 3"'
 	@echo '  LOCKSTEP_HOME=DIR  where runs and builds go (default ~/.cache/lockstep)'
 
@@ -48,6 +50,9 @@ doctor: environment
 
 bench: environment
 	@$(BIN)/python bench/train.py $(BENCH_ARGS)
+
+bench-inference: environment
+	@$(BIN)/python bench/inference.py $(BENCH_ARGS)
 
 bench-verify: environment
 	@$(BIN)/python bench/verify.py $(BENCH_ARGS)

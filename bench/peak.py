@@ -1,53 +1,61 @@
-"""The machine's fp32 peak, measured: fused multiply-adds on independent registers, nothing else."""
+"""What the machine can do, measured: multiply-adds on registers, beside reads of memory.
+
+`python bench/peak.py` prints them for one and two threads: the best of many short runs, which is
+what the machine does when nothing else runs, and their median.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import statistics
+from functools import cache
+from pathlib import Path
 
 from lockstep.native import compile_library
+from lockstep.native.read_rate import read_rate
 from lockstep.ops import VECTOR_HEADER
 
-_SOURCE = """
-#include <pthread.h>
-#include <time.h>
-enum { CHAINS = 12 };  /* more than latency times ports, fewer than the registers */
-static void *spin(void *out) {
-  vf acc[CHAINS];
-  const vf a = vf_set(0.999f), b = vf_set(0.001f);
-  for (int c = 0; c < CHAINS; c++) acc[c] = vf_set((float)c);
-  for (long i = 0; i < STEPS; i++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < CHAINS; c++) acc[c] = vf_fma(acc[c], a, b);
-  }
-  float sum = 0.0f;
-  for (int c = 0; c < CHAINS; c++) sum += vf_sum(acc[c]);
-  *(float *)out = sum;
-  return 0;
-}
-double fp32_peak(int n_threads);
-double fp32_peak(int n_threads) {
-  pthread_t threads[64];
-  float sums[64];
-  struct timespec start, end;
-  clock_gettime(CLOCK_MONOTONIC, &start);
-  for (int t = 0; t < n_threads; t++) pthread_create(&threads[t], 0, spin, &sums[t]);
-  for (int t = 0; t < n_threads; t++) pthread_join(threads[t], 0);
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  const double seconds = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
-  return 2.0 * VL * CHAINS * (double)STEPS * n_threads / seconds / 1e9;
-}
-"""  # noqa: E501
+STEPS = 300_000  # a millisecond
+READS = 15
 
 
-def fp32_peak_gflops(threads: int, repeats: int = 7) -> float:
-    """The median of some short runs on this many threads, in GFLOP/s."""
-    source = f"{VECTOR_HEADER}\n#define STEPS 8000000L\n{_SOURCE}"
-    library = ctypes.CDLL(str(compile_library(source)))
-    library.fp32_peak.restype = ctypes.c_double
-    return statistics.median(library.fp32_peak(threads) for _ in range(repeats))
+@cache
+def library() -> ctypes.CDLL:
+    """The loops, compiled."""
+    loops = re.sub(r'#include "[^"]*"\n', "", Path(__file__).with_suffix(".c").read_text())
+    loaded = ctypes.CDLL(str(compile_library(f"{VECTOR_HEADER}\n{loops}")))
+    for name in ("peak_f32", "peak_i8", "peak_i16"):
+        getattr(loaded, name).argtypes = (ctypes.c_int64, ctypes.c_int)
+        getattr(loaded, name).restype = ctypes.c_double
+    return loaded
+
+
+def peaks(kind: str, threads: int, repeats: int = 200) -> list[float]:
+    """Rates of multiply-adds, in 10^9 operations (two each) per second; kind is f32, i8 or i16."""
+    peak = getattr(library(), f"peak_{kind}")
+    return [peak(STEPS, threads) for _ in range(repeats)]
+
+
+def fp32_peak_gflops(threads: int) -> float:
+    """The best of many short runs on this many threads, in GFLOP/s."""
+    return max(peaks("f32", threads))
+
+
+def main() -> None:
+    """Prints the table."""
+    print("| | 1 thread | 2 threads |\n|---|---|---|")
+    rows = {
+        f"{kind} multiply-adds, GOP/s": [peaks(kind, threads) for threads in (1, 2)]
+        for kind in ("f32", "i8", "i16")
+    }
+    rows["reads, huge pages, GB/s"] = [
+        [read_rate(threads, 1) / 1e9 for _ in range(READS)] for threads in (1, 2)
+    ]
+    for name, columns in rows.items():
+        cells = [f"{max(c):.1f} (median {statistics.median(c):.1f})" for c in columns]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
-    for count in (1, 2):
-        print(f"{count} threads: {fp32_peak_gflops(count):.0f} GFLOP/s")
+    main()

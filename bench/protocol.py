@@ -1,4 +1,4 @@
-"""How the benchmark talks to its workers: one JSON line asks for steps, one line answers."""
+"""How a benchmark talks to its workers: one JSON line asks, one line answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from shapes import Shape
@@ -21,22 +22,33 @@ def batches(shape: Shape, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(r[:, :-1].copy(), r[:, 1:].copy()) for r in rows]
 
 
+def answer_requests(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Says that it is ready, and answers each line with a line, until stdin ends.
+
+    Answers also hold the most memory that the process ever had.
+    """
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({**answer(json.loads(line)), "peak_mib": peak_mib()}), flush=True)
+
+
 def serve(step: Callable[[int], float]) -> None:
-    """Answers each request {"steps": n} with seconds, losses and peak memory, until stdin ends.
+    """Answers each request {"steps": n} with seconds and losses.
 
     `step(i)` trains on batch i and returns its loss.
     """
     done = 0
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
         losses = []
         start = time.perf_counter()
-        for _ in range(json.loads(line)["steps"]):
+        for _ in range(request["steps"]):
             losses.append(step(done % 4))
             done += 1
-        seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "losses": losses, "peak_mib": peak_mib()}
-        print(json.dumps(answer), flush=True)
+        return {"seconds": time.perf_counter() - start, "losses": losses}
+
+    answer_requests(answer)
 
 
 def peak_mib() -> float:

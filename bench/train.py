@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,62 +16,33 @@ from pathlib import Path
 
 import numpy as np
 from peak import fp32_peak_gflops
+from process import Worker
 from shapes import SHAPES, Shape
 
 from lockstep.artifacts.record import atomic_write_text
 
-HERE = Path(__file__).parent
 PEERS = ("hand", "hand-compiled", "transformers", "transformers-compiled")
 REST_SECONDS = 0.5  # OpenMP's threads spin for a while after work, and would slow down who is next
 LOSS_TOLERANCE = 2e-3  # relative; ten fp32 steps part by 1e-5, another model by 1e-1
 
 
-class Worker:
-    """One implementation in a process of its own; it only works while it is asked to."""
+class Trainer(Worker):
+    """One implementation, with what was measured of it."""
 
     def __init__(self, name: str, shape: Shape, batch: int, threads: int, parameters: Path) -> None:
-        self.name = name
         script = "worker_lockstep.py" if name == "lockstep" else "worker_torch.py"
-        command = [sys.executable, str(HERE / script), shape.name, str(batch), str(threads)]
-        command += [str(parameters), name]
-        pipe = subprocess.PIPE
-        # A file, because a pipe that nobody reads would fill and block.
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.log, text=True
-        )
+        arguments = (shape.name, str(batch), str(threads), str(parameters), name)
+        super().__init__(name, sys.executable, script, *arguments)
         self.rates: list[float] = []
-        self.peak_mib = 0.0
         self.first_losses: list[float] = []
-        self.problem = ""
 
     def steps(self, n: int) -> float:
         """Runs n steps and returns the seconds they took; 0 when the worker has failed."""
-        if self.problem:
+        answer = self.ask({"steps": n})
+        if answer is None:
             return 0.0
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            self.process.stdin.write(json.dumps({"steps": n}) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-            while line and "seconds" not in line:
-                line = self.process.stdout.readline()
-            answer = json.loads(line)
-        except (BrokenPipeError, json.JSONDecodeError):
-            self.process.wait(timeout=10)
-            self.log.seek(0)
-            lines = self.log.read().strip().splitlines()
-            self.problem = lines[-1] if lines else f"exit code {self.process.returncode}"
-            return 0.0
-        self.peak_mib = answer["peak_mib"]
         self.first_losses = self.first_losses or answer["losses"]
         return float(answer["seconds"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.kill()
-        self.process.communicate()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +81,7 @@ def parameters_file(shape: Shape, directory: str) -> Path:
     return path
 
 
-def check_losses(workers: list[Worker]) -> None:
+def check_losses(workers: list[Trainer]) -> None:
     """Refuses to compare speeds of things that do not compute the same."""
     ours = next((w for w in workers if w.name == "lockstep"), None)
     for worker in workers if ours else ():
@@ -125,7 +95,7 @@ def measure(shape: Shape, batch: int, threads: int, options: argparse.Namespace)
     with tempfile.TemporaryDirectory() as directory:
         parameters = parameters_file(shape, directory)
         names = ("lockstep", *options.peers)
-        workers = [Worker(n, shape, batch, threads, parameters) for n in names]
+        workers = [Trainer(n, shape, batch, threads, parameters) for n in names]
         try:
             counts = {}
             for worker in workers:
@@ -147,7 +117,7 @@ def measure(shape: Shape, batch: int, threads: int, options: argparse.Namespace)
     return [row(shape, batch, threads, w, workers[0], peak) for w in workers]
 
 
-def row(shape: Shape, batch: int, threads: int, worker: Worker, ours: Worker, peak: float) -> Row:
+def row(shape: Shape, batch: int, threads: int, worker: Trainer, ours: Trainer, peak: float) -> Row:
     """The figures of one worker."""
     common = {"shape": shape.name, "batch": batch, "threads": threads, "name": worker.name}
     if worker.problem or not worker.rates:

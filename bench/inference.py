@@ -1,0 +1,257 @@
+"""Speed of inference against llama.cpp on the same files, in one run, beside the error of each.
+
+python bench/inference.py [FILE.gguf ...] [--threads 1,2] [--rounds 5] [--llama-python PATH]
+
+Without files: the models of bench/models.py, made where they are missing. Each file needs its
+Hugging Face directory, NAME-hf beside NAME-TYPE.gguf, because no speed is printed without the
+error of the same program against transformers. Both engines evaluate the same tokens in rounds
+that alternate; a ratio is made of two measurements of one round, a share of the memory bandwidth
+of a read loop in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from llama_build import llama_python
+from numerics import POSITIONS, SCRIPTS, cache_of, engine_logits
+from peak import peaks
+from process import Worker
+from reference import distance, folder_of, reference_logits
+from work import Work, work_of
+
+from lockstep.artifacts.record import atomic_write_text
+from lockstep.native.library import build_directory
+from lockstep.native.read_rate import read_rate
+
+HERE = Path(__file__).parent
+MODELS = build_directory().parent / "bench" / "models"
+DEFAULT_NAMES = ("qwen3-0.6b", "qwen2-0.5b", "gemma3-270m", "qwen3.5-0.8b")
+DEFAULT_TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M")
+REST_SECONDS = 0.5  # OpenMP's threads spin for a while after work, and would slow down who is next
+BUSY_ENOUGH = 0.9  # of the time of its threads; below, other work took the processors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is timed: tokens at once, or one by one behind others."""
+
+    name: str
+    tokens: int
+    depth: int | None = None  # None: at once
+
+    @property
+    def request(self) -> dict[str, int]:
+        """The same as the workers are asked."""
+        if self.depth is None:
+            return {"prefill": self.tokens}
+        return {"decode": self.tokens, "depth": self.depth}
+
+    @property
+    def context(self) -> int:
+        """Positions that it takes."""
+        return self.tokens + (self.depth or 0)
+
+
+PREFILL = Case(name="prefill 512", tokens=512)
+DECODE = Case(name="decode 128", tokens=128, depth=0)
+DEEP = Case(name="decode 128 at 2048", tokens=128, depth=2048)
+# Cases that one process is timed with; its memory is that of the longest context.
+GROUPS = {"short": (PREFILL, DECODE), "deep": (DEEP,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table; an engine that did not run has a reason and no figures."""
+
+    file: str
+    threads: int
+    case: str
+    engine: str
+    tokens_per_s: float | None
+    spread: tuple[float, float] | None
+    busy: float | None  # processor time over the time of its threads; low where others disturbed
+    share: float | None  # decode: of the read loop; prefill: of the peak of multiply-adds
+    peak_mib: float | None
+    relative_error: float | None
+    cosine: float | None
+    ratio: float | None  # ours over this engine, median of the rounds
+    ratio_spread: tuple[float, float] | None
+    problem: str
+
+
+class Side:
+    """One engine on one file, with what was measured of it."""
+
+    def __init__(self, name: str, python: str, file: Path, context: int, threads: int) -> None:
+        arguments = (str(file), str(context), str(threads), cache_of(file), "last")
+        self.name, self.threads = name, threads
+        self.worker = Worker(name, python, SCRIPTS[name], *arguments)
+        self.rates: dict[Case, list[float]] = {}
+        self.busy: dict[Case, list[float]] = {}
+        self.error: tuple[float, float] | None = None  # relative, least cosine
+
+    def time(self, case: Case) -> None:
+        """One measurement, after a rest."""
+        time.sleep(REST_SECONDS)
+        answer = self.worker.ask(case.request)
+        if answer is not None:
+            self.rates.setdefault(case, []).append(case.tokens / answer["seconds"])
+            share = answer["cpu_seconds"] / (answer["seconds"] * self.threads)
+            self.busy.setdefault(case, []).append(share)
+
+
+def measure(file: Path, threads: int, group: str, options: argparse.Namespace,
+            wanted: np.ndarray) -> list[Row]:  # fmt: skip
+    """Both engines on one file: their errors, then rounds that alternate."""
+    cases = GROUPS[group]
+    context = max(len(wanted), *(case.context for case in cases))
+    pythons = {"lockstep": sys.executable, "llama.cpp": str(options.llama_python)}
+    sides = [Side(name, pythons[name], file, context, threads) for name in pythons]
+    reads: list[float] = []
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            for side in sides:
+                logits = engine_logits(side.worker, len(wanted), 1, Path(directory))
+                found = distance(logits, wanted)
+                side.error = found.relative, found.least_cosine
+        for i in range(options.rounds):
+            for case in cases:
+                for side in sides if i % 2 == 0 else sides[::-1]:
+                    side.time(case)
+                reads.append(read_rate(threads) / 1e9)
+    finally:
+        for side in sides:
+            side.worker.close()
+    work = work_of(file, folder_of(file))
+    peak = statistics.median(peaks(work.arithmetic, threads))
+    read = statistics.median(reads)
+    return [
+        row(file, case, side, sides[0], share(case, side, work, read, peak))
+        for case in cases
+        for side in sides
+    ]
+
+
+def share(case: Case, side: Side, work: Work, read_gb_s: float, peak_gop_s: float) -> float | None:
+    """What part of the bound is reached; of bytes and operations that every engine needs."""
+    if not side.rates.get(case):
+        return None
+    rate = statistics.median(side.rates[case])
+    if case.depth is None:
+        return rate * work.operations_per_token / 1e9 / peak_gop_s
+    return rate * work.bytes_per_token(case.depth + case.tokens // 2) / 1e9 / read_gb_s
+
+
+def row(file: Path, case: Case, side: Side, ours: Side, share: float | None) -> Row:
+    """The figures of one engine."""
+    rates = side.rates.get(case, [])
+    pairs = zip(ours.rates.get(case, []), rates, strict=False)
+    ratios = [a / b for a, b in pairs] if side is not ours else []
+    return Row(
+        file=file.stem, threads=side.threads, case=case.name, engine=side.name,
+        tokens_per_s=statistics.median(rates) if rates else None,
+        spread=(min(rates), max(rates)) if rates else None,
+        busy=statistics.median(side.busy[case]) if rates else None,
+        share=share,
+        peak_mib=side.worker.peak_mib or None,
+        relative_error=side.error[0] if side.error else None,
+        cosine=side.error[1] if side.error else None,
+        ratio=statistics.median(ratios) if ratios else None,
+        ratio_spread=(min(ratios), max(ratios)) if ratios else None,
+        problem=side.worker.problem,
+    )  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| file | threads | case | engine | tokens/s (min to max) | share | peak MiB "
+        "| relative error | ours / this (min to max) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        head = f"| {r.file} | {r.threads} | {r.case} | {r.engine} "
+        if r.tokens_per_s is None or r.spread is None or r.busy is None:
+            lines.append(f"{head}| did not run: {r.problem} | | | | |")
+            continue
+        ratio = "" if r.ratio is None or r.ratio_spread is None else (
+            f"**{r.ratio:.2f}** ({r.ratio_spread[0]:.2f} to {r.ratio_spread[1]:.2f})"
+        )  # fmt: skip
+        busy = "" if r.busy >= BUSY_ENOUGH else f", disturbed: had {r.busy:.0%} of its threads"
+        lines.append(
+            f"{head}| {r.tokens_per_s:.1f} ({r.spread[0]:.1f} to {r.spread[1]:.1f}){busy} "
+            f"| {r.share or 0:.0%} | {r.peak_mib:.0f} | {r.relative_error:.1e} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def bar(file: str, case: str) -> float:
+    """The asked ratio against llama.cpp at two threads."""
+    if file.startswith("qwen3.5"):
+        return 1.0
+    if case != PREFILL.name:
+        return 1.25
+    return 1.3 if file == "qwen3-0.6b-Q5_K_M" else 2.0
+
+
+def verdicts(rows: list[Row]) -> str:
+    """Each ratio at two threads beside the one that was asked for."""
+    lines = []
+    for r in rows:
+        if r.threads == 2 and r.ratio is not None:
+            asked = bar(r.file, r.case)
+            word = "met" if r.ratio >= asked else "missed"
+            lines.append(f"{r.file}, {r.case}: {r.ratio:.2f}, asked {asked}: {word}")
+    return "\n".join(lines)
+
+
+def default_files() -> list[Path]:
+    """The models of the issue; what is missing is made."""
+    missing = [
+        name
+        for name in DEFAULT_NAMES
+        if not all((MODELS / f"{name}-{kind}.gguf").exists() for kind in DEFAULT_TYPES)
+    ]
+    if missing:
+        command = [sys.executable, str(HERE / "models.py"), str(MODELS)]
+        command += ["--models", ",".join(missing), "--types", ",".join(DEFAULT_TYPES)]
+        subprocess.run([*command, "--llama-python", str(llama_python())], check=True)
+    return [MODELS / f"{name}-{kind}.gguf" for name in DEFAULT_NAMES for kind in DEFAULT_TYPES]
+
+
+def main() -> None:
+    """Runs what the flags ask for, prints the tables and writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("files", type=Path, nargs="*")
+    parser.add_argument("--threads", default="2,1")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="short, deep")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--llama-python", type=Path, help="has llama-cpp-python (default: built)")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the rows go")
+    options = parser.parse_args()
+    options.llama_python = options.llama_python or llama_python()
+    rows: list[Row] = []
+    for file in options.files or default_files():
+        with tempfile.TemporaryDirectory() as directory:
+            wanted = reference_logits(file, folder_of(file), POSITIONS, Path(directory))
+        for threads in map(int, options.threads.split(",")):
+            for group in options.groups.split(","):
+                measured = measure(file, threads, group, options, wanted)
+                print(table(measured), end="\n\n", flush=True)
+                rows += measured
+                atomic_write_text(options.json, json.dumps([asdict(r) for r in rows], indent=2))
+    print(verdicts(rows))
+
+
+if __name__ == "__main__":
+    main()
