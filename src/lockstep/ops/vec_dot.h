@@ -111,6 +111,12 @@ INLINE vi vi_dot8_scale(vi pair, const int second) {
 #endif
 }
 
+/* Every byte less a number. */
+INLINE vi vi_less_bytes(vi w, const int less) {
+  typedef int8_t bytes __attribute__((vector_size(4 * VL)));
+  return (vi)((bytes)w - (int8_t)less);
+}
+
 /* Four unsigned bytes of each lane as two pairs of int16. */
 INLINE void vi_widen(vi w, vi *first, vi *second) {
 #if VL == 8
