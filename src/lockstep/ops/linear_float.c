@@ -41,13 +41,18 @@ INLINE vf float_load(const int kind, const uint8_t *panel, int64_t k, const int 
   return vf_load_bfloat((const uint16_t *)(const void *)at);
 }
 
+/* y + b + add; masked stores are slow where they are not needed. */
 INLINE void float_store(const float_product *t, vf y, int64_t row, int64_t col) {
   const int64_t at = row * t->n_cols + col, left = t->n_cols - col;
-  if (left <= 0) return;
-  const vm valid = vm_first(left);
-  if (t->b) y = vf_add(y, vf_load_m(t->b + col, valid));
-  if (t->add) y = vf_add(y, vf_load_m(t->add + at, valid));
-  vf_store_m(t->y + at, y, valid);
+  if (left >= VL) {
+    if (t->b) y = vf_add(y, vf_load(t->b + col));
+    if (t->add) y = vf_add(y, vf_load(t->add + at));
+    vf_store(t->y + at, y);
+  } else if (left > 0) {
+    if (t->b) y = vf_add(y, vf_load_n(t->b + col, left));
+    if (t->add) y = vf_add(y, vf_load_n(t->add + at, left));
+    vf_store_n(t->y + at, y, left);
+  }
 }
 
 /* n_rows rows from `row` times n_side panels from `panel` on. */

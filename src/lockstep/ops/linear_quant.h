@@ -29,16 +29,20 @@ INLINE int64_t quant_least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t quant_count(int64_t size, int64_t part) { return (size + part - 1) / part; }
 INLINE int64_t quant_panels(int64_t n_cols) { return quant_count(n_cols, PANEL_COLUMNS); }
 
-/* y = acc + b + add for a row of a panel. */
+/* y = acc + b + add for a row of a panel. Masked stores are slow where they are not needed. */
 INLINE void quant_store(const quant_product *t, const float *acc, int64_t row, int64_t col) {
   UNROLL for (int v = 0; v < PANEL_NV; v++, col += VL) {
     const int64_t at = row * t->n_cols + col, left = t->n_cols - col;
-    if (left <= 0) return;
-    const vm valid = vm_first(left);
     vf y = vf_load(acc + v * VL);
-    if (t->b) y = vf_add(y, vf_load_m(t->b + col, valid));
-    if (t->add) y = vf_add(y, vf_load_m(t->add + at, valid));
-    vf_store_m(t->y + at, y, valid);
+    if (left >= VL) {
+      if (t->b) y = vf_add(y, vf_load(t->b + col));
+      if (t->add) y = vf_add(y, vf_load(t->add + at));
+      vf_store(t->y + at, y);
+    } else if (left > 0) {
+      if (t->b) y = vf_add(y, vf_load_n(t->b + col, left));
+      if (t->add) y = vf_add(y, vf_load_n(t->add + at, left));
+      vf_store_n(t->y + at, y, left);
+    }
   }
 }
 
