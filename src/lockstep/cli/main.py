@@ -30,7 +30,7 @@ VERBS = {
     "init": "Make a run: its configuration and its initial weights.",
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",
-    "run": "Generate text from a trained run.",
+    "run": "Answer with a model or a run, or chat in the terminal.",
     "inspect": "Say what a model holds, whether it runs here, and how fast it can be.",
     "serve": "Answer requests as OpenAI's API does.",
     "parity": "Compare trainings with PyTorch, and with themselves.",

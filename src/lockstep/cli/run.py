@@ -1,95 +1,202 @@
-"""`lockstep run`: text from a trained run, as it is generated."""
+"""`lockstep run`: one answer of a model as it is generated, or a chat in the terminal."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, get_args
 
 import click
 
-from lockstep.artifacts import RunDir
+from lockstep.cli.options import options
+from lockstep.cli.run_chat import Chat
+from lockstep.cli.run_display import Display, Think
+from lockstep.cli.run_request import (
+    COMPLETION_TOKENS,
+    Asked,
+    conversation,
+    limits_of,
+    raw_prompt,
+)
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
-from lockstep.engine.model import open_run_model
+from lockstep.engine.conversation import Answer, Speaker
+from lockstep.engine.model import OpenModel, load
 from lockstep.engine.sampling import Sampler, Sampling
-from lockstep.engine.session import generate
-from lockstep.engine.streaming import stream_text
+from lockstep.engine.source import open_source
+from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
-from lockstep.tokenizers import Tokenizer
+from lockstep.ir import CacheKind
+from lockstep.tokenizers import (
+    ChatRenderer,
+    ChatTemplate,
+    ModelTemplates,
+    ModelTokenizer,
+    choose_template,
+)
+
+SAMPLING = (
+    ("--temperature", "temperature", "0 takes the likeliest token.",
+     {"type": float, "default": 0.0, "show_default": True}),
+    ("--top-k", "top_k", "Keep the k likeliest tokens; 0 keeps all.",
+     {"type": int, "default": 0, "show_default": True}),
+    ("--top-p", "top_p", "Keep the likeliest tokens that reach this probability.",
+     {"type": float, "default": 1.0, "show_default": True}),
+    ("--min-p", "min_p", "Keep tokens with this share of the highest probability.",
+     {"type": float, "default": 0.0, "show_default": True}),
+    ("--repeat-penalty", "repeat_penalty", "Lower the score of tokens that occurred.",
+     {"type": float, "default": 1.0, "show_default": True}),
+    ("--repeat-last-n", "repeat_window", "How far back the penalty looks; 0 is all the way.",
+     {"type": int, "default": 64, "show_default": True}),
+    ("--seed", "seed", "Seed of the draws.",
+     {"type": int, "default": 0, "show_default": True}),
+)  # fmt: skip
 
 
 @click.command(cls=Verb)
-@click.argument("model", metavar="RUN")
-@click.option("-p", "--prompt", required=True, help="The text to go on from.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True,
-              help="Most tokens to generate.")  # fmt: skip
-@click.option("--temperature", type=float, default=0.0, show_default=True,
-              help="0 takes the likeliest token.")  # fmt: skip
-@click.option("--top-k", type=int, default=0, show_default=True,
-              help="Keep the k likeliest tokens; 0 keeps all.")  # fmt: skip
-@click.option("--top-p", type=float, default=1.0, show_default=True,
-              help="Keep the likeliest tokens that reach this probability.")  # fmt: skip
-@click.option("--min-p", type=float, default=0.0, show_default=True,
-              help="Keep tokens with this share of the highest probability.")  # fmt: skip
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True,
-              help="Lower the score of tokens that occurred.")  # fmt: skip
-@click.option("--repeat-last-n", "repeat_window", type=int, default=64, show_default=True,
-              help="How far back the penalty looks; 0 is all the way.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws.")
+@click.argument("model")
+@click.option("-p", "--prompt", help="Answer this and end.  [default: standard input, or a chat]")
+@click.option("-n", "--max-tokens", type=click.IntRange(1),
+              help=f"Most tokens to generate.  [default: {COMPLETION_TOKENS}; "
+              "in a chat, what the context holds]")  # fmt: skip
+@options(*SAMPLING)
 @click.option("--stop", multiple=True, help="End before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end token.")
-@click.option("--context-len", type=int, help="Room for prompt and text.  [default: the model's]")
+@click.option("--raw", is_flag=True,
+              help="Go on from the prompt as it is, control tokens included.")  # fmt: skip
+@click.option("--system", help="The system message.")
+@click.option("--chat-template", metavar="NAME|FILE",
+              help="The template of a chat: chatml, gemma, llama3, plain, one that the model "
+              "names, or a file.  [default: the model's own]")  # fmt: skip
+@click.option("--think", type=click.Choice(get_args(Think)),
+              help="Show thinking, hide it, or ask for none.  [default: show]")  # fmt: skip
+@click.option("--ctx", "--context-len", "context", type=click.IntRange(1),
+              help="Room for prompt and answer.  [default: the model's, at most 4096]")  # fmt: skip
+@click.option("--kv", type=click.Choice(get_args(CacheKind)), help="How keys and values are kept.")
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
 def command(
-    model: str, prompt: str, max_tokens: int, stop: tuple[str, ...], ignore_eos: bool,
-    context_len: int | None, threads: int | None, **sampling: float,
+    model: str, prompt: str | None, max_tokens: int | None, stop: tuple[str, ...],
+    ignore_eos: bool, raw: bool, system: str | None, chat_template: str | None, think: Any,
+    context: int | None, kv: Any, threads: int | None, **sampling: float,
 ) -> Outcome:  # fmt: skip
-    """Generate text from the promoted weights of a run."""
-    if "" in stop:
-        raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
+    """Answer with a model: a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or a run.
+
+    Without a prompt it reads one from standard input, or opens a chat at a terminal.
+    """
+    asked = Asked(
+        prompt=prompt, system=system, chat_template=chat_template, think=think, raw=raw,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos,
+    )  # fmt: skip
+    _check(asked)
     sampler = Sampler(Sampling(**sampling))  # type: ignore[arg-type]  # click made them of the types
-    opened = open_run_model(RunDir.resolve(model), context=context_len, threads=threads)
-    tokenizer, session = opened.tokenizer, opened.session
-    _note_what_is_left_open(prompt, tokenizer)
-    ids = tokenizer.encode(prompt)
-    room = min(max_tokens, session.context - len(ids))
-    stop_ids = () if ignore_eos else (tokenizer.eos_id,)
-    drawn: list[int] = []
-    began = time.perf_counter()
+    chats = prompt is None and sys.stdin.isatty()
+    if prompt is None and not chats:
+        prompt = _read_stdin()
+    source = open_source(model)
+    with ExitStack() as stack:
+        renderer = None
+        if not raw and (source.kind != "run" or chat_template is not None):
+            renderer = stack.enter_context(ChatRenderer())  # it starts while the model is loaded
+        opened = load(source, context=context, cache=kv, threads=threads)
+        tokenizer = open_tokenizer(source)
+        template = None
+        if renderer is not None:
+            template = _template(asked, open_templates(source, tokenizer), renderer)
+        if chats:
+            return Chat(opened, tokenizer, template, sampler, asked).run()
+        assert prompt is not None
+        return _answer_once(opened, tokenizer, template, sampler, asked, prompt)
 
-    def tokens() -> Iterator[int]:
-        for id in generate(session, ids, sampler, max_tokens=room, stop_ids=stop_ids):
-            drawn.append(id)
-            yield id
 
-    pieces = []
-    shown = stream_text(
-        tokenizer, tokens(), stop_ids=stop_ids, stop_texts=stop, show_control=ignore_eos
-    )
-    for piece in shown:
-        pieces.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    seconds = time.perf_counter() - began
-    sys.stdout.write("\n")
-    document = {
-        "run_dir": str(RunDir.resolve(model).path),
+def _check(asked: Asked) -> None:
+    """Flags that say nothing beside each other are refused."""
+    if "" in asked.stop:
+        raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
+    for name, value in (("--system", asked.system), ("--chat-template", asked.chat_template)):
+        if asked.raw and value is not None:
+            raise UsageError(
+                f"{name}: expected a chat, got --raw, which has no template",
+                hint="leave one of the two out",
+            )
+
+
+def _read_stdin() -> str:
+    """The prompt on standard input, without the end of its last line."""
+    try:
+        text = sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input: expected UTF-8, got byte 0x{error.object[error.start]:02X} "
+            f"at {error.start}",
+            hint="convert it first, for example with iconv",
+        ) from error
+    if not text:
+        raise UsageError(
+            "standard input: expected a prompt, got none",
+            hint="give one with -p, or start at a terminal for a chat",
+        )
+    return text
+
+
+def _template(
+    asked: Asked, templates: ModelTemplates, renderer: ChatRenderer
+) -> ChatTemplate | None:
+    """The template to talk through; None where prompts are gone on from as they are."""
+    named = asked.chat_template
+    if named is None and not templates.named:
+        print("note: this model has no chat template; it goes on from the prompt as it is "
+              "(choose one with --chat-template)", file=sys.stderr)  # fmt: skip
+        return None
+    return ChatTemplate(choose_template(templates, named), templates, renderer)
+
+
+def _answer_once(
+    opened: OpenModel, tokenizer: ModelTokenizer, template: ChatTemplate | None, sampler: Sampler,
+    asked: Asked, prompt: str,
+) -> Outcome:  # fmt: skip
+    """Streams one answer to stdout."""
+    speaker = Speaker(opened.session, tokenizer)
+    if template is None:
+        _note_what_is_left_open(prompt, tokenizer)
+        ids, begun = raw_prompt(tokenizer, prompt, markup=asked.raw), None
+    else:
+        chat = conversation(template, tokenizer, asked)
+        chat.say(prompt)
+        ids, begun = chat.prompt()
+    display = Display(sys.stdout, shows_thinking=asked.think in (None, "show"))
+    limits = limits_of(asked, template)
+    answer, pieces = speaker.answer(ids, sampler, limits, begun=begun)
+    for thinks, text in pieces:
+        display.show(thinks, text)
+    display.end()
+    return Outcome(_document(opened, prompt, answer))
+
+
+def _document(opened: OpenModel, prompt: str, answer: Answer) -> dict[str, object]:
+    source = opened.source
+    document: dict[str, object] = {
+        "model": str(source.path),
         "prompt": prompt,
-        "prompt_tokens": len(ids),
-        "text": "".join(pieces),
-        "tokens": drawn,
-        "stopped": bool(drawn) and drawn[-1] in stop_ids,
-        "checkpoint_step": opened.manifest.step,
-        "weights_sha256": opened.manifest.weights_sha256,
-        "tok_s": len(drawn) / seconds,
+        "prompt_tokens": len(answer.prompt_ids),
+        "text": answer.text,
+        "thinking": answer.thinking,
+        "tokens": answer.ids,
+        "finish_reason": answer.finish,
+        "prompt_tok_s": answer.read_tok_s,
+        "tok_s": answer.write_tok_s,
     }
-    return Outcome(document)
+    if source.weights is not None:
+        document |= {
+            "run_dir": str(source.path),
+            "checkpoint_step": source.weights.step,
+            "weights_sha256": source.weights.weights_sha256,
+        }
+    return document
 
 
-def _note_what_is_left_open(prompt: str, tokenizer: Tokenizer) -> None:
+def _note_what_is_left_open(prompt: str, tokenizer: ModelTokenizer) -> None:
     """Says which complete prompt some tags may mean; a model has seen no others in training."""
-    if not set(CONTROL_TAGS) <= set(tokenizer.tags):
+    if not set(CONTROL_TAGS) <= set(getattr(tokenizer, "tags", ())):
         return
     try:
         complete = parse_prompt(prompt).text

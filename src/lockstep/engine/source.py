@@ -61,9 +61,9 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if path.is_file():
         return open_gguf(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and not (path / TrainConfig.file).exists():
         return open_hf(path)
-    run = RunDir.resolve(name)
+    run = RunDir.resolve(name)  # which has a config.json, too
     if run.path.is_dir():
         return open_run(run, weights=weights)
     raise UsageError(

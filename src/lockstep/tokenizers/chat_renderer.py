@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from lockstep.errors import InputError, UsageError
-from lockstep.tokenizers import chat_worker
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 1 << 28
+_WORKER = Path(__file__).with_name("chat_worker.py")  # not imported: it imports jinja2
 _HINT = "choose another one with --chat-template, for example chatml"
 
 
@@ -124,7 +124,7 @@ class ChatRenderer:
     def _started(self) -> subprocess.Popen[bytes]:
         # By its path and with -P, so that nothing beside it is imported by accident, and apart
         # from the terminal, whose Ctrl-C is for the answer.
-        command = [sys.executable, "-P", str(Path(chat_worker.__file__))]
+        command = [sys.executable, "-P", str(_WORKER)]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,

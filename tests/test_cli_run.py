@@ -1,0 +1,321 @@
+"""`lockstep run`: answers, pipes and chats at a terminal, with a model that transformers wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+pexpect = pytest.importorskip("pexpect")
+
+from chat_model import TEMPLATES, write_chat_model  # noqa: E402
+from tokenizer_files import ask_llama_cpp, bpe_metadata, write_gguf  # noqa: E402
+
+from lockstep.cli.main import main  # noqa: E402
+from lockstep.cli.run_display import Display  # noqa: E402
+from lockstep.engine.streaming import split_thinking  # noqa: E402
+from lockstep.tokenizers.pre_tokenizers import pre_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat_model(tmp_path_factory.mktemp("run") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def answered(model: Path) -> tuple[list[int], str, str]:
+    """What transformers answers to hello, greedily: prompt ids, text and 24 new ids as text."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    theirs = transformers.Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32)
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    prompt = tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, enable_thinking=False, return_dict=False
+    )
+    made = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
+    ids = made[0, len(prompt) :].tolist()
+    return prompt, tokenizer.decode(ids, skip_special_tokens=True), ids
+
+
+ASK = ("-n", "24", "--system", "Be brief.", "--think", "off", "--ctx", "256")
+
+
+def test_an_answer_is_that_of_transformers(
+    model: Path, answered: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt, text, ids = answered
+    assert main(["run", str(model), "-p", "hello", *ASK, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["tokens"] == ids
+    assert document["text"] == text
+    assert document["prompt_tokens"] == len(prompt)
+    assert document["finish_reason"] == "length"
+    assert document["tok_s"] > 0
+    assert main(["run", str(model), "-p", "hello", *ASK]) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == text.removesuffix("\n")
+
+
+def test_an_answer_of_a_gguf_file_is_that_of_llama_cpp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = (TEMPLATES / "qwen25.jinja").read_text()
+    facts = bpe_metadata(pre_tokenizer("qwen2"), "qwen2")
+    path = write_gguf(tmp_path / "tiny.gguf", facts, template)
+    said = "What's 2+2? é😀"
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]
+    (theirs,) = ask_llama_cpp(path, [{"messages": asked, "max_tokens": 24}])
+    flags = ("--system", "Be brief.", "-n", "24", "--kv", "f32")
+    assert main(["run", str(path), "-p", said, *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["text"] == theirs["choices"][0]["message"]["content"]
+    assert document["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+
+
+def test_a_prompt_may_come_through_a_pipe(
+    model: Path, answered: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert main(["run", str(model), *ASK, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == answered[2]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(["run", str(model), *ASK]) == 2
+    assert "expected a prompt, got none" in capsys.readouterr().err
+
+
+def test_raw_goes_on_from_the_text_and_its_control_tokens(
+    model: Path, answered: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert main(["run", str(model), "-p", text, "--raw", "-n", "24", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["tokens"], document["prompt_tokens"]) == (answered[2], len(answered[0]))
+
+
+def test_a_file_or_a_name_takes_the_place_of_the_models_template(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prompt_tokens(*flags: str) -> int:
+        assert main(["run", str(model), "-p", "hello", "-n", "1", "--json", *flags]) == 0
+        count: int = json.loads(capsys.readouterr().out)["prompt_tokens"]
+        return count
+
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    raw = prompt_tokens("--raw")
+    assert prompt_tokens("--chat-template", str(tmp_path / "own.jinja")) == raw
+    assert prompt_tokens("--chat-template", "chatml") == prompt_tokens() > raw
+    assert main(["run", str(model), "-p", "x", "--chat-template", "chatmll"]) == 2
+    assert "did you mean chatml?" in capsys.readouterr().err
+
+
+def test_a_model_without_a_template_says_so_and_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "chat_template.jinja").unlink()
+    assert main(["run", str(bare), "-p", "hello", "-n", "3"]) == 0
+    assert "no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (["--raw", "--system", "x"], "--system"),
+        (["--raw", "--chat-template", "chatml"], "--chat-template"),
+        (["--stop", ""], "--stop"),
+        (["--temperature", "-1"], "temperature"),
+        (["--ctx", "8"], "prompt: expected 1 to 7 tokens"),
+        (["--think", "perhaps"], "--think"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    flags: list[str], culprit: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(model), "-p", "hello", *flags]) == 2
+    said = capsys.readouterr().err
+    assert culprit in said
+    assert "hint" in said
+    assert "Traceback" not in said
+
+
+def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(tmp_path / "none.gguf"), "-p", "x"]) in (2, 4)
+    assert "none.gguf" in capsys.readouterr().err
+
+
+@pytest.fixture
+def chat(model: Path) -> Iterator[Callable[..., Any]]:
+    """Starts a chat at a pseudo-terminal."""
+    children = []
+
+    def start(*flags: str) -> Any:
+        command = ["-m", "lockstep.cli.main", "run", str(model), *flags]
+        child = pexpect.spawn(
+            sys.executable, command, encoding="utf-8", timeout=60, echo=False,
+            env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"}, dimensions=(50, 200),
+        )  # fmt: skip
+        children.append(child)
+        child.expect("/help lists the commands")
+        child.expect("> $")
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+def ask(child: Any, line: str) -> str:
+    """What is said to a line, up to the next prompt."""
+    child.sendline(line)
+    child.expect("\r\n> $")
+    said: str = child.before
+    return said.replace("\r\n", "\n").strip("\n")
+
+
+def test_a_chat_answers_and_reads_only_what_is_new(
+    chat: Callable[..., Any], answered: Any, tmp_path: Path
+) -> None:
+    child = chat(*ASK)
+    first = ask(child, "hello")
+    cut = "(cut at the most tokens, see /set max-tokens)"
+    assert first.split() == f"{answered[1]} {cut}".split()
+    assert f"prompt: {len(answered[0])} tokens, 0 of them read before" in ask(child, "/stats")
+    assert ask(child, "/retry") == first, "greedy answers are the same again"
+    assert f"{len(answered[0]) - 1} of them read before" in ask(child, "/stats")
+    saved = tmp_path / "chat.json"
+    assert "3 messages" in ask(child, f"/save {saved}")
+    messages = json.loads(saved.read_text())["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
+    assert messages[2]["content"].split() == answered[1].split()
+    assert "expected a new file" in ask(child, f"/save {saved}")
+    ask(child, "and now?")
+    second = ask(child, "/stats")
+    assert "cleared" in ask(child, "/clear")
+    assert ask(child, "hello") == first
+    assert "3 messages" in ask(child, f"/load {saved}")
+    ask(child, "and now?")
+    assert second.splitlines()[0] == ask(child, "/stats").splitlines()[0], "the same conversation"
+    child.sendline("/exit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
+    child = chat("-n", "4")
+    assert "/system" in ask(child, "/help")
+    assert "no system message" in ask(child, "/system")
+    assert "set" in ask(child, "/system Be kind.")
+    assert "Be kind." in ask(child, "/system")
+    assert "max-tokens 4" in ask(child, "/set")
+    assert ask(child, "/set max-tokens 2") == "max-tokens 2"
+    ask(child, "hi")
+    assert "answer: 2 tokens" in ask(child, "/stats")
+    for line, culprit in (
+        ("/set warmth 2", "expected one of temperature"),
+        ("/set temperature hot", "expected a number"),
+        ("/set temperature nan", "temperature: expected 0 to 100"),
+        ("/set think maybe", "expected one of show, hide, off"),
+        ("/hepl", "did you mean help?"),
+        ("/load /none.json", "none.json"),
+        ("/save", "expected the name of a file"),
+    ):
+        assert culprit in ask(child, line), line
+    assert "answer" not in ask(child, "//help me"), "two slashes are a text that begins with one"
+    child.sendline("one\\")
+    child.expect(r"\. $")
+    ask(child, "two")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Callable[..., Any]) -> None:
+    child = chat("--ignore-eos", "--ctx", "8000", "--temperature", "1.0")
+    child.sendline("hello")
+    child.expect(r"\w+")
+    child.sendintr()
+    child.expect(r"\(stopped\)\r\n> $")
+    assert "answer: " in ask(child, "/stats")
+    child.sendintr()
+    child.expect("leaves")
+    child.expect("> $")
+    assert "max-tokens 3" in ask(child, "/set max-tokens 3"), "it goes on"
+    ask(child, "more")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "thinking", "answer"),
+    [
+        ("<think>\nhm\n</think>\n\nyes", False, "hm\n", "yes"),
+        ("\n<think>a</think>b", False, "a", "b"),
+        ("hm</think>\nyes </think> <think>", True, "hm", "yes </think> <think>"),
+        ("no thinking <think>x</think>", False, "", "no thinking <think>x</think>"),
+        ("<think>for ever", False, "for ever", ""),
+        ("<thin", False, "", "<thin"),
+        ("\n\n  text", False, "", "\n\n  text"),
+        ("<think></think>ok", False, "", "ok"),
+        ("", False, "", ""),
+        ("a < b </thin", True, "a < b </thin", ""),
+    ],
+)
+@pytest.mark.parametrize("width", [1, 2, 3, 100])
+def test_thinking_is_told_from_the_answer(
+    text: str, begun: bool, thinking: str, answer: str, width: int
+) -> None:
+    pieces = [text[i : i + width] for i in range(0, len(text), width)]
+    found: dict[bool, str] = {True: "", False: ""}
+    for thinks, piece in split_thinking(pieces, begun=begun):
+        assert piece
+        found[thinks] += piece
+    assert (found[True], found[False]) == (thinking, answer)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_thinking_dimmed_and_no_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(stream: io.StringIO, shows: bool) -> str:
+        display = Display(stream, shows_thinking=shows)
+        for thinks, text in ((True, "hm"), (False, "a\x1b[31m\u202e\n👩\u200d🚀")):
+            display.show(thinks, text)
+        display.end()
+        return stream.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert shown(Terminal(), True) == "\x1b[2mhm\n\x1b[0m\na\\x1b[31m\\u202e\n👩\u200d🚀\n"
+    assert shown(io.StringIO(), True) == "<think>\nhm\n</think>\na\x1b[31m\u202e\n👩\u200d🚀\n"
+    assert shown(Terminal(), False) == "a\\x1b[31m\\u202e\n👩\u200d🚀\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in shown(Terminal(), True)
+
+
+def test_every_command_is_in_the_help() -> None:
+    from lockstep.cli.run_commands import COMMANDS, Commands
+
+    for name, text in COMMANDS.items():
+        assert text.startswith(f"/{name}")
+        assert hasattr(Commands, f"_{name}")
