@@ -4,6 +4,7 @@
 
 #define CONV_TAPS 8  /* the most taps */
 #define CONV_TILE 64 /* channels of one tile */
+#define CONV_ROWS 32 /* rows that a tile goes through together */
 #define CONV_RUN 64  /* products summed in float before they join the total, which is double */
 
 /* x of the row `behind` rows before row m of a sequence that starts at `begin`. */
@@ -57,15 +58,24 @@ INLINE void causal_conv_rows(float *y, const float *x, const float *w_WN, vf *pa
   UNROLL for (int j = 0; j < W - 1; j++) past[j] = seen[j];
 }
 
-INLINE void causal_conv_run(float *y, const float *x, const float *w_WN, vf *past, int64_t n_rows,
-                            int64_t N, int64_t n, int64_t W) {
-  vm valid = vm_first(n < VL ? n : VL);
-  if (W == 4 && n >= VL)
-    causal_conv_rows(y, x, w_WN, past, n_rows, N, valid, 1, 4);
-  else if (W == 4)
-    causal_conv_rows(y, x, w_WN, past, n_rows, N, valid, 0, 4);
+/* All channels of a tile, a block of rows at a time, so that they stay near. `past` holds the rows
+ * before, for each vector of channels. */
+INLINE void causal_conv_block(float *y, const float *x, const float *w_WN, vf (*past)[CONV_TAPS],
+                              int64_t n_rows, int64_t N, int64_t n, const int full, const int W) {
+  for (int64_t row = 0; row < n_rows; row += CONV_ROWS) {
+    int64_t rows = n_rows - row < CONV_ROWS ? n_rows - row : CONV_ROWS;
+    for (int64_t i = 0; i < n; i += VL)
+      causal_conv_rows(y + row * N + i, x + row * N + i, w_WN + i, past[i / VL], rows, N,
+                       vm_first(n - i < VL ? n - i : VL), full, W);
+  }
+}
+
+INLINE void causal_conv_run(float *y, const float *x, const float *w_WN, vf (*past)[CONV_TAPS],
+                            int64_t n_rows, int64_t N, int64_t n, int64_t W) {
+  if (W == 4 && n % VL == 0)
+    causal_conv_block(y, x, w_WN, past, n_rows, N, n, 1, 4);
   else
-    causal_conv_rows(y, x, w_WN, past, n_rows, N, valid, 0, (int)W);
+    causal_conv_block(y, x, w_WN, past, n_rows, N, n, 0, (int)W);
 }
 
 KERNEL int64_t causal_conv_f32_tiles(int64_t M, int64_t N, int64_t W, int64_t tokens) {
@@ -77,10 +87,9 @@ KERNEL void causal_conv_f32(float *y_MN, const float *x_MN, const float *w_WN, i
                             int64_t W, int64_t tokens, int64_t tile) {
   int64_t sequences = M / tokens, first = tile % sequences * tokens * N;
   int64_t begin = tile / sequences * CONV_TILE, end = begin + CONV_TILE < N ? begin + CONV_TILE : N;
-  for (int64_t n = begin; n < end; n += VL) {
-    vf past[CONV_TAPS] = {vf_zero()};
-    causal_conv_run(y_MN + first + n, x_MN + first + n, w_WN + n, past, tokens, N, end - n, W);
-  }
+  vf past[CONV_TILE / VL][CONV_TAPS] = {{vf_zero()}};
+  first += begin;
+  causal_conv_run(y_MN + first, x_MN + first, w_WN + begin, past, tokens, N, end - begin, W);
 }
 
 /* causal_conv_cached: rows of any slots, each after the rows that its slot had before. The state of
@@ -119,6 +128,20 @@ INLINE int64_t causal_conv_same(const int32_t *positions_M, const int32_t *slots
   return end - m;
 }
 
+/* The rows before, out of the state of a slot or, `back`, into it. */
+INLINE void causal_conv_state(float *state_UN, vf (*past)[CONV_TAPS], int64_t N, int64_t n,
+                              int64_t U, const int back) {
+  for (int64_t i = 0; i < n; i += VL) {
+    int full = n - i >= VL;
+    vm valid = vm_first(full ? VL : n - i);
+    for (int64_t j = 0; j < U; j++)
+      if (back)
+        causal_conv_store(state_UN + j * N + i, past[i / VL][j], valid, full);
+      else
+        past[i / VL][j] = causal_conv_load(state_UN + j * N + i, valid, full);
+  }
+}
+
 KERNEL void causal_conv_cached_f32(float *y_MN, float *state_LUN, const float *x_MN,
                                    const float *w_WN, const float *state_in_LUN,
                                    const int32_t *positions_M, const int32_t *slots_M, int64_t M,
@@ -127,15 +150,12 @@ KERNEL void causal_conv_cached_f32(float *y_MN, float *state_LUN, const float *x
   int64_t begin = tile * CONV_TILE, end = begin + CONV_TILE < N ? begin + CONV_TILE : N;
   for (int64_t m = 0, n_rows; m < M; m += n_rows) {
     n_rows = causal_conv_same(positions_M, slots_M, m, M);
-    for (int64_t n = begin; n < end; n += VL) {
-      float *state_UN = state_LUN + slots_M[m] * U * N + n;
-      vm valid = vm_first(end - n < VL ? end - n : VL);
-      vf past[CONV_TAPS] = {vf_zero()};
-      if (positions_M[m] != 0)
-        for (int64_t j = 0; j < U; j++) past[j] = vf_load_m(state_UN + j * N, valid);
-      causal_conv_run(y_MN + m * N + n, x_MN + m * N + n, w_WN + n, past, n_rows, N, end - n, W);
-      for (int64_t j = 0; j < U; j++) vf_store_m(state_UN + j * N, past[j], valid);
-    }
+    float *state_UN = state_LUN + slots_M[m] * U * N + begin;
+    vf past[CONV_TILE / VL][CONV_TAPS] = {{vf_zero()}};
+    if (positions_M[m] != 0) causal_conv_state(state_UN, past, N, end - begin, U, 0);
+    causal_conv_run(y_MN + m * N + begin, x_MN + m * N + begin, w_WN + begin, past, n_rows, N,
+                    end - begin, W);
+    causal_conv_state(state_UN, past, N, end - begin, U, 1);
   }
 }
 
