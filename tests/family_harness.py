@@ -66,7 +66,10 @@ def drawn_parameters(family: Family[Any], config: Any, seed: int = 0) -> dict[st
     found = {}
     for w in family.weights(config):
         array = (0 if w.decay else 1) + 0.25 * rng.standard_normal(w.shape)
-        found[w.id] = w.hf_form.held(w.hf_form.stored(array.astype(np.float32)))
+        array = array.astype(np.float32)
+        for form in (w.gguf_form, w.hf_form):
+            array = np.ascontiguousarray(form.held(form.stored(array)), np.float32)
+        found[w.id] = array
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,21 @@ def convertible(family: Family[Any], config: Any) -> Any:
         changes["scaling"] = replace(config.scaling, truncate=True)
     if family.name == "gemma3":
         changes |= {"activation": "gelu_tanh", "query_scale": config.head_dim}
+    if family.name == "qwen35":
+        changes["tiled"] = config.value_heads != config.key_heads
     return replace(config, **changes)
 
 
-def write_gguf(family: Family[Any], config: Any, path: Path, hf: Mapping[str, Array]) -> None:
-    """Writes a model from its Hugging Face tensors.
+def write_gguf(
+    family: Family[Any],
+    config: Any,
+    path: Path,
+    hf: Mapping[str, Array],
+    more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> None:
+    """Writes a model from its Hugging Face tensors, and whatever `more` adds.
 
-    Source: llama.cpp conversion/base.py, llama.py and gemma.py.
+    Source: llama.cpp conversion/base.py, llama.py, gemma.py and qwen.py.
     """
     arch = family.name
     writer = gguf.GGUFWriter(path, arch)
@@ -52,15 +60,31 @@ def write_gguf(family: Family[Any], config: Any, path: Path, hf: Mapping[str, Ar
         writer.add_sliding_window(config.window)
         writer.add_sliding_window_pattern(config.period)
         writer.add_rope_freq_base_swa(config.local_theta)
+    if arch == "qwen35":
+        _add_delta(writer, config)
     writer.add_tokenizer_model("gpt2")
+    more(writer)
     names = gguf.get_tensor_name_map(_arch_number(arch), config.layers)
     for name, array in hf.items():
-        theirs = names.get_name(name, (".weight", ".bias"))
+        known = name.replace("dt_bias", "dt_proj.bias")
+        theirs = names.get_name(known, (".weight", ".bias"))
         writer.add_tensor(theirs, _converted(arch, config, name, array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_delta(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_rope_dimension_count(config.rotary)
+    pairs = config.rotary // 2
+    writer.add_rope_dimension_sections([(pairs + 2 - i) // 3 for i in range(3)] + [0])
+    writer.add_ssm_conv_kernel(config.taps)
+    writer.add_ssm_state_size(config.key_width)
+    writer.add_ssm_group_count(config.key_heads)
+    writer.add_ssm_time_step_rank(config.value_heads)
+    writer.add_ssm_inner_size(config.value_heads * config.value_width)
+    writer.add_full_attention_interval(config.interval)
 
 
 def _arch_number(arch: str) -> Any:
@@ -108,4 +132,34 @@ def _converted(arch: str, config: Any, name: str, array: Array) -> Array:
         heads = config.heads if "q_proj" in name else config.kv_heads
         halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+    if arch == "qwen35":
+        return _of_delta(config, name, array)
     return array
+
+
+def _of_delta(config: Any, name: str, array: Array) -> Array:
+    """A tensor of Qwen3.5: gains with their one, rates, value heads tiled over key heads."""
+    width, keys = config.value_width, 2 * config.key_heads * config.key_width
+    name = name.removesuffix(".weight")
+    if name.endswith(("in_proj_qkv", "conv1d")):
+        array = array.reshape(len(array), -1)
+        array = np.concatenate([array[:keys], _tiled(array[keys:], config, width)])
+    elif name.endswith("in_proj_z"):
+        array = _tiled(array, config, width)
+    elif name.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")):
+        array = _tiled(array, config, 1)
+    elif name.endswith("out_proj"):
+        array = _tiled(array, config, width, axis=1)
+    elif name.endswith("norm") and not name.endswith("linear_attn.norm"):
+        array = array + np.float32(1.0)
+    if name.endswith("A_log"):
+        array = (-np.exp(array.astype(np.float64))).astype(np.float32)
+    return array
+
+
+def _tiled(array: Array, config: Any, width: int, axis: int = 0) -> Array:
+    """First the first value head of every key head, then the second of each, and so on."""
+    shape = array.shape
+    split = (config.key_heads, config.value_heads // config.key_heads, width)
+    heads = array.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+    return np.ascontiguousarray(heads.swapaxes(axis, axis + 1).reshape(shape))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lockstep.errors import InputError, UsageError
-from lockstep.families import gemma3, llama, qwen2, qwen3
+from lockstep.families import gemma3, llama, qwen2, qwen3, qwen35
 from lockstep.families.decoder import DecoderConfig
 from lockstep.families.family import Family
 from lockstep.families.rope import LinearScaling, Llama3Scaling, YarnScaling
@@ -14,7 +14,7 @@ from lockstep.families.source import TensorSource
 from lockstep.families.weight import Parameters, Weight, read_parameters, write_parameters
 
 FAMILIES: Mapping[str, Family[Any]] = {
-    f.name: f for f in (qwen3.FAMILY, llama.FAMILY, qwen2.FAMILY, gemma3.FAMILY)
+    f.name: f for f in (qwen3.FAMILY, llama.FAMILY, qwen2.FAMILY, gemma3.FAMILY, qwen35.FAMILY)
 }
 
 _OF_HF = {kind: f for f in FAMILIES.values() for kind in f.hf_types or (f.name,)}

@@ -8,10 +8,10 @@ from math import isfinite
 from typing import Literal, get_args
 
 from lockstep.errors import UsageError
-from lockstep.families.memory import Attend, Memory
+from lockstep.families.memory import Attend, Memory, Recur
 from lockstep.families.rope import Rope, Scaling
 from lockstep.families.weight import Weight
-from lockstep.ir import Graph, InferenceShape, Value, check, f32, i32
+from lockstep.ir import Attr, Graph, InferenceShape, Value, check, f32, i32
 from lockstep.ops import OPS
 from lockstep.ops.attention import WIDEST_HEAD
 
@@ -105,6 +105,7 @@ class Decoder:
         self.graph = graph
         self.weights = {w.id: graph.input(w.id, f32(*w.shape), "parameter") for w in weights}
         self.attend: Attend
+        self.recur: Recur
         self.memory: Memory | None = None  # of inference: caches and states
         self._ropes: dict[str, tuple[Value, ...]] = {}
         self._positions: Value
@@ -189,7 +190,10 @@ def training_graph(
             tokens=tokens, window=window, scale=scale or config.head_dim**-0.5,
         )  # fmt: skip
 
-    decoder.attend = attend
+    def recur(op: str, id: str, *inputs: Value, state: tuple[int, ...], **attrs: Attr) -> Value:
+        return graph.add(OPS[op], id, *inputs, **attrs, tokens=tokens)
+
+    decoder.attend, decoder.recur = attend, recur
     x_MD = decoder.embed(tokens_M)
     for layer in range(config.layers):
         x_MD = block(decoder, f"layers.{layer}", x_MD)
@@ -222,7 +226,7 @@ def inference_graph(
     decoder = Decoder(config, graph, weights)
     decoder.prepare_rope(positions_M, shape.context)
     decoder.memory = Memory(graph, shape, config, positions_M, slots_M)
-    decoder.attend = decoder.memory.attend
+    decoder.attend, decoder.recur = decoder.memory.attend, decoder.memory.recur
     x_MD = decoder.embed(tokens_M)
     for layer in range(config.layers):
         x_MD = block(decoder, f"layers.{layer}", x_MD)

@@ -13,6 +13,10 @@ from lockstep.ir import Array
 class Form:
     """As it is; the other forms say what they change."""
 
+    def shape(self, held: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the file keeps what we hold in."""
+        return held
+
     def held(self, stored: Array) -> Array:
         """Our values from those of the file."""
         return stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from lockstep.ir import Dim, Graph, InferenceShape, Value, f32
+from lockstep.ir import Attr, Graph, InferenceShape, Value, f32
 from lockstep.ops import OPS
 from lockstep.ops.attend import room_size
 from lockstep.ops.cache import cache_types
@@ -39,6 +39,18 @@ class Attend(Protocol):
         """Adds the nodes and returns the output."""
 
 
+class Recur(Protocol):
+    """An op that goes through the rows of each sequence in order, by its name.
+
+    `state` is what it keeps of a sequence between calls: the dimensions of float32.
+    """
+
+    def __call__(
+        self, op: str, id: str, *inputs: Value, state: tuple[int, ...], **attrs: Attr
+    ) -> Value:
+        """Adds the node and returns its first output."""
+
+
 class Memory:
     """The caches and states of an inference graph, as its block adds them."""
 
@@ -70,9 +82,15 @@ class Memory:
             window=window, scale=scale or c.head_dim**-0.5,
         )  # fmt: skip
 
-    def state(self, id: str, *dims: Dim) -> Value:
-        """A float32 state of these dimensions for each slot, as the last pass left it."""
-        return self.graph.input(id, f32(self.shape.slots, *dims), "state")
+    def recur(
+        self, op: str, id: str, *inputs: Value, state: tuple[int, ...], **attrs: Attr
+    ) -> Value:
+        """The op of this name in the form that goes on from the state of each row's slot."""
+        kept = self.graph.input(f"{id}_state", f32(self.shape.slots, *state), "state")
+        rows = (self.positions_M, self.slots_M)
+        y, moved = self.graph.add_node(OPS[f"{op}_cached"], id, *inputs, kept, *rows, **attrs)
+        self.graph.writes[moved.id] = kept.id
+        return y
 
     def _cached(self, id: str, kind: Literal["keys", "values"], new_MO: Value) -> tuple[Value, ...]:
         element, c = self.shape.cache, self.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -40,6 +40,13 @@ class Weight:
         return self.hf_form if scheme == "hf" else self.gguf_form
 
 
+class Forms(TypedDict, total=False):
+    """The forms of a parameter in each kind of file."""
+
+    hf_form: Form
+    gguf_form: Form
+
+
 class Table:
     """A weight table under construction; names are given without their endings."""
 
@@ -56,7 +63,7 @@ class Table:
 
     def gain(self, id: str, width: int, hf: str, gguf: str, hf_form: Form = AS_IS) -> None:
         """Adds the gain of a norm."""
-        self._put("weight", (width,), (id, hf, gguf), hf_form=hf_form)
+        self.put((width,), f"{id}.weight", f"{hf}.weight", f"{gguf}.weight", hf_form=hf_form)
 
     def linear(
         self,
@@ -66,22 +73,27 @@ class Table:
         gguf: str,
         *,
         bias: bool = False,
-        gguf_form: Form = AS_IS,
-    ) -> None:
-        """Adds the matrix of a linear, and its bias if it has one."""
-        self._put("weight", shape, (id, hf, gguf), gguf_form=gguf_form)
-        if bias:
-            self._put("bias", shape[:1], (id, hf, gguf), gguf_form=gguf_form)
-
-    def _put(
-        self,
-        end: str,
-        shape: tuple[int, ...],
-        names: tuple[str, str, str],
         hf_form: Form = AS_IS,
         gguf_form: Form = AS_IS,
     ) -> None:
-        id, hf, gguf = (f"{p}{n}.{end}" for p, n in zip(self._prefix, names, strict=True))
+        """Adds the matrix of a linear, and its bias if it has one."""
+        forms: Forms = {"hf_form": hf_form, "gguf_form": gguf_form}
+        self.put(shape, f"{id}.weight", f"{hf}.weight", f"{gguf}.weight", **forms)
+        if bias:
+            self.put(shape[:1], f"{id}.bias", f"{hf}.bias", f"{gguf}.bias", **forms)
+
+    def put(
+        self,
+        shape: tuple[int, ...],
+        id: str,
+        hf: str,
+        gguf: str,
+        *,
+        hf_form: Form = AS_IS,
+        gguf_form: Form = AS_IS,
+    ) -> None:
+        """Adds a parameter by its whole names."""
+        id, hf, gguf = (p + n for p, n in zip(self._prefix, (id, hf, gguf), strict=True))
         self.weights.append(
             Weight(
                 id=id,
@@ -212,7 +224,7 @@ def _differences(
     copies: Mapping[str, str],
 ) -> Iterator[str]:
     """One line for each tensor in which the file and the table differ."""
-    expected = {w.name(scheme): w.shape for w in weights}
+    expected = {w.name(scheme): w.form(scheme).shape(w.shape) for w in weights}
     for name, shape in expected.items():
         if name not in shapes:
             yield f"{name}: missing"
