@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from lockstep.engine.model import load
-from lockstep.engine.session import InferenceSession, Piece
+from lockstep.engine.session import InferenceSession, Logits, Piece
 from lockstep.engine.source import open_source
 from lockstep.engine.text import open_tokenizer
 from lockstep.server.listen import Listener, bind, configured
@@ -54,11 +54,40 @@ def serving(served: Served) -> Iterator[int]:
     service = Service(served, Limits())
     with bind("127.0.0.1", 0) as bound:
         listener = Listener(service, configured(service, only_loopback=True), drain_s=10)
-        thread = threading.Thread(target=listener.run, kwargs={"sockets": [bound]})
+        thread = threading.Thread(target=listener.run, kwargs={"sockets": [bound]}, name="listener")
         thread.start()
         yield bound.getsockname()[1]
         listener.drain()
         thread.join()
+
+
+class OwnTime:
+    """CPU seconds of the server's threads outside of forward passes; load moves it less."""
+
+    def __init__(self, session: InferenceSession) -> None:
+        self._inside_s = 0.0
+        read = session.read
+
+        def timed(pieces: list[Piece]) -> list[Logits]:
+            began = time.thread_time()
+            try:
+                return read(pieces)
+            finally:
+                self._inside_s += time.thread_time() - began
+
+        session.read = timed  # type: ignore[method-assign]
+        self._session, self._read = session, read
+
+    def stop(self) -> float:
+        """The seconds so far."""
+        self._session.read = self._read  # type: ignore[method-assign]
+        own = ("scheduler", "drawing", "listener")
+        clocks = [
+            time.pthread_getcpuclockid(thread.ident)
+            for thread in threading.enumerate()
+            if thread.name.startswith(own) and thread.ident is not None
+        ]
+        return sum(map(time.clock_gettime, clocks)) - self._inside_s
 
 
 def streamed(port: int, n_sequences: int, n_tokens: int, sampling: dict[str, float]) -> float:
@@ -66,7 +95,7 @@ def streamed(port: int, n_sequences: int, n_tokens: int, sampling: dict[str, flo
     times: list[tuple[float, float]] = []
 
     def stream(slot: int) -> None:
-        body = {"prompt": prompt(slot), "max_tokens": n_tokens + 1, "stream": True, "logprobs": 0,
+        body = {"prompt": prompt(slot), "max_tokens": n_tokens + 1, "stream": True,
                 "ignore_eos": True, **sampling}  # fmt: skip
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         connection.request("POST", "/v1/completions", json.dumps(body),
@@ -105,20 +134,22 @@ def main() -> None:
     served = Served(
         name="bench", session=opened.session, tokenizer=open_tokenizer(source), template=None
     )
-    print("| concurrent | sampling | bare tok/s | served tok/s | served / bare (min to max) |")
-    print("|---|---|---|---|---|")
+    print("| concurrent | sampling | bare tok/s | served tok/s | served / bare (min to max) "
+          "| server's own CPU, ms/token |\n|---|---|---|---|---|---|")  # fmt: skip
     for n in counts:
         for name, sampling in SAMPLINGS.items():
             rows = []
             for _ in range(asked.rounds):
                 alone = bare(opened.session, n, asked.tokens)
                 with serving(served) as port:
-                    rows.append((alone, streamed(port, n, asked.tokens, sampling)))
-            ratios = [over / alone for alone, over in rows]
+                    own = OwnTime(opened.session)
+                    rate = streamed(port, n, asked.tokens, sampling)
+                    rows.append((alone, rate, 1000 * own.stop() / (n * (asked.tokens + 1))))
+            ratios = [rate / alone for alone, rate, _ in rows]
             medians = [statistics.median(column) for column in np.transpose(rows)]
-            spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-            cells = (n, name, *(f"{x:.1f}" for x in medians))
-            print("|", *cells, f"{statistics.median(ratios):.2f} {spread} |", sep=" | ")
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            cells = (n, name, f"{medians[0]:.1f}", f"{medians[1]:.1f}", spread, f"{medians[2]:.2f}")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":
