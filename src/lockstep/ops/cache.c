@@ -44,13 +44,13 @@ INLINE void cache_put_f32(float *to, const float *x, int64_t E, int64_t step) {
 }
 
 INLINE void cache_put_f16(uint16_t *to, const float *x, int64_t E, int64_t step) {
-  int64_t e = 0;
-  for (; e + VL <= E; e += VL) {
+  const int64_t whole = E / VL * VL;
+  for (int64_t e = 0; e < whole; e += VL) {
     uint16_t half[VL];
     vf_store_half(half, vf_load(x + e));
     for (int i = 0; i < VL; i++) to[(e + i) * step] = half[i];
   }
-  for (; e < E; e++) to[e * step] = float_to_half(x[e]);
+  for (int64_t e = whole; e < E; e++) to[e * step] = float_to_half(x[e]);
 }
 
 INLINE void cache_put_q8(int8_t *to, uint16_t *scale, const float *x, int64_t E, int64_t step) {
