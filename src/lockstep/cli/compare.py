@@ -4,33 +4,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 
-from lockstep.artifacts import RunDir
+from lockstep.artifacts import Check
 from lockstep.artifacts.compare import Compare, Comparison, NodeRow
-from lockstep.cli.options import run_option
+from lockstep.cli.options import resolved_run
 from lockstep.cli.verb import Outcome, Verb
+from lockstep.engine.source import open_source
+from lockstep.errors import UsageError
+from lockstep.proof.compare_models import compare_models
 from lockstep.proof.compare_run import compare_run
 
 
 @click.command(cls=Verb)
-@run_option
-@click.option("--batch", type=int, default=2, show_default=True, help="Sequences in a microbatch.")
+@click.argument("model", metavar="[RUN|MODEL]", required=False)
+@click.argument("original", required=False)
+@click.option("--run", "run_flag", help="The run, by name or path; the same as RUN.")
+@click.option("--batch", type=click.IntRange(1), help="Sequences in a microbatch.  [default: 2]")
 @click.option(
-    "--tokens", type=int, help="Tokens in a sequence.  [default: 32, or what the run has room for]"
+    "--tokens", type=int, help="Tokens in a sequence.  [default: 32, or what there is room for]"
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the moments that are drawn."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the numbers that are drawn.",
 )
-def command(run: RunDir, batch: int, tokens: int | None, seed: int) -> Outcome:
-    """Compare a run's training program, node by node, with float64 and with transformers.
+def command(
+    model: str | None, original: str | None, run_flag: str | None, batch: int | None,
+    tokens: int | None, seed: int,
+) -> Outcome:  # fmt: skip
+    """Compare node by node, and name the first that is guilty.
 
-    Names the first guilty node and its line of C. Writes compare.json into the run.
+    RUN alone: its training program with float64 and with transformers; names the guilty line of C
+    and writes compare.json into the run. MODEL and ORIGINAL (GGUF files, Hugging Face directories,
+    runs): whether the one is still the other, and if not, what its conversion did wrong.
     """
+    if original is None:
+        return _compare_run(model, run_flag, batch or 2, tokens, seed)
+    if model is None or run_flag is not None or batch is not None:
+        raise UsageError(
+            "compare: expected MODEL ORIGINAL, or a run with --run and --batch, got both",
+            hint="leave out --run and --batch to compare two models",
+        )
+    return _compare_models(model, original, 32 if tokens is None else tokens, seed)
+
+
+def _compare_run(
+    name: str | None, flag: str | None, batch: int, tokens: int | None, seed: int
+) -> Outcome:
+    run = resolved_run(name, flag)
     record = compare_run(run, batch=batch, tokens=tokens, seed=seed, progress=_stage)
     document = {**record.document(), "file": str(run.path / Compare.file)}
     return Outcome(document, "\n".join(_lines(record)), 0 if record.passed else 1)
+
+
+def _compare_models(model: str, original: str, tokens: int, seed: int) -> Outcome:
+    left, right = open_source(model), open_source(original)
+    most = min(side.model.config.context for side in (left, right))
+    if not 1 <= tokens <= most or seed < 0:
+        raise UsageError(
+            f"compare: expected 1 to {most} tokens and a seed of at least 0, "
+            f"got {tokens} and {seed}",
+            hint="choose other --tokens or --seed",
+        )
+    pair, beside = compare_models(left, right, tokens=tokens, seed=seed, progress=_layer)
+    passed = pair.passed and beside.verdict != "fail"
+    document = {"passed": passed, "comparison": asdict(pair), "original_beside": asdict(beside)}
+    return Outcome(document, "\n".join(_model_lines(pair, beside)), 0 if passed else 1)
+
+
+def _model_lines(pair: Comparison, beside: Check) -> Iterator[str]:
+    yield f"{'pass' if pair.passed else 'FAIL'}  {pair.left} against {pair.right}"
+    yield f"      {pair.nodes_compared:,} nodes, {pair.values_compared:,} values in float64"
+    yield from (f"      {line}" for line in _details(pair))
+    yield f"{beside.verdict}  the original against {beside.against}: " + (
+        f"{beside.figure:.2g} of {beside.bound:.2g} allowed"
+        if beside.figure is not None and beside.bound is not None
+        else beside.reason
+    )
+    if pair.first_guilty is None:
+        yield "no guilty node"
+    else:
+        yield f"first guilty: {pair.first_guilty.id} ({pair.first_guilty.op}): " + (
+            pair.first_guilty.why
+        )
+
+
+def _layer(node: str) -> None:
+    """Shows that a layer begins."""
+    if node.endswith(".norm1"):
+        click.echo(node.removesuffix(".norm1"), err=True)
 
 
 def _stage(text: str) -> None:

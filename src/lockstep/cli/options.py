@@ -53,15 +53,23 @@ def run_option(callback: F) -> F:
     @click.option("--run", "run_flag", help="The run, by name or path; the same as RUN.")
     @wraps(callback)
     def with_run(run_name: str | None, run_flag: str | None, **rest: Any) -> Outcome:
-        names = [name for name in (run_name, run_flag) if name]
-        if len(names) != 1:
-            raise UsageError(
-                f"run: expected one name or path, got {len(names)}",
-                hint="name the run, for example `demo`, or a path with a '/'",
-            )
-        return callback(run=RunDir.resolve(names[0]), **rest)
+        return callback(run=resolved_run(run_name, run_flag), **rest)
 
     return with_run  # type: ignore[return-value]  # click changes the signature
+
+
+def resolved_run(argument: str | None, flag: str | None) -> RunDir:
+    """The run that is named once, as an argument or by a flag.
+
+    Raises: UsageError if none is, or two are.
+    """
+    names = [name for name in (argument, flag) if name]
+    if len(names) != 1:
+        raise UsageError(
+            f"run: expected one name or path, got {len(names)}",
+            hint="name the run, for example `demo`, or a path with a '/'",
+        )
+    return RunDir.resolve(names[0])
 
 
 def options(*groups: tuple[Any, ...]) -> Callable[[F], F]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lockstep.build import lowered_inference, packed_formats
+from lockstep.engine.packed import packed_type
 from lockstep.engine.source import Source
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
@@ -88,7 +90,7 @@ def running(source: Source, *, context: int, depth: int, cache: CacheKind | None
     model = source.model
     shape = InferenceShape(context=context, rows=1, cache="f32")
     formats = packed_formats(
-        model.family.inference_graph(model.config, shape), source.parameters.stored
+        model.family.inference_graph(model.config, shape), partial(packed_type, source.parameters)
     )
     kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
     shape = InferenceShape(context=context, rows=min(512, context), cache=kind)

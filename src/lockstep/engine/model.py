@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
 from lockstep.build import Built, inference_program, packed_formats
-from lockstep.engine.packed import Filled, StoredParameters, fill_parameters
+from lockstep.engine.packed import Filled, StoredParameters, fill_parameters, packed_type
 from lockstep.engine.session import InferenceSession
 from lockstep.engine.source import Source, open_run, open_source
 from lockstep.errors import BudgetError
@@ -76,7 +77,7 @@ def load(
     model, parameters = source.model, source.parameters
     room = context or min(model.config.context, CONTEXT)
     graph = model.family.inference_graph(model.config, InferenceShape(context=room, rows=1))
-    formats = packed_formats(graph, parameters.stored)
+    formats = packed_formats(graph, partial(packed_type, parameters))
     kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
     shape = InferenceShape(
         context=room,

@@ -36,8 +36,16 @@ class StoredParameters(Protocol):
     def f32(self, id: str) -> NDArray[Any]:
         """A parameter as float32."""
 
+    def has_rows(self, id: str) -> bool:
+        """Whether it is a matrix whose rows the file holds as they are."""
+
     def rows(self, id: str) -> Bytes:
         """The bytes of each row of a matrix."""
+
+
+def packed_type(parameters: StoredParameters, id: str) -> str:
+    """In which type a weight is packed: that of the file, if its rows can be taken as they are."""
+    return parameters.stored(id) if parameters.has_rows(id) else "F32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,10 @@ class InMemory:
     def f32(self, id: str) -> NDArray[Any]:
         """A parameter."""
         return self.arrays[id]
+
+    def has_rows(self, id: str) -> bool:
+        """Whether it is a matrix."""
+        return self.arrays[id].ndim == 2
 
     def rows(self, id: str) -> Bytes:
         """The bytes of each row of a matrix."""
@@ -112,7 +124,8 @@ def _place(
             continue
         view = program.view(id)
         if id in formats:
-            packed = pack_weight(formats[id], parameters.rows(id), shapes[id][1])
+            held = parameters if parameters.has_rows(id) else InMemory({id: parameters.f32(id)})
+            packed = pack_weight(formats[id], held.rows(id), shapes[id][1])
             _expect_size(packed, view, where, id)
             view[...] = packed
         else:

@@ -30,7 +30,6 @@ FLAGS = (
     "-fno-math-errno",
     "-Wall",
     "-Wextra",
-    "-Werror",
     "-fPIC",
     "-shared",
     "-pthread",

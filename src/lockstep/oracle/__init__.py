@@ -1,6 +1,6 @@
 """Other people's implementations, asked the same questions as ours."""
 
-from lockstep.oracle.transformers_model import Oracle, hf_model
+from lockstep.oracle.transformers_model import Oracle, hf_model, logits_of_directory
 from lockstep.oracle.transformers_training import (
     OptimizerSettings,
     StepRecord,
@@ -9,4 +9,13 @@ from lockstep.oracle.transformers_training import (
     train,
 )
 
-__all__ = ["OptimizerSettings", "Oracle", "StepRecord", "Trained", "hf_model", "threads", "train"]
+__all__ = [
+    "OptimizerSettings",
+    "Oracle",
+    "StepRecord",
+    "Trained",
+    "hf_model",
+    "logits_of_directory",
+    "threads",
+    "train",
+]

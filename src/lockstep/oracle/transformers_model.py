@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -118,3 +119,28 @@ def hf_model(
                 raise ValueError(f"{weight.id}: {tuple(named[weight.hf].shape)} in {weight.hf}")
             named[weight.hf].copy_(given)
     return Oracle(model, weights, precision)
+
+
+def logits_of_directory(path: Path, ids_T: Array) -> Array:
+    """The float32 logits of the model that transformers itself reads from a directory.
+
+    Shapes: ids (T,) -> logits (T, V)
+    """
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    with quiet_loading(), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
+        ids_BT = torch.from_numpy(np.asarray(ids_T, np.int64))[None]
+        logits: Array = model(input_ids=ids_BT, use_cache=False).logits[0].numpy()
+    return logits
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers' progress bars off the terminal."""
+    was_on = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,132 @@
+"""`lockstep compare MODEL ORIGINAL`: a faithful conversion passes, a planted fault is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from family_harness import drawn_parameters
+from gguf_models import convertible, write_gguf
+
+from lockstep.cli.main import main
+from lockstep.families import FAMILIES, write_parameters
+from lockstep.families.form import join_pairs
+from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.ir import Array
+
+Tensors = dict[str, Array]
+LAYER = "model.layers.1."
+CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+def pair(folder: Path, family: str, fault: Callable[[Tensors, Any], Any] | None) -> list[str]:
+    """A Hugging Face directory and a GGUF file that was converted from it, with a fault."""
+    found = FAMILIES[family]
+    config = convertible(found, found.TINY)
+    hf = write_parameters(found.weights(config), drawn_parameters(found, config), "hf")
+    write_hf_directory(folder / "hf", found.to_hf(config), hf)
+    converted = dict(hf)
+    config = (fault(converted, config) if fault else None) or config
+    write_gguf(found, config, folder / "model.gguf", converted)
+    return [str(folder / "model.gguf"), str(folder / "hf")]
+
+
+def swapped(a: str, b: str) -> Callable[[Tensors, Any], None]:
+    def swap(tensors: Tensors, _: Any) -> None:
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+
+    return swap
+
+
+def transposed(tensors: Tensors, config: Any) -> None:
+    name = f"{LAYER}self_attn.o_proj.weight"
+    assert tensors[name].shape[0] == tensors[name].shape[1], "or the shape would tell"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+
+
+def left_in_pairs(tensors: Tensors, config: Any) -> None:
+    name = f"{LAYER}self_attn.q_proj.weight"
+    tensors[name] = join_pairs(tensors[name], config.heads)
+
+
+def another_theta(tensors: Tensors, config: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(config, theta=500.0)
+
+
+def unscaled(tensors: Tensors, config: Any) -> None:
+    name = f"{LAYER}input_layernorm.weight"
+    tensors[name] = np.full_like(tensors[name], 0.0 if "gemma" in type(config).__module__ else 1.0)
+
+
+FAULTS = {
+    "gate and up": (
+        swapped(f"{LAYER}mlp.gate_proj.weight", f"{LAYER}mlp.up_proj.weight"),
+        "layers.1.ffn.gate", "that of layers.1.ffn.up.weight",
+    ),
+    "rope order": (left_in_pairs, "layers.1.attn.q", "rows in pairs"),
+    "rope base": (another_theta, "rope", "theta is 500.0"),
+    "norms": (
+        swapped(f"{LAYER}input_layernorm.weight", f"{LAYER}post_attention_layernorm.weight"),
+        "layers.1.norm1", "that of layers.1.",
+    ),
+    "scale": (unscaled, "layers.1.norm1", "scale is missing"),
+}  # fmt: skip
+
+
+def compared(names: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    code = main(["compare", *names, "--tokens=9", "--json"])
+    return code, json.loads(capfd.readouterr().out)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("family", CONVERTIBLE)
+def test_a_faithful_conversion_passes(
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, found = compared(pair(tmp_path, family, None), capfd)
+    assert code == 0, found
+    assert found["comparison"]["nodes_compared"] > 20
+    assert all(row["local_error"] <= row["bound"] for row in found["comparison"]["nodes"])
+    assert found["original_beside"]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("family", CONVERTIBLE)
+def test_a_planted_fault_is_named_by_its_node(
+    family: str, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant, node, why = FAULTS[fault]
+    code, found = compared(pair(tmp_path, family, plant), capfd)
+    assert code == 1
+    guilty = found["comparison"]["first_guilty"]
+    assert guilty["id"].startswith(node), guilty
+    assert why in guilty["why"]
+
+
+def test_a_transposed_square_projection_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    family = FAMILIES["qwen3"]
+    square = replace(family.TINY, width=family.TINY.q_width)
+    monkeypatch.setitem(FAMILIES, "qwen3", replace(family, TINY=square))  # type: ignore[arg-type]
+    code, found = compared(pair(tmp_path, "qwen3", transposed), capfd)
+    assert code == 1
+    assert found["comparison"]["first_guilty"]["id"] == "layers.1.attn.o"
+    assert "transposed" in found["comparison"]["first_guilty"]["why"]
+
+
+def test_models_of_two_families_are_not_compared(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = pair(tmp_path / "a", "qwen3", None)[0]
+    right = pair(tmp_path / "b", "llama", None)[1]
+    assert main(["compare", left, right]) == 2
+    assert "one family" in capfd.readouterr().err
