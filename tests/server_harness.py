@@ -49,14 +49,12 @@ def tiny_tokenizer() -> Tokenizer:
     return train_tokenizer("bpe", ROWS, 300, ["[circle]"], "gpt-2")
 
 
-def tiny_served(
-    shape: InferenceShape = SHAPE, *, threads: int = 2, seed: int = 1, family: str = FAMILY.name
-) -> Served:
+def tiny_served(shape: InferenceShape = SHAPE, *, threads: int = 2, seed: int = 1) -> Served:
     """A random model with these slots; the same weights for the same seed."""
-    tokenizer, kind = tiny_tokenizer(), FAMILIES[family]
-    config = replace(kind.TINY, vocab=tokenizer.vocab_size, context=shape.context)
-    built = inference_program(kind, config, shape, threads=threads)
-    arrays = {w.id: np.empty(w.shape, np.float32) for w in kind.weights(config)}
+    tokenizer = tiny_tokenizer()
+    config = replace(FAMILY.TINY, vocab=tokenizer.vocab_size, context=shape.context)
+    built = inference_program(FAMILY, config, shape, threads=threads)
+    arrays = {w.id: np.empty(w.shape, np.float32) for w in FAMILY.weights(config)}
     initialise(arrays, "xavier_uniform", seed)
     place_arrays(built.program, arrays)
     return around(InferenceSession(built.program, shape))

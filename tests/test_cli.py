@@ -109,28 +109,6 @@ def test_text_mode_prints_the_text(
     assert sorted(said.out.splitlines()) == ["forty-two", "from a child", "progress"]
 
 
-def test_what_a_verb_goes_on_to_do_comes_after_its_document(
-    probe: dict[str, object], capfd: pytest.CaptureFixture[str]
-) -> None:
-    said: list[str] = []
-
-    def go_on() -> Outcome:
-        said.append(capfd.readouterr().out)
-        return Outcome({}, exit_code=7)
-
-    probe["does"] = Outcome({"answer": 42}, then=go_on)
-    assert main.main(["probe", "--json"]) == 7
-    assert json.loads(said[0]) == {"answer": 42}
-    assert capfd.readouterr().out == ""
-
-    def fail() -> Outcome:
-        raise EnvironmentLacks("listen: the address went away")
-
-    probe["does"] = Outcome({"answer": 42}, then=fail)
-    assert main.main(["probe"]) == 3
-    assert "the address went away" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_a_document_that_is_not_json_is_our_bug(
     probe: dict[str, object], capfd: pytest.CaptureFixture[str], value: object

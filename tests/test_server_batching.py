@@ -62,16 +62,11 @@ def at_once(server: Running, requests: list[tuple[str, dict[str, Any]]]) -> list
         return list(pool.map(lambda request: ask(server, *request), requests))
 
 
-def one_by_one(family: str = "qwen3") -> list[Any]:
-    """Each answer of a server with one slot, one thread and small passes, one after another."""
-    with running(tiny_served(NARROW, threads=1, family=family)) as server:
-        return [ask(server, *request) for request in REQUESTS]
-
-
 @pytest.fixture(scope="module")
 def alone() -> list[Any]:
-    """The answers to every request, each alone."""
-    return one_by_one()
+    """Each answer of a server with one slot, one thread and small passes, one after another."""
+    with running(tiny_served(NARROW, threads=1)) as server:
+        return [ask(server, *request) for request in REQUESTS]
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +81,6 @@ def test_company_changes_no_bit_of_an_answer(server: Running, alone: list[Any]) 
     passes = server.metric("pass_sequences_count")
     below = server.metric("pass_sequences_bucket", le="2.0")
     assert passes - below > 20, "hardly any pass had three sequences: this would prove nothing"
-
-
-@pytest.mark.slow  # two more programs to compile
-def test_company_changes_no_bit_where_states_sum_up_the_past() -> None:
-    alone = one_by_one("qwen35")
-    with running(tiny_served(family="qwen35")) as server:
-        assert not server.service.served.session.rewinds
-        assert at_once(server, REQUESTS * 2) == alone * 2
-        turn = {"prompt": list(range(40, 100)), "max_tokens": 3, "temperature": 0, "logprobs": 0}
-        first = ask(server, "completions", turn)
-        assert ask(server, "completions", turn) == first, "what cannot be forgotten is read anew"
 
 
 def test_an_answer_that_depends_on_its_company_is_found(alone: list[Any]) -> None:

@@ -31,6 +31,7 @@ VERBS = {
     "train": "Train a run, promote it, and judge what it draws.",
     "promote": "Make a checkpoint's weights those of the run.",
     "run": "Answer with a model or a run, or chat in the terminal.",
+    "export": "Write a model for other programs, and prove that it is the model.",
     "inspect": "Say what a model holds, whether it runs here, and how fast it can be.",
     "serve": "Answer requests as OpenAI's API does.",
     "parity": "Compare trainings with PyTorch, and with themselves.",

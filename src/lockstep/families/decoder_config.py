@@ -8,7 +8,12 @@ from typing import Any
 from lockstep.errors import InputError
 from lockstep.families.decoder import Activation, DecoderConfig
 from lockstep.families.keys import Keys
-from lockstep.families.rope_config import gguf_scaling, hf_rope, hf_scaling_keys
+from lockstep.families.rope_config import (
+    gguf_scaling,
+    gguf_scaling_keys,
+    hf_rope,
+    hf_scaling_keys,
+)
 from lockstep.families.source import TensorSource
 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -120,6 +125,25 @@ def gguf_settings(keys: Keys, arch: str, source: TensorSource) -> dict[str, Any]
         "theta": keys.take_f32(f"{arch}.rope.freq_base", 10000.0),
         "tied": "output.weight" not in source.shapes,
         "scaling": gguf_scaling(keys, arch, context),
+    }
+
+
+def gguf_keys(config: DecoderConfig, arch: str) -> dict[str, object]:
+    """The GGUF metadata of the shared settings."""
+    return {
+        "general.architecture": arch,
+        f"{arch}.block_count": config.layers,
+        f"{arch}.context_length": config.context,
+        f"{arch}.embedding_length": config.width,
+        f"{arch}.feed_forward_length": config.ffn,
+        f"{arch}.attention.head_count": config.heads,
+        f"{arch}.attention.head_count_kv": config.kv_heads,
+        f"{arch}.attention.key_length": config.head_dim,
+        f"{arch}.attention.value_length": config.head_dim,
+        f"{arch}.attention.layer_norm_rms_epsilon": config.eps,
+        f"{arch}.rope.dimension_count": config.head_dim,
+        f"{arch}.rope.freq_base": config.theta,
+        **gguf_scaling_keys(config.scaling, arch),
     }
 
 

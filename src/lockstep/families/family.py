@@ -33,6 +33,9 @@ class Family(Generic[C]):
     from_hf: Callable[[Mapping[str, object]], C]
     to_hf: Callable[[C], dict[str, object]]
     from_gguf: Callable[[Mapping[str, object], TensorSource], C]
+    # GGUF metadata, and tensors that are no parameters; not every family is written.
+    to_gguf: Callable[[C], dict[str, object]] | None = None
+    gguf_tensors: Callable[[C], dict[str, Array]] = lambda config: {}
     # What of a file is parameters, under the names of the weight table.
     own_tensors: Callable[[TensorSource, Scheme], TensorSource] = lambda source, scheme: source
 

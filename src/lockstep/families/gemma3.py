@@ -20,6 +20,7 @@ from lockstep.families.decoder_config import (
     ACTIVATIONS,
     HF_IGNORED,
     architecture_keys,
+    gguf_keys,
     gguf_settings,
     hf_keys,
 )
@@ -277,6 +278,15 @@ def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
     return config
 
 
+def to_gguf(config: Config) -> dict[str, object]:
+    """The GGUF metadata of a config."""
+    return gguf_keys(config, "gemma3") | {
+        "gemma3.rope.freq_base_swa": config.local_theta,
+        "gemma3.attention.sliding_window": config.window,
+        "gemma3.attention.sliding_window_pattern": config.period,
+    }
+
+
 def _gguf_query_scale(settings: Mapping[str, Any]) -> int:
     """What GGUF leaves out: the width of a head, but for the model of 27B.
 
@@ -395,5 +405,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     from_gguf=from_gguf,
+    to_gguf=to_gguf,
     own_tensors=own_tensors,
 )

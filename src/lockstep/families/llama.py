@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lockstep.errors import InputError
 from lockstep.families import decoder
 from lockstep.families.decoder import Decoder, DecoderConfig
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
+    gguf_keys,
     gguf_settings,
     hf_keys,
     hf_settings,
@@ -23,10 +26,10 @@ from lockstep.families.family import Family
 from lockstep.families.form import Pairs
 from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import LinearScaling, Llama3Scaling
-from lockstep.families.rope_config import llama3_of_factors
+from lockstep.families.rope_config import llama3_factors, llama3_of_factors
 from lockstep.families.source import Renamed, TensorSource
 from lockstep.families.weight import Scheme, Table, Weight
-from lockstep.ir import Graph, InferenceShape, Value
+from lockstep.ir import Array, Graph, InferenceShape, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,19 @@ def _scaling_of_factors(source: TensorSource, settings: Mapping[str, Any]) -> Ll
     return llama3_of_factors(source.read(ROPE_FACTORS), settings["theta"], where)
 
 
+def to_gguf(config: Config) -> dict[str, object]:
+    """The GGUF metadata of a config."""
+    return gguf_keys(config, "llama") | {"llama.vocab_size": config.vocab}
+
+
+def gguf_tensors(config: Config) -> dict[str, Array]:
+    """How rope is slowed down, where it is so as in Llama 3."""
+    if not isinstance(config.scaling, Llama3Scaling):
+        return {}
+    factors_R = llama3_factors(config.scaling, config.theta, config.head_dim)
+    return {ROPE_FACTORS: factors_R.astype(np.float32)}
+
+
 def own_tensors(source: TensorSource, scheme: Scheme) -> TensorSource:
     """What of a file is parameters: not the angles of rope, which follow from the config."""
 
@@ -217,5 +233,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     from_gguf=from_gguf,
+    to_gguf=to_gguf,
+    gguf_tensors=gguf_tensors,
     own_tensors=own_tensors,
 )

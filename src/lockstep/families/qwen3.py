@@ -13,6 +13,7 @@ from lockstep.families.decoder import Decoder, DecoderConfig
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
+    gguf_keys,
     gguf_settings,
     hf_keys,
     hf_settings,
@@ -97,6 +98,11 @@ def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
     return config
 
 
+def to_gguf(config: Config) -> dict[str, object]:
+    """The GGUF metadata of a config."""
+    return gguf_keys(config, "qwen3")
+
+
 def weights(config: Config) -> tuple[Weight, ...]:
     """The weight table, in the order of the parameters."""
     c, table = config, Table()
@@ -165,4 +171,5 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     from_gguf=from_gguf,
+    to_gguf=to_gguf,
 )

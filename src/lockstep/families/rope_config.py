@@ -153,6 +153,23 @@ def gguf_scaling(keys: Keys, arch: str, context: int) -> Scaling | None:
     return found
 
 
+def gguf_scaling_keys(scaling: Scaling | None, arch: str) -> dict[str, object]:
+    """What GGUF metadata holds of a scaling; that of Llama 3 is a tensor instead."""
+    at = f"{arch}.rope.scaling"
+    if scaling is None or isinstance(scaling, Llama3Scaling):
+        return {}
+    if isinstance(scaling, LinearScaling):
+        return {f"{at}.type": "linear", f"{at}.factor": scaling.factor}
+    return {
+        f"{at}.type": "yarn",
+        f"{at}.factor": scaling.factor,
+        f"{at}.original_context_length": scaling.original,
+        f"{at}.yarn_attn_factor": scaling.magnitude,
+        f"{at}.yarn_beta_fast": scaling.beta_fast,
+        f"{at}.yarn_beta_slow": scaling.beta_slow,
+    }
+
+
 def llama3_factors(scaling: Llama3Scaling, theta: float, rotary: int) -> Array:
     """By how much each pair turns slower: what GGUF keeps as `rope_freqs.weight`."""
     turns_R = scaling.original * theta ** -(np.arange(0, rotary, 2) / rotary) / (2 * np.pi)

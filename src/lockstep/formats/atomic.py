@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +37,19 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Puts a directory in the place of another, which goes only when the new one is there."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.rename(path, old / "replaced")
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old / "replaced", path)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)

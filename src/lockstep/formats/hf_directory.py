@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
-from lockstep.formats.atomic import sync
+from lockstep.formats.atomic import replace_directory, sync
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.safetensors import SINGLE, locate
 from lockstep.formats.mapped import MappedTensors
@@ -62,7 +61,7 @@ def write_hf_directory(
             sync(temporary / "config.json")
             write_safetensors(temporary / SINGLE, tensors, {"format": "pt"})
             temporary.chmod(0o755)
-            _replace_directory(temporary, path)
+            replace_directory(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         sync(path.parent)
@@ -70,19 +69,3 @@ def write_hf_directory(
         raise EnvironmentLacks(
             f"{path}: cannot be written: {error}", hint="check free space and permissions"
         ) from error
-
-
-def _replace_directory(new: Path, path: Path) -> None:
-    """Puts a directory in the place of another, which goes only when the new one is there."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    os.rename(path, old / "replaced")
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(old / "replaced", path)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -53,8 +53,8 @@ class Metrics:
             "lockstep_pass_sequences", "Sequences in a forward pass.", registry=r, buckets=_ROWS
         )
         self.first_token_s = Histogram(
-            "lockstep_time_to_first_token_seconds", "From arrival to a sequence's first token.",
-            registry=r, buckets=_WAIT_S,
+            "lockstep_time_to_first_token_seconds", "From the request's arrival to the first "
+            "token of each of its sequences.", registry=r, buckets=_WAIT_S,
         )  # fmt: skip
         self.token_s = Histogram(
             "lockstep_time_per_token_seconds", "Between the tokens of a sequence.",

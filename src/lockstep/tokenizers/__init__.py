@@ -18,6 +18,13 @@ from lockstep.tokenizers.round_trip import RoundTrip, RowTrip, round_trip
 from lockstep.tokenizers.tokenizer import FILE, Tokenizer
 from lockstep.tokenizers.train import MAX_VOCAB, train_tokenizer
 from lockstep.tokenizers.types import KINDS, PRE_TOKENIZERS, Kind, PreTokenizer
+from lockstep.tokenizers.vocabulary import Vocabulary
+from lockstep.tokenizers.vocabulary_of import padded, vocabulary_of
+from lockstep.tokenizers.vocabulary_out import (
+    gguf_tokenizer_metadata,
+    hf_tokenizer_config,
+    hf_tokenizer_document,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -39,10 +46,16 @@ __all__ = [
     "RowTrip",
     "TemplateSource",
     "Tokenizer",
+    "Vocabulary",
     "choose_template",
     "decode",
+    "gguf_tokenizer_metadata",
+    "hf_tokenizer_config",
+    "hf_tokenizer_document",
+    "padded",
     "round_trip",
     "templates_of_directory",
     "templates_of_gguf",
     "train_tokenizer",
+    "vocabulary_of",
 ]

@@ -77,6 +77,12 @@ class HFTokenizer:
         return frozenset(id for id in found if id is not None)
 
     @property
+    def document(self) -> str:
+        """The text of tokenizer.json, as the library writes it."""
+        text: str = self._library.to_str()
+        return text
+
+    @property
     def control_names(self) -> list[str]:
         """The pieces that markup may have and a user's text may not."""
         return [self._added[id] for id in self._control]

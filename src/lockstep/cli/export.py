@@ -1,0 +1,127 @@
+"""`lockstep export`: a model for other programs, written and then proved to be the model."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from lockstep.artifacts import Check
+from lockstep.artifacts.codec import encode
+from lockstep.cli.options import refuse_existing
+from lockstep.cli.table import verdict_table
+from lockstep.cli.verb import Outcome, Verb
+from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf
+from lockstep.engine.export_hf import export_hf
+from lockstep.engine.source import Source, open_source
+from lockstep.errors import EnvironmentLacks, UsageError
+from lockstep.formats.atomic import replace_directory, sync
+
+Write = Callable[[Source, Path], None]
+Prove = Callable[[Source, Path], list[Check]]
+
+
+@click.command(cls=Verb)
+@click.argument("model", metavar="MODEL")
+@click.option("--to", "target", type=click.Choice(["gguf", "hf"]), required=True,
+              help="The format: a GGUF file, or a Hugging Face directory.")  # fmt: skip
+@click.option("--type", "wanted", type=click.Choice(EXPORT_TYPES),
+              help="The type of matrices in a GGUF file.  [default: F32]")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
+              help="The file or directory to write.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def command(model: str, target: str, wanted: ExportType | None, out: Path, force: bool) -> Outcome:
+    """Write a model for other programs, read it back, and prove that it is the model.
+
+    MODEL is a run, a GGUF file, a Hugging Face directory or hf://ORG/REPO/FILE. An export that is
+    not the model, to our reader or to another program that is installed, is not kept: exit code 1.
+    """
+    if wanted is not None and target != "gguf":
+        raise UsageError(
+            f"--type: expected it with --to gguf, got --to {target}", hint="leave it out"
+        )
+    refuse_existing([out], force=force)
+    source = open_source(model)
+    with _beside(out) as temporary:
+        if target == "gguf":
+            checks = _gguf(source, temporary, wanted or "F32")
+        else:
+            checks = _hf(source, temporary)
+        kept = all(check.verdict != "fail" for check in checks)
+        if kept:
+            _move(temporary, out)
+    document = {
+        "model": model,
+        "to": target,
+        "type": wanted or "F32",
+        "out": str(out),
+        "written": kept,
+        "checks": [encode(check, "check") for check in checks],
+    }
+    return Outcome(document, _text(checks, out, kept), 0 if kept else 1)
+
+
+def _gguf(source: Source, path: Path, wanted: ExportType) -> list[Check]:
+    from lockstep.proof.export import prove_gguf  # with torch, which takes seconds to import
+
+    _say("writing")
+    export_gguf(source, path, wanted)
+    return prove_gguf(source, path, wanted, _say)
+
+
+def _hf(source: Source, path: Path) -> list[Check]:
+    from lockstep.proof.export import prove_hf
+
+    _say("writing")
+    export_hf(source, path)
+    return prove_hf(source, path, _say)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A name beside the final one, of which nothing is left in the end."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name[:100]}."))
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{out}: cannot be written: {error}", hint="check free space and permissions"
+        ) from error
+    try:
+        yield holder / out.name
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _move(made: Path, out: Path) -> None:
+    """Gives what was proved its name."""
+    try:
+        if made.is_dir():
+            replace_directory(made, out.absolute())
+        else:
+            made.replace(out)
+        sync(out.absolute().parent)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{out}: cannot be written: {error}", hint="choose another --out"
+        ) from error
+
+
+def _text(checks: list[Check], out: Path, kept: bool) -> str:
+    lines = [verdict_table(checks)]
+    lines += [f"{c.verdict}: {c.name}: {c.reason}" for c in checks if c.verdict == "fail"]
+    if kept:
+        n_missing = sum(check.verdict == "missing" for check in checks)
+        rest = f"; {n_missing} proofs are missing" if n_missing else ""
+        lines.append(f"{out}: written and proved{rest}")
+    else:
+        lines.append(f"{out}: not written, it would not be the model")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""A model written as a Hugging Face directory: config, float32 weights, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lockstep.engine.export_gguf import default_template
+from lockstep.engine.source import Source
+from lockstep.engine.text import open_tokenizer
+from lockstep.formats.atomic import sync
+from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.tokenizers import (
+    ModelTokenizer,
+    Tokenizer,
+    hf_tokenizer_config,
+    hf_tokenizer_document,
+    vocabulary_of,
+)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def export_hf(source: Source, path: Path) -> None:
+    """Writes a model into a directory that is not there yet.
+
+    Raises: UsageError if the tokenizer has no spelling in tokenizer.json.
+    """
+    tokenizer = open_tokenizer(source)
+    beside = _beside(source, tokenizer)
+    model = source.model
+    tensors = {
+        w.hf: np.ascontiguousarray(w.hf_form.stored(source.parameters.f32(w.id)), np.float32)
+        for w in model.family.weights(model.config)
+    }
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config = {**model.family.to_hf(model.config), **ids, "torch_dtype": "float32"}
+    write_hf_directory(path, config, tensors)
+    for name, text in beside.items():
+        (path / name).write_text(text, encoding="utf-8")
+        sync(path / name)
+
+
+def _beside(source: Source, tokenizer: ModelTokenizer) -> Mapping[str, str]:
+    """The texts of the files beside the weights."""
+    generation: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": sorted(tokenizer.stop_ids),
+        "do_sample": False,
+    }
+    texts = {"generation_config.json": _json(generation)}
+    if source.hf is not None:
+        found = (source.path / name for name in TOKENIZER_FILES)
+        return texts | {f.name: f.read_text(encoding="utf-8") for f in found if f.exists()}
+    vocabulary = vocabulary_of(tokenizer)
+    own = isinstance(tokenizer, Tokenizer)
+    texts["tokenizer.json"] = (
+        tokenizer.document
+        if isinstance(tokenizer, Tokenizer)
+        else hf_tokenizer_document(vocabulary)
+    )
+    template = None if own else default_template(source)
+    settings = hf_tokenizer_config(vocabulary, source.model.config.context, template)
+    return texts | {"tokenizer_config.json": _json(settings)}
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(dict(document), indent=2) + "\n"

@@ -1,0 +1,73 @@
+"""Llama.cpp asked about a GGUF file, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import EnvironmentLacks, GateError
+
+_WORKER = Path(__file__).with_name("llama_cpp_worker.py")
+SECONDS = 600
+PROBABILITIES = 1000  # tokens of a step whose probabilities are asked for
+
+
+@dataclass(frozen=True)
+class Told:
+    """What llama.cpp says: greedy tokens, for each the logarithms of probabilities; and ids."""
+
+    tokens: list[int]
+    stopped: bool
+    log_probabilities: list[dict[int, float]]
+    plain_ids: list[list[int]]
+    markup_ids: list[list[int]]
+
+
+def ask_llama_cpp(
+    path: Path, prompt: Sequence[int], max_tokens: int, texts: Sequence[str], n_vocab: int
+) -> Told:
+    """The greedy continuation of a prompt, and the ids of texts, as text and as markup.
+
+    Raises: EnvironmentLacks if llama.cpp is not installed; GateError if it refuses the file.
+    """
+    if find_spec("xllamacpp") is None:
+        raise EnvironmentLacks("llama.cpp is not installed", hint="pip install xllamacpp")
+    completion = {
+        "prompt": list(prompt), "n_predict": max_tokens, "temperature": 0, "return_tokens": True,
+        "n_probs": min(n_vocab, PROBABILITIES), "cache_prompt": False,
+    }  # fmt: skip
+    tokenizing = [
+        ("/tokenize", {"content": text, "add_special": False, "parse_special": markup})
+        for markup in (False, True)
+        for text in texts
+    ]
+    sent = {
+        "path": str(path),
+        "context": len(prompt) + max_tokens + 8,
+        "requests": [("/completion", completion), *tokenizing],
+    }
+    done = subprocess.run(
+        [sys.executable, str(_WORKER)],
+        input=json.dumps(sent), capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise GateError(f"llama.cpp refuses {path.name}: {(said or ['it aborted'])[0]:.200}")
+    answer, *ids = json.loads(done.stdout)
+    tokens: list[Any] = [found["tokens"] for found in ids]
+    steps = answer.get("completion_probabilities", [])
+    return Told(
+        tokens=[step["id"] for step in steps],
+        stopped=answer["stop_type"] == "eos",
+        log_probabilities=[
+            {each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in steps
+        ],
+        plain_ids=tokens[: len(texts)],
+        markup_ids=tokens[len(texts) :],
+    )

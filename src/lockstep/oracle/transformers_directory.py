@@ -1,0 +1,49 @@
+"""Transformers asked about a directory that it opens by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from lockstep.errors import GateError
+from lockstep.ir import Array
+
+
+@dataclass(frozen=True)
+class DirectoryAnswers:
+    """Greedy tokens, logits after each token of a text, and the ids of some texts.
+
+    Shapes: logits (T, V)
+    """
+
+    tokens: list[int]
+    logits: Array
+    ids: list[list[int]]
+
+
+def ask_directory(
+    path: Path, prompt: Sequence[int], text: Sequence[int], max_tokens: int, texts: Sequence[str]
+) -> DirectoryAnswers:
+    """What transformers' own classes make of a directory, in float32.
+
+    Raises: GateError if they cannot open it.
+    """
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise GateError(f"transformers cannot open {path.name}: {error!s:.200}") from error
+    with torch.no_grad():
+        made = model.generate(
+            torch.tensor([list(prompt)]), max_new_tokens=max_tokens, do_sample=False
+        )
+        logits = model(torch.tensor([list(text)])).logits[0].numpy()
+    return DirectoryAnswers(
+        tokens=made[0, len(prompt) :].tolist(),
+        logits=logits,
+        ids=[tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts],
+    )

@@ -1,0 +1,144 @@
+"""The vocabulary of a tokenizer of any make, in the terms of GGUF: what all exports start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lockstep.errors import UsageError
+from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
+from lockstep.tokenizers.hf_tokenizer import HFTokenizer
+from lockstep.tokenizers.model_tokenizer import ModelTokenizer
+from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, SPLITS, pre_tokenizer
+from lockstep.tokenizers.tokenizer import Tokenizer
+from lockstep.tokenizers.types import spelling
+from lockstep.tokenizers.vocabulary import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+)
+
+# How Hugging Face spells what SPLITS spells letter by letter.
+_ENDINGS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_HF_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_HF_SPELLINGS = {
+    tuple(s.replace(_ENDINGS, _HF_ENDINGS) for s in SPLITS[name]): name
+    for name in ("qwen35", "qwen2", "llama-bpe")
+}
+_HINT = "export to another format, or use a model with byte-level BPE"
+
+
+def vocabulary_of(tokenizer: ModelTokenizer) -> Vocabulary:
+    """Pieces, kinds, merges and splitting of a tokenizer.
+
+    Raises: UsageError naming what of it has no spelling in GGUF.
+    """
+    if isinstance(tokenizer, GGUFTokenizer):
+        return tokenizer.vocabulary
+    if isinstance(tokenizer, Tokenizer):
+        kinds = [NORMAL] * tokenizer.vocab_size
+        for tag in tokenizer.tags:
+            kinds[tokenizer.token_id(tag)] = USER_DEFINED
+        kinds[tokenizer.eos_id] = CONTROL
+        return _byte_level(
+            tokenizer, tokenizer.pieces, kinds, tokenizer.merges, tokenizer.pre_tokenizer
+        )
+    if isinstance(tokenizer, HFTokenizer):
+        return _of_document(tokenizer, json.loads(tokenizer.document))
+    raise AssertionError(f"a tokenizer of no known make: {type(tokenizer).__name__}")
+
+
+def padded(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
+    """The same with unused pieces behind, up to the rows of the embedding table.
+
+    Raises: UsageError if the table has fewer rows than there are pieces.
+    """
+    n = len(vocabulary.pieces)
+    if n > n_rows:
+        raise UsageError(
+            f"{vocabulary.where}: expected at most {n_rows} tokens, the rows of the embedding, "
+            f"got {n}",
+            hint="use the tokenizer of this model",
+        )
+    more = [f"[PAD{i}]" for i in range(n, n_rows)]
+    pieces = [*vocabulary.pieces, *more]
+    return replace(
+        vocabulary,
+        pieces=pieces,
+        ids=dict(zip(pieces, range(n_rows), strict=True)),
+        kinds=vocabulary.kinds + bytes([UNUSED] * len(more)),
+        scores=[*vocabulary.scores, *([-1e4] * len(more) if vocabulary.scores else [])],
+    )
+
+
+def _byte_level(
+    tokenizer: ModelTokenizer,
+    pieces: Sequence[str],
+    kinds: Sequence[int],
+    merges: Sequence[tuple[str, str]],
+    pre: str,
+) -> Vocabulary:
+    return Vocabulary(
+        where=tokenizer.where, model="gpt2", pre=pre, pieces=pieces,
+        ids=dict(zip(pieces, range(len(pieces)), strict=True)),
+        kinds=bytes(kinds), scores=(), merges=[" ".join(pair) for pair in merges],
+        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, unknown_id=None,
+        stop_ids=tokenizer.stop_ids, add_bos=tokenizer.add_bos, add_eos=False,
+        add_space_prefix=False,
+    )  # fmt: skip
+
+
+def _of_document(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabulary:
+    model = document["model"]
+    name = _splitting(document.get("pre_tokenizer"))
+    if model.get("type") != "BPE" or name is None:
+        raise UsageError(
+            f"{tokenizer.where}: expected byte-level BPE split as one of {', '.join(SPLITS)}, "
+            f"got {model.get('type')} split in another way",
+            hint=_HINT,
+        )
+    if bool(model.get("ignore_merges")) != (name in LLAMA3_NAMES):
+        raise UsageError(
+            f"{tokenizer.where}: expected whole words to be tokens with {', '.join(LLAMA3_NAMES)} "
+            f"only, got ignore_merges = {model.get('ignore_merges')} with {name}",
+            hint=_HINT,
+        )
+    pieces = {id: piece for piece, id in model["vocab"].items()}
+    kinds = dict.fromkeys(pieces, NORMAL)
+    for token in document.get("added_tokens", ()):
+        pieces[token["id"]] = token["content"]
+        kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    size = max(pieces) + 1
+    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+    merges = [(left, right) for left, right in pairs]
+    return _byte_level(
+        tokenizer,
+        [pieces.get(id, f"[PAD{id}]") for id in range(size)],
+        [kinds.get(id, UNUSED) for id in range(size)],
+        merges,
+        name,
+    )
+
+
+def _splitting(stated: Any) -> str | None:
+    """Which of SPLITS a tokenizer.json splits as."""
+    for name in ("qwen2", *SPLITS):  # which has a second name
+        if stated == spelling(pre_tokenizer(name)):
+            return name
+    steps = stated.get("pretokenizers", []) if isinstance(stated, dict) else []
+    kinds = [step.get("type") for step in steps] or [isinstance(stated, dict) and stated["type"]]
+    whole = [step for step in (steps or [stated]) if step and step.get("type") == "ByteLevel"]
+    if not whole or whole[0].get("add_prefix_space"):
+        return None
+    if kinds == ["ByteLevel"] and whole[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+        return "smollm"
+    patterns = tuple(s["pattern"].get("Regex") for s in steps if s["type"] == "Split")
+    if kinds == ["Split"] * len(patterns) + ["ByteLevel"] and not whole[0].get("use_regex", True):
+        return _HF_SPELLINGS.get(patterns)
+    return None
