@@ -237,6 +237,9 @@ def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
         ("/save", "expected the name of a file"),
     ):
         assert culprit in ask(child, line), line
+    os.write(child.child_fd, b"a\xffb\n")
+    child.expect("expected UTF-8|half of a character")
+    child.expect("> $")
     assert "answer" not in ask(child, "//help me"), "two slashes are a text that begins with one"
     child.sendline("one\\")
     child.expect(r"\. $")

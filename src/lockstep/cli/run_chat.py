@@ -73,6 +73,10 @@ class Chat:
                 print("\n(Ctrl-D or /exit leaves)")
                 lines = []
                 continue
+            except UnicodeDecodeError:
+                _say_error(UsageError("line: expected UTF-8, got other bytes", hint="type it anew"))
+                lines = []
+                continue
             lines.append(line.removesuffix("\\"))
             if not line.endswith("\\") and (text := "\n".join(lines)).strip():
                 return text
