@@ -1,5 +1,5 @@
 /* attend: attention of rows of several sequences over the caches of these. */
-#include "attend.h"
+#include "attend_row.h"
 
 /* A call: its buffers and sizes. */
 typedef struct {
@@ -62,6 +62,7 @@ INLINE void attend_naive(const int type, const AttendCall *c) {
 /* Sets up the queries of `rows` rows from m on, `heads` heads from h on. */
 INLINE void attend_queries(AttendTile *t, const AttendCall *c, int64_t m, int64_t rows, int64_t h,
                            int64_t heads) {
+  t->rows = rows;
   for (int64_t i = 0; i < rows; i++)
     memcpy(t->q + i * heads * c->E, c->q_MN + (m + i) * c->N + h * c->E,
            (size_t)(heads * c->E) * sizeof(float));
@@ -79,6 +80,68 @@ INLINE void attend_bounds(AttendTile *t, const AttendCall *c, int64_t position, 
     for (int64_t r = i * heads; r < (i + 1) * heads; r++)
       t->low[r] = (int)low, t->high[r] = (int)high;
   }
+}
+
+/* One block of keys for all queries of the tile; fills part, part_top and part_sum. */
+INLINE void attend_block_of(const int type, AttendTile *t, const AttendCache *cache, int queries,
+                            int64_t block, int64_t E, vf unit) {
+  int low = ATTEND_KEYS, high = 0;
+  for (int r = 0; r < queries; r++) {
+    if (t->low[r] >= t->high[r]) continue;
+    if (t->low[r] < low) low = t->low[r];
+    if (t->high[r] > high) high = t->high[r];
+  }
+  int64_t key = block * ATTEND_KEYS, S = attend_scales(E);
+  int64_t size = type == ATTEND_F32 ? 4 : type == ATTEND_F16 ? 2 : 1;
+  const char *keys = (const char *)cache->keys + key * E * size;
+  const char *values = (const char *)cache->values + key * E * size;
+  const uint16_t *key_scales = cache->key_scales, *value_scales = cache->value_scales;
+  if (type == ATTEND_Q8) key_scales += key * S, value_scales += key * S;
+  int is_row = t->rows == 1 && queries <= ATTEND_STEP && E % ATTEND_LANES == 0;
+  if (is_row) attend_row_dots(type, t->s, t->q, keys, key_scales, E, size, low, high, queries);
+  for (int j = low / ATTEND_LANES * ATTEND_LANES; !is_row && j < high; j += ATTEND_LANES) {
+    const float *near = t->near;
+    if (type == ATTEND_F32)
+      near = (const float *)keys + j * E;
+    else
+      attend_near_keys(type, t->near, keys + j * E * size, key_scales + j * S, E);
+    attend_dots(t->s + j, t->q, near, E, queries);
+  }
+  for (int r = 0; r < queries; r++)
+    if (t->low[r] < t->high[r])
+      attend_softmax(t->s + r * ATTEND_KEYS, t->low[r], t->high[r], unit, t->part_top + r,
+                     t->part_sum + r);
+  if (is_row)
+    attend_row_values(type, t->part, t->s, values, value_scales, E, size, low, high, queries);
+  for (int64_t e = 0; !is_row && e < E; e += ATTEND_LANES) {
+    attend_near_values(type, t->near, values, value_scales, low, high, e, E);
+    attend_values(t->part + e, attend_stride(E), t->s, t->near, t->low, t->high, queries);
+  }
+}
+
+ATTEND_SHARED void attend_block_f32(AttendTile *t, const AttendCache *cache, int queries,
+                                    int64_t block, int64_t E, vf unit) {
+  attend_block_of(ATTEND_F32, t, cache, queries, block, E, unit);
+}
+
+ATTEND_SHARED void attend_block_f16(AttendTile *t, const AttendCache *cache, int queries,
+                                    int64_t block, int64_t E, vf unit) {
+  attend_block_of(ATTEND_F16, t, cache, queries, block, E, unit);
+}
+
+ATTEND_SHARED void attend_block_q8(AttendTile *t, const AttendCache *cache, int queries,
+                                   int64_t block, int64_t E, vf unit) {
+  attend_block_of(ATTEND_Q8, t, cache, queries, block, E, unit);
+}
+
+INLINE void attend_block(const int type, AttendTile *t, const AttendCache *cache, int queries,
+                         int64_t block, int64_t E, vf unit) {
+  if (type == ATTEND_F32)
+    attend_block_f32(t, cache, queries, block, E, unit);
+  else if (type == ATTEND_F16)
+    attend_block_f16(t, cache, queries, block, E, unit);
+  else
+    attend_block_q8(t, cache, queries, block, E, unit);
 }
 
 /* Rows of one sequence at consecutive positions, heads of one head of keys. */

@@ -16,12 +16,29 @@
 #define ATTEND_GROUP 32       /* elements that share a scale in a cache of bytes */
 #define ATTEND_RUN 64         /* products in one chain; longer dots add up chains */
 #define ATTEND_HEAD 256       /* the widest head */
-#define ATTEND_QUERIES 32     /* queries (rows times heads) that are worked on together */
-#define ATTEND_STEP 6         /* queries in one register tile */
+#define ATTEND_QUERIES 48     /* queries (rows times heads) that are worked on together */
 #define ATTEND_LOG2E 1.4426950408889634
 #define ATTEND_ALIGNED __attribute__((aligned(64)))
 /* One copy in a program, however many kernels call it. */
 #define ATTEND_SHARED static __attribute__((noinline, unused))
+
+/* ATTEND_STEP: queries in one register tile; ATTEND_EACH(F): F for so many and all fewer.
+ * ATTEND_BLOCKS: of how many blocks of lanes so few queries take the dots at once, that enough sums
+ * are under way. */
+#if VL == 16
+#define ATTEND_STEP 12
+#define ATTEND_EACH(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
+#define ATTEND_BLOCKS(n) ((n) == 1 ? 8 : (n) <= 3 ? 4 : (n) <= 6 ? 2 : 1)
+#elif VL == 4 && !defined(__ARM_NEON)
+#define ATTEND_STEP 2
+#define ATTEND_EACH(F) F(1) F(2)
+#define ATTEND_BLOCKS(n) 1
+#else
+#define ATTEND_STEP 6
+#define ATTEND_EACH(F) F(1) F(2) F(3) F(4) F(5) F(6)
+#define ATTEND_BLOCKS(n) ((n) == 1 ? 4 : (n) <= 3 ? 2 : 1)
+#endif
+#define ATTEND_WIDE (ATTEND_BLOCKS(1) * ATTEND_VECS) /* vectors of lanes at once, at most */
 
 enum { ATTEND_F32, ATTEND_F16, ATTEND_Q8 };
 
@@ -41,6 +58,7 @@ typedef struct {
   float top[ATTEND_QUERIES], sum[ATTEND_QUERIES];           /* of all blocks so far */
   float part_top[ATTEND_QUERIES], part_sum[ATTEND_QUERIES]; /* of this block */
   int low[ATTEND_QUERIES], high[ATTEND_QUERIES];
+  int64_t rows;
 } AttendTile;
 
 INLINE int64_t attend_scales(int64_t E) { return (E + ATTEND_GROUP - 1) / ATTEND_GROUP; }
@@ -92,7 +110,7 @@ INLINE void attend_near_values(const int type, float *near, const void *values,
     const uint16_t *own = scales + i * S + e / ATTEND_GROUP;
     float *x = near + i * ATTEND_LANES;
     if (n == ATTEND_LANES) {
-      vf scale = type == ATTEND_Q8 ? vf_set(half_to_float(*own)) : vf_zero();
+      vf scale = type == ATTEND_Q8 ? vf_set_half(*own) : vf_zero();
       UNROLL for (int w = 0; w < ATTEND_VECS; w++)
         vf_store(x + w * VL, attend_load(type, values, i * E + e + w * VL, scale));
     } else {
@@ -102,25 +120,37 @@ INLINE void attend_near_values(const int type, float *near, const void *values,
   }
 }
 
-/* s[query][key] = sum_e q[query][e] * k[e][key] for 16 keys. */
-INLINE void attend_dots_step(float *s, const float *q, const float *k, int64_t E,
-                             const int queries) {
+/* s[query][key] = sum_e q[query][e] * k[e][key] for `blocks` times 16 keys as they lie in a cache of
+ * this type. */
+INLINE void attend_dots_step(const int type, float *s, const float *q, const void *keys,
+                             const uint16_t *scales, int64_t E, const int queries,
+                             const int blocks) {
+  const int wide = blocks * ATTEND_VECS;
+  int64_t S = attend_scales(E);
   for (int64_t begin = 0; begin < E; begin += ATTEND_RUN) {
-    int64_t end = begin + ATTEND_RUN < E ? begin + ATTEND_RUN : E;
-    vf sum[ATTEND_STEP][ATTEND_VECS];
+    vf sum[ATTEND_STEP][ATTEND_WIDE], scale[ATTEND_WIDE];
     UNROLL for (int r = 0; r < queries; r++)
-      UNROLL for (int w = 0; w < ATTEND_VECS; w++) sum[r][w] = vf_zero();
-    for (int64_t e = begin; e < end; e++) {
-      vf lanes[ATTEND_VECS];
-      UNROLL for (int w = 0; w < ATTEND_VECS; w++)
-        lanes[w] = vf_load(k + e * ATTEND_LANES + w * VL);
-      UNROLL for (int r = 0; r < queries; r++) {
-        vf x = vf_set(q[r * E + e]);
-        UNROLL for (int w = 0; w < ATTEND_VECS; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+      UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_zero();
+    for (int64_t part = begin; part < begin + ATTEND_RUN && part < E; part += ATTEND_GROUP) {
+      int64_t end = part + ATTEND_GROUP < E ? part + ATTEND_GROUP : E;
+      UNROLL for (int w = 0; w < wide; w++) {
+        int64_t at = (w / ATTEND_VECS * S + part / ATTEND_GROUP) * ATTEND_LANES;
+        scale[w] = type == ATTEND_Q8 ? vf_load_half(scales + at + w % ATTEND_VECS * VL) : vf_zero();
+      }
+      for (int64_t e = part; e < end; e++) {
+        vf lanes[ATTEND_WIDE];
+        UNROLL for (int w = 0; w < wide; w++) {
+          int64_t at = (w / ATTEND_VECS * E + e) * ATTEND_LANES + w % ATTEND_VECS * VL;
+          lanes[w] = attend_load(type, keys, at, scale[w]);
+        }
+        UNROLL for (int r = 0; r < queries; r++) {
+          vf x = vf_set(q[r * E + e]);
+          UNROLL for (int w = 0; w < wide; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+        }
       }
     }
     UNROLL for (int r = 0; r < queries; r++)
-      UNROLL for (int w = 0; w < ATTEND_VECS; w++) {
+      UNROLL for (int w = 0; w < wide; w++) {
         float *out = s + r * ATTEND_KEYS + w * VL;
         vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
       }
@@ -134,15 +164,11 @@ INLINE int attend_step(int left) {
 }
 
 ATTEND_SHARED void attend_dots(float *s, const float *q, const float *k, int64_t E, int queries) {
-  for (int r = 0, n; r < queries; r += n, s += n * ATTEND_KEYS, q += n * E)
-    switch (n = attend_step(queries - r)) {
-    case 1: attend_dots_step(s, q, k, E, 1); break;
-    case 2: attend_dots_step(s, q, k, E, 2); break;
-    case 3: attend_dots_step(s, q, k, E, 3); break;
-    case 4: attend_dots_step(s, q, k, E, 4); break;
-    case 5: attend_dots_step(s, q, k, E, 5); break;
-    default: attend_dots_step(s, q, k, E, 6); break;
-    }
+#define DOTS(n)                                                                                    \
+  case n: attend_dots_step(ATTEND_F32, s, q, k, NULL, E, n, 1); break;
+  for (int n; queries > 0; queries -= n, s += n * ATTEND_KEYS, q += n * E)
+    switch (n = attend_step(queries)) { ATTEND_EACH(DOTS) }
+#undef DOTS
 }
 
 /* Turns the dots of keys low..high-1 of a block into weights, and says their top and sum. */
@@ -205,68 +231,11 @@ INLINE void attend_values_step(float *part, int64_t stride, const float *p, cons
 
 ATTEND_SHARED void attend_values(float *part, int64_t stride, const float *p, const float *v,
                                  const int *low, const int *high, int queries) {
+#define VALUES(n)                                                                                  \
+  case n: attend_values_step(part, stride, p, v, low + r, high + r, n); break;
   for (int r = 0, n; r < queries; r += n, part += n * stride, p += n * ATTEND_KEYS)
-    switch (n = attend_step(queries - r)) {
-    case 1: attend_values_step(part, stride, p, v, low + r, high + r, 1); break;
-    case 2: attend_values_step(part, stride, p, v, low + r, high + r, 2); break;
-    case 3: attend_values_step(part, stride, p, v, low + r, high + r, 3); break;
-    case 4: attend_values_step(part, stride, p, v, low + r, high + r, 4); break;
-    case 5: attend_values_step(part, stride, p, v, low + r, high + r, 5); break;
-    default: attend_values_step(part, stride, p, v, low + r, high + r, 6); break;
-    }
-}
-
-/* One block of keys for all queries of the tile; fills part, part_top and part_sum. */
-INLINE void attend_block_of(const int type, AttendTile *t, const AttendCache *cache, int queries,
-                         int64_t block, int64_t E, vf unit) {
-  int low = ATTEND_KEYS, high = 0;
-  for (int r = 0; r < queries; r++) {
-    if (t->low[r] >= t->high[r]) continue;
-    if (t->low[r] < low) low = t->low[r];
-    if (t->high[r] > high) high = t->high[r];
-  }
-  int64_t key = block * ATTEND_KEYS, S = attend_scales(E);
-  int64_t size = type == ATTEND_F32 ? 4 : type == ATTEND_F16 ? 2 : 1;
-  const char *keys = (const char *)cache->keys + key * E * size;
-  const char *values = (const char *)cache->values + key * E * size;
-  const uint16_t *key_scales = cache->key_scales, *value_scales = cache->value_scales;
-  if (type == ATTEND_Q8) key_scales += key * S, value_scales += key * S;
-  for (int j = low / ATTEND_LANES * ATTEND_LANES; j < high; j += ATTEND_LANES) {
-    const float *near = t->near;
-    if (type == ATTEND_F32) near = (const float *)keys + j * E;
-    else attend_near_keys(type, t->near, keys + j * E * size, key_scales + j * S, E);
-    attend_dots(t->s + j, t->q, near, E, queries);
-  }
-  for (int r = 0; r < queries; r++)
-    if (t->low[r] < t->high[r])
-      attend_softmax(t->s + r * ATTEND_KEYS, t->low[r], t->high[r], unit, t->part_top + r,
-                     t->part_sum + r);
-  for (int64_t e = 0; e < E; e += ATTEND_LANES) {
-    attend_near_values(type, t->near, values, value_scales, low, high, e, E);
-    attend_values(t->part + e, attend_stride(E), t->s, t->near, t->low, t->high, queries);
-  }
-}
-
-ATTEND_SHARED void attend_block_f32(AttendTile *t, const AttendCache *cache, int queries,
-                                    int64_t block, int64_t E, vf unit) {
-  attend_block_of(ATTEND_F32, t, cache, queries, block, E, unit);
-}
-
-ATTEND_SHARED void attend_block_f16(AttendTile *t, const AttendCache *cache, int queries,
-                                    int64_t block, int64_t E, vf unit) {
-  attend_block_of(ATTEND_F16, t, cache, queries, block, E, unit);
-}
-
-ATTEND_SHARED void attend_block_q8(AttendTile *t, const AttendCache *cache, int queries,
-                                   int64_t block, int64_t E, vf unit) {
-  attend_block_of(ATTEND_Q8, t, cache, queries, block, E, unit);
-}
-
-INLINE void attend_block(const int type, AttendTile *t, const AttendCache *cache, int queries,
-                         int64_t block, int64_t E, vf unit) {
-  if (type == ATTEND_F32) attend_block_f32(t, cache, queries, block, E, unit);
-  else if (type == ATTEND_F16) attend_block_f16(t, cache, queries, block, E, unit);
-  else attend_block_q8(t, cache, queries, block, E, unit);
+    switch (n = attend_step(queries - r)) { ATTEND_EACH(VALUES) }
+#undef VALUES
 }
 
 /* Folds a block into what was gathered before: x = x * 2^(..) + part * 2^(..), to the common top. */

@@ -20,7 +20,7 @@ def source(name: str) -> str:
 
 # What kernels build on, as one text without includes of its own files.
 HEADERS = (
-    *("vec.h", "vec_math.h", "mat.h", "attention.h", "attend.h", "gated_delta.h"),
-    *("vec_dot.h", "panels.h", "quant_block.h", "linear_quant.h"),
+    *("vec.h", "vec_math.h", "mat.h", "attention.h", "attend.h", "attend_row.h"),
+    *("gated_delta.h", "vec_dot.h", "panels.h", "quant_block.h", "linear_quant.h"),
 )
 VECTOR_HEADER = re.sub(r'#include "[^"]*"\n', "", "".join(map(source, HEADERS)))

@@ -282,6 +282,17 @@ INLINE void vf_store_half(uint16_t *p, vf x) {
 }
 #endif
 
+/* The same number in all lanes. */
+INLINE vf vf_set_half(uint16_t half) {
+#if VL == 16
+  return _mm512_cvtph_ps(_mm256_set1_epi16((short)half));
+#elif VL == 8 && defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_set1_epi16((short)half));
+#else
+  return vf_set(half_to_float(half));
+#endif
+}
+
 /* The upper half of a float. */
 INLINE vf vf_load_bfloat(const uint16_t *p) {
 #if VL == 16
