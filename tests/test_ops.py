@@ -187,29 +187,6 @@ def test_attention_agrees_for_any_heads_tokens_and_window(
     assert_kernels_agree(Call(OPS[name], draw(OPS[name], case, 0), case))
 
 
-@settings(max_examples=15)
-@given(
-    shape=heads_and_width,
-    tokens=st.integers(1, 140),
-    cuts=st.lists(st.integers(0, 140), max_size=4),
-)
-def test_cached_attention_gives_the_bits_of_attention(
-    shape: tuple[int, int, int], tokens: int, cuts: list[int]
-) -> None:
-    """However a sequence is cut into calls, each query gets what the whole sequence gives it."""
-    group, kv_heads, E = shape
-    heads: dict[str, Any] = {"heads": group * kv_heads, "kv_heads": kv_heads}
-    case = {"B": 1, "E": E, **heads, "tokens": tokens, "window": 0, "scale": E**-0.5}
-    q, k, v = draw(OPS["attention"], case, 0)
-    assert q is not None
-    whole = Call(OPS["attention"], (q, k, v), case)
-    expected = whole.run(whole.usable()[-1])[0]
-    cached = OPS["attention_cached"]
-    for begin, end in pairwise(sorted({0, tokens, *(c for c in cuts if c < tokens)})):
-        part = Call(cached, (q[begin:end], k, v, np.array(begin, np.int32)), heads)
-        assert same_bits(part.run(cached.kernels[-1])[0], expected[begin:end])
-
-
 @pytest.mark.parametrize("element", ["f32", "f16", "q8"])
 @settings(max_examples=10)
 @given(

@@ -170,17 +170,6 @@ def attention_grad(
     return backward(lambda *x: attend(*x, **attrs)[0], do, q, k, v)
 
 
-def attention_cached(
-    q: Tensor, k: Tensor, v: Tensor, start: Tensor, heads: int, kv_heads: int
-) -> Outputs:
-    M, seen = len(q), int(start) + len(q)
-    q4 = heads_first(q, heads, M)
-    k4, v4 = (heads_first(x[:seen], kv_heads, seen) for x in (k, v))
-    mask = torch.ones(M, seen, dtype=torch.bool).tril(int(start))
-    o = functional.scaled_dot_product_attention(q4, k4, v4, attn_mask=mask, enable_gqa=True)
-    return (rows_first(o),)
-
-
 def scaled(x: Tensor, scale: Tensor | None = None) -> Tensor:
     """The elements of a cache, in float, each times the scale of its group of 32."""
     if scale is None:
@@ -411,7 +400,6 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "scale": lambda x, by: (x * by,),
     "attention": attend,
     "attention_grad": attention_grad,
-    "attention_cached": attention_cached,
     **{f"attend_{element}": attend_cached for element in ("f32", "f16", "q8")},
     "silu_mul": gated(functional.silu),
     "silu_mul_grad": gated_grad(functional.silu),

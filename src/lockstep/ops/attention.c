@@ -1,4 +1,4 @@
-/* attention, attention_cached: causal attention with grouped key and value heads. */
+/* attention: causal attention with grouped key and value heads. */
 #include "attention.h"
 
 /* One query over keys first..last. */
@@ -30,26 +30,13 @@ KERNEL void attention_naive(float *o_MN, float *lse_MH, const float *q_MN, const
     }
 }
 
-KERNEL void attention_cached_naive(float *o_MN, const float *q_MN, const float *kcache_CO,
-                                   const float *vcache_CO, const int32_t *start, int64_t M,
-                                   int64_t N, int64_t C, int64_t O, int64_t heads,
-                                   int64_t kv_heads) {
-  (void)C;
-  int64_t E = N / heads, group = heads / kv_heads;
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t h = 0; h < heads; h++)
-      attention_query_naive(o_MN + m * N + h * E, NULL, q_MN + m * N + h * E,
-                            kcache_CO + h / group * E, vcache_CO + h / group * E, 0, *start + m, O,
-                            E, 1.0 / sqrt((double)E));
-}
-
 /* Turns the dots of n keys into weights 2^(unit * (dot - top)) and updates the running top and sum
  * of each lane; fade is what older weights are worth now. `key` as in attention_dots. */
 INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int64_t n, int64_t key,
-                              int64_t reach, vf unit, const int wide) {
+                              int64_t reach, vf unit) {
   const vf lowest = vf_set(-INFINITY);
   int64_t old_keys = attention_old(n, key, reach);
-  UNROLL for (int w = 0; w < wide; w++) {
+  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     float *column = s + w * VL;
     for (int64_t i = 0; i < old_keys; i++) {
       vm reaches = attention_reaches(key + i, reach, w);
@@ -84,11 +71,11 @@ INLINE void attention_softmax(float *s, float *top, float *sum, float *fade, int
   }
 }
 
-/* One block: n queries of one head, at most `wide` vectors of them, the first at position `first`;
+/* One block: n queries of one head, the first at position `first`;
  * it sees keys up to first+n-1. */
 INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, const float *k,
                             const float *v, int64_t n, int64_t first, int64_t N, int64_t O,
-                            int64_t E, int64_t reach, double scale, const int wide) {
+                            int64_t E, int64_t reach, double scale) {
   ALIGNED float q_EL[ATT_HEAD * ATT_LANES], o_EL[ATT_HEAD * ATT_LANES], s_KL[ATT_KEYS * ATT_LANES];
   ALIGNED float near[ATT_KEYS * ATT_HEAD];
   ALIGNED float top[ATT_LANES], sum[ATT_LANES], fade[ATT_LANES], factor[ATT_LANES];
@@ -100,13 +87,13 @@ INLINE void attention_block(float *o, float *lse, int64_t H, const float *q, con
     int64_t keys = first + n - begin < ATT_KEYS ? first + n - begin : ATT_KEYS;
     int64_t apart = n > 4 ? O : 0; /* a copy pays where several queries use it */
     const float *rows = attention_rows_near(near, k + begin * O, &apart, keys, E);
-    attention_dots(s_KL, rows, n > 4 ? apart : O, q_EL, E, keys, begin - first, wide);
-    attention_softmax(s_KL, top, sum, fade, keys, begin - first, reach, unit, wide);
+    attention_dots(s_KL, rows, n > 4 ? apart : O, q_EL, E, keys, begin - first);
+    attention_softmax(s_KL, top, sum, fade, keys, begin - first, reach, unit);
     apart = n > 4 ? O : 0;
     rows = attention_rows_near(near, v + begin * O, &apart, keys, E);
-    attention_gather(o_EL, fade, rows, n > 4 ? apart : O, s_KL, keys, begin - first, reach, E, wide);
+    attention_gather(o_EL, fade, rows, n > 4 ? apart : O, s_KL, keys, begin - first, reach, E);
   }
-  UNROLL for (int w = 0; w < wide; w++) {
+  UNROLL for (int w = 0; w < ATT_WIDE; w++) {
     vf total = vf_load(sum + w * VL);
     vf_store(factor + w * VL, vf_set(1.0f) / total);
     vf shift = vf_load(top + w * VL) * unit;
@@ -135,26 +122,5 @@ KERNEL void attention_f32(float *o_MN, float *lse_MH, const float *q_MN, const f
   int64_t m = b * tokens + first, key = b * tokens * O + h / (heads / kv_heads) * E;
   int64_t n = tokens - first < ATT_LANES ? tokens - first : ATT_LANES;
   attention_block(o_MN + m * N + h * E, lse_MH + m * H + h, H, q_MN + m * N + h * E, k_MO + key,
-                  v_MO + key, n, first, N, O, E, attention_reach(window), scale, ATT_WIDE);
-}
-
-KERNEL int64_t attention_cached_f32_tiles(int64_t M, int64_t N, int64_t C, int64_t O,
-                                          int64_t heads, int64_t kv_heads) {
-  (void)N, (void)C, (void)O, (void)kv_heads;
-  return heads * ((M + ATT_LANES - 1) / ATT_LANES);
-}
-
-KERNEL void attention_cached_f32(float *o_MN, const float *q_MN, const float *kcache_CO,
-                                 const float *vcache_CO, const int32_t *start, int64_t M,
-                                 int64_t N, int64_t C, int64_t O, int64_t heads, int64_t kv_heads,
-                                 int64_t tile) {
-  (void)C;
-  int64_t E = N / heads, h = tile % heads, m = tile / heads * ATT_LANES;
-  int64_t n = M - m < ATT_LANES ? M - m : ATT_LANES, key = h / (heads / kv_heads) * E;
-  const float *q = q_MN + m * N + h * E, *k = kcache_CO + key, *v = vcache_CO + key;
-  float *o = o_MN + m * N + h * E;
-  double scale = 1.0 / sqrt((double)E);
-  int64_t all = attention_reach(0);
-  if (n <= VL) attention_block(o, NULL, 0, q, k, v, n, *start + m, N, O, E, all, scale, 1);
-  else attention_block(o, NULL, 0, q, k, v, n, *start + m, N, O, E, all, scale, ATT_WIDE);
+                  v_MO + key, n, first, N, O, E, attention_reach(window), scale);
 }

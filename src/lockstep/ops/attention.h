@@ -55,22 +55,22 @@ INLINE void attention_untranspose(float *x, const float *t, int64_t stride, int6
 /* s[key][lane] = sum_e k[key][e] * q[e][lane] for ATT_STEP keys, for vectors w0 and on
  * of the lanes. */
 INLINE void attention_dots_step(float *s, const float *const *row, const float *q, int64_t E,
-                                const int w0, const int wide) {
+                                const int w0) {
   for (int64_t begin = 0; begin < E; begin += ATT_RUN) {
     int64_t end = begin + ATT_RUN < E ? begin + ATT_RUN : E;
     vf sum[ATT_STEP][ATT_WIDE];
   UNROLL for (int r = 0; r < ATT_STEP; r++)
-      UNROLL for (int w = w0; w < wide; w++) sum[r][w] = vf_zero();
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_zero();
     for (int64_t e = begin; e < end; e++) {
       vf lanes[ATT_WIDE];
-      UNROLL for (int w = w0; w < wide; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) lanes[w] = vf_load(q + e * ATT_LANES + w * VL);
       UNROLL for (int r = 0; r < ATT_STEP; r++) {
         vf x = vf_set(row[r][e]);
-        UNROLL for (int w = w0; w < wide; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
+        UNROLL for (int w = w0; w < ATT_WIDE; w++) sum[r][w] = vf_fma(x, lanes[w], sum[r][w]);
       }
     }
     UNROLL for (int r = 0; r < ATT_STEP; r++)
-      UNROLL for (int w = w0; w < wide; w++) {
+      UNROLL for (int w = w0; w < ATT_WIDE; w++) {
         float *out = s + r * ATT_LANES + w * VL;
         vf_store(out, begin ? vf_add(vf_load(out), sum[r][w]) : sum[r][w]);
       }
@@ -81,12 +81,12 @@ INLINE void attention_dots_step(float *s, const float *const *row, const float *
  * the last key. Vectors of lanes that see none of a step's keys are left out; `key` is the place
  * of the first key, counted from the block's first query. */
 INLINE void attention_dots(float *s, const float *k, int64_t O, const float *q, int64_t E,
-                           int64_t n, int64_t key, const int wide) {
+                           int64_t n, int64_t key) {
   for (int64_t i = 0; i < n; i += ATT_STEP) {
     const float *row[ATT_STEP];
     UNROLL for (int r = 0; r < ATT_STEP; r++) row[r] = k + (i + r < n ? i + r : n - 1) * O;
-    if (wide == 1 || key + i < VL) attention_dots_step(s + i * ATT_LANES, row, q, E, 0, wide);
-    else attention_dots_step(s + i * ATT_LANES, row, q, E, 1, wide);
+    if (key + i < VL) attention_dots_step(s + i * ATT_LANES, row, q, E, 0);
+    else attention_dots_step(s + i * ATT_LANES, row, q, E, 1);
   }
 }
 
@@ -132,16 +132,15 @@ INLINE vm attention_reaches(int64_t key, int64_t reach, int w) {
  * `partly` of these, only the lanes that see the key: the others skip it, whatever it holds. */
 INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
                                    const int64_t *column, const float *p, int64_t key,
-                                   int64_t reach, const int width, const int w0, const int partly,
-                                   const int wide) {
+                                   int64_t reach, const int width, const int w0, const int partly) {
   vf weight[ATT_WIDE];
   vm sees[ATT_WIDE];
-  UNROLL for (int w = w0; w < wide; w++) weight[w] = vf_load(p + w * VL);
-  UNROLL for (int w = w0; w < wide; w++)
+  UNROLL for (int w = w0; w < ATT_WIDE; w++) weight[w] = vf_load(p + w * VL);
+  UNROLL for (int w = w0; w < ATT_WIDE; w++)
     sees[w] = w - w0 < partly ? attention_reaches(key, reach, w) : vm_first(VL);
   UNROLL for (int r = 0; r < width; r++) {
     vf y = vf_set(x[column[r]]);
-    UNROLL for (int w = w0; w < wide; w++) {
+    UNROLL for (int w = w0; w < ATT_WIDE; w++) {
       vf next = vf_fma(y, weight[w], sum[r][w]);
       sum[r][w] = w - w0 < partly ? vf_blend(sees[w], next, sum[r][w]) : next;
     }
@@ -152,39 +151,36 @@ INLINE void attention_columns_step(vf sum[ATT_STEP][ATT_WIDE], const float *x,
  * `width` columns; `key` as in attention_dots. */
 INLINE void attention_columns(float *out, const float *fade, const float *x, int64_t O,
                               const float *p, int64_t n, int64_t key, int64_t reach, int64_t E,
-                              const int width, const int wide) {
+                              const int width) {
   vf sum[ATT_STEP][ATT_WIDE];
   int64_t column[ATT_STEP];
   UNROLL for (int r = 0; r < width; r++) {
     column[r] = r < E ? r : E - 1;
-    UNROLL for (int w = 0; w < wide; w++)
+    UNROLL for (int w = 0; w < ATT_WIDE; w++)
       sum[r][w] = vf_load(out + column[r] * ATT_LANES + w * VL) * vf_load(fade + w * VL);
   }
   int64_t open = 1 - key < n ? 1 - key : n, first = attention_seen(n, key, 0), i = 0;
   int64_t old = attention_old(n, key, reach);
 #define COLUMNS_STEP(w0, partly)                                                                  \
   attention_columns_step(sum, x + i * O, column, p + i * ATT_LANES, key + i, reach, width, w0,    \
-                         partly, wide)
-  for (; i < old; i++) COLUMNS_STEP(0, wide);
+                         partly)
+  for (; i < old; i++) COLUMNS_STEP(0, ATT_WIDE);
   for (; i < open; i++) COLUMNS_STEP(0, 0);
   for (; i < first; i++) COLUMNS_STEP(0, 1);
-  for (; wide > 1 && i < n; i++) COLUMNS_STEP(1, 1);
+  for (; i < n; i++) COLUMNS_STEP(1, 1);
 #undef COLUMNS_STEP
   UNROLL for (int r = 0; r < width; r++)
-    UNROLL for (int w = 0; w < wide; w++)
+    UNROLL for (int w = 0; w < ATT_WIDE; w++)
       if (r < E) vf_store(out + r * ATT_LANES + w * VL, sum[r][w]);
 }
 
 INLINE void attention_gather(float *out, const float *fade, const float *x, int64_t O,
-                             const float *p, int64_t n, int64_t key, int64_t reach, int64_t E,
-                             const int wide) {
+                             const float *p, int64_t n, int64_t key, int64_t reach, int64_t E) {
   int64_t e = 0;
   for (; e + ATT_STEP / 2 < E; e += ATT_STEP)
-    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP,
-                      wide);
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP);
   if (e < E)
-    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP / 2,
-                      wide);
+    attention_columns(out + e * ATT_LANES, fade, x + e, O, p, n, key, reach, E - e, ATT_STEP / 2);
 }
 
 #endif

@@ -1,4 +1,4 @@
-"""Causal attention with grouped key and value heads: forward, over a cache, and its gradient.
+"""Causal attention with grouped key and value heads, in training, and its gradient.
 
 Query m of a sequence sees keys 0..m, or of these the last `window` where that is not 0:
 o = softmax(scale q k) v; lse is the log of the softmax's denominator, from which the gradient
@@ -26,9 +26,8 @@ from lockstep.ir import (
     Value,
 )
 from lockstep.ir import f32 as f32_type
-from lockstep.ir import i32 as i32_type
 from lockstep.ir.op import Array, Attr
-from lockstep.ops.example import normal, scalar, size
+from lockstep.ops.example import normal, size
 from lockstep.ops.expect import expect_rank, expect_type, parts, whole
 from lockstep.ops.registry import OPS, source
 
@@ -174,36 +173,6 @@ def _example_grad(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[A
     return normal(rng, *o_MN.shape), *forward, o_MN, lse_MH
 
 
-def _infer_cached(
-    q_MN: Type, kcache_CO: Type, vcache_CO: Type, start: Type, *, heads: int, kv_heads: int
-) -> tuple[Type, ...]:
-    expect_rank("attention_cached k", kcache_CO, 2)
-    _check_heads(q_MN, kcache_CO.dims[1], heads, kv_heads)
-    expect_type("attention_cached v", vcache_CO, kcache_CO)
-    expect_type("attention_cached start", start, i32_type())
-    return (q_MN,)
-
-
-def _reference_cached(
-    q_MN: Array, kcache_CO: Array, vcache_CO: Array, start: Array, *, heads: int, kv_heads: int
-) -> tuple[Array, ...]:
-    M, seen = len(q_MN), int(start) + len(q_MN)
-    # Queries at positions before `start` are of no interest; zeros stand in for them.
-    q_CN = np.concatenate([np.zeros((int(start), q_MN.shape[1])), q_MN])
-    k_CO, v_CO = kcache_CO[:seen], vcache_CO[:seen]
-    attrs = {"heads": heads, "kv_heads": kv_heads, "tokens": seen, "window": 0}
-    scale = (q_MN.shape[1] // heads) ** -0.5
-    return (_reference(q_CN, k_CO, v_CO, **attrs, scale=scale)[0][-M:],)
-
-
-def _example_cached(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
-    M, start, E = size(case, "M"), size(case, "C"), size(case, "E")
-    q_MN = normal(rng, M, size(case, "heads") * E)
-    k, v = (normal(rng, start + M + 2, size(case, "kv_heads") * E) for _ in range(2))
-    k[start + M :] = v[start + M :] = np.nan  # rows that no query may see
-    return q_MN, k, v, scalar(start)
-
-
 _CASES: tuple[dict[str, Attr], ...] = (
     {"B": 2, "E": 8, "heads": 4, "kv_heads": 2, "tokens": 5, "window": 0, "scale": 0.06},
     {"B": 3, "E": 12, "heads": 2, "kv_heads": 1, "tokens": 33, "window": 0, "scale": 0.12},
@@ -247,27 +216,5 @@ ATTENTION_GRAD = OPS.register(
         cases=_CASES,
         tolerance=Tolerance(rel=4e-6, why=_WHY),
         example=_example_grad,
-    )
-)
-
-ATTENTION_CACHED = OPS.register(
-    Op(
-        name="attention_cached",
-        inputs=("q_MN", "kcache_CO", "vcache_CO", "start"),
-        outputs=("o_MN",),
-        attrs={"heads": int, "kv_heads": int},
-        infer=_infer_cached,
-        reference=_reference_cached,
-        gradient=NotDifferentiable("caches exist in inference only"),
-        source=_SOURCE,
-        naive="attention_cached_naive",
-        kernels=(Kernel(symbol="attention_cached_f32", tiling="tiles"),),
-        cases=(
-            {"M": 3, "C": 5, "E": 8, "heads": 4, "kv_heads": 2},
-            {"M": 1, "C": 70, "E": 12, "heads": 2, "kv_heads": 1},
-            {"M": 40, "C": 63, "E": 16, "heads": 2, "kv_heads": 2},
-        ),
-        tolerance=Tolerance(rel=2e-6, why=_WHY),
-        example=_example_cached,
     )
 )

@@ -138,10 +138,10 @@ INLINE void attention_grad_block(float *dq, float *dk, float *dv, const float *d
     int64_t key = begin - first, at = begin * O, k_apart = O, v_apart = O;
     const float *k_rows = attention_rows_near(near_k, k + at, &k_apart, keys, E);
     const float *v_rows = attention_rows_near(near_v, v + at, &v_apart, keys, E);
-    attention_dots(p_KL, k_rows, k_apart, q_EL, E, keys, key, ATT_WIDE);
-    attention_dots(ds_KL, v_rows, v_apart, do_EL, E, keys, key, ATT_WIDE);
+    attention_dots(p_KL, k_rows, k_apart, q_EL, E, keys, key);
+    attention_dots(ds_KL, v_rows, v_apart, do_EL, E, keys, key);
     attention_weights_grad(p_KL, ds_KL, lse_L, delta, keys, key, reach, unit);
-    attention_gather(dq_EL, one, k_rows, k_apart, ds_KL, keys, key, reach, E, ATT_WIDE);
+    attention_gather(dq_EL, one, k_rows, k_apart, ds_KL, keys, key, reach, E);
     attention_scatter(dv + at, O, p_KL, do_rows, do_apart, n, key, reach, keys, E, 1.0f);
     attention_scatter(dk + at, O, ds_KL, q_rows, q_apart, n, key, reach, keys, E, scale);
   }

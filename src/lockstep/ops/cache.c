@@ -1,20 +1,5 @@
-/* cache_write: cache[start + m] = x[m]; the cache is a state, its other rows stay as they are. */
+/* Rows into the caches of their sequences, and rows out of many. */
 #include "vec.h"
-
-KERNEL void cache_write_naive(float *cache_out_CO, const float *x_MO, const float *cache_CO,
-                              const int32_t *start, int64_t M, int64_t O, int64_t C) {
-  (void)cache_CO, (void)C;
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t i = 0; i < O; i++) cache_out_CO[(*start + m) * O + i] = x_MO[m * O + i];
-}
-
-KERNEL void cache_write_f32(float *cache_out_CO, const float *x_MO, const float *cache_CO,
-                            const int32_t *start, int64_t M, int64_t O, int64_t C,
-                            int64_t row_begin, int64_t row_end) {
-  (void)M, (void)C, (void)cache_CO;
-  memcpy(cache_out_CO + (*start + row_begin) * O, x_MO + row_begin * O,
-         (size_t)((row_end - row_begin) * O) * sizeof(float));
-}
 
 /* cache_keys, cache_values: rows of keys and values go to the caches of their sequences, each at its
  * own position. The caches are states: what no row is written to stays as it is. Bytes come with a

@@ -17,7 +17,7 @@ from lockstep.ir import f32 as f32_type
 from lockstep.ir import i32 as i32_type
 from lockstep.ir.op import Array, Attr, Example, Infer, Reference
 from lockstep.ir.type import DType
-from lockstep.ops.example import indices, normal, scalar, size
+from lockstep.ops.example import indices, normal, size
 from lockstep.ops.expect import expect_rank, expect_type, whole
 from lockstep.ops.registry import OPS, source
 
@@ -124,24 +124,6 @@ def _example_put(kind: Kind, element: Element) -> Example:
     return example
 
 
-def _infer_write(x_MO: Type, cache_CO: Type, start: Type) -> tuple[Type, ...]:
-    expect_rank("cache_write x", x_MO, 2)
-    expect_type("cache_write cache", cache_CO, f32_type(cache_CO.dims[0], x_MO.dims[1]))
-    expect_type("cache_write start", start, i32_type())
-    return (cache_CO,)
-
-
-def _reference_write(x_MO: Array, cache_CO: Array, start: Array) -> tuple[Array, ...]:
-    written_CO = cache_CO.copy()
-    written_CO[int(start) : int(start) + len(x_MO)] = x_MO
-    return (written_CO,)
-
-
-def _example_write(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
-    M, width, start = size(case, "M"), size(case, "O"), size(case, "C")
-    return normal(rng, M, width), normal(rng, start + M + 2, width), scalar(start)
-
-
 def _infer_take(x_MD: Type, index_B: Type) -> tuple[Type, ...]:
     expect_rank("take_rows x", x_MD, 2)
     expect_rank("take_rows index", index_B, 1)
@@ -157,25 +139,6 @@ def _example_take(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[A
     x_MD = normal(rng, size(case, "M"), size(case, "D"))
     return x_MD, indices(rng, len(x_MD), size(case, "B"))
 
-
-CACHE_WRITE = OPS.register(
-    Op(
-        name="cache_write",
-        inputs=("x_MO", "cache_CO", "start"),
-        outputs=("cache_CO",),
-        attrs={},
-        infer=_infer_write,
-        reference=_reference_write,
-        gradient=NotDifferentiable("caches exist in inference only"),
-        source=_SOURCE,
-        naive="cache_write_naive",
-        kernels=(Kernel(symbol="cache_write_f32", tiling="rows"),),
-        cases=({"M": 3, "O": 8, "C": 5}, {"M": 6, "O": 37, "C": 2}),
-        tolerance=Tolerance(rel=0.0, why="a copy"),
-        row_inputs=frozenset({"x_MO"}),
-        example=_example_write,
-    )
-)
 
 TAKE_ROWS = OPS.register(
     Op(
