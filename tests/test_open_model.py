@@ -1,0 +1,143 @@
+"""Models opened from files: packed once, read back after that, refused with reasons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_harness import drawn_parameters
+from gguf_models import convertible, write_gguf
+
+from lockstep.cli.main import main
+from lockstep.engine import model as engine_model
+from lockstep.engine.model import OpenModel, open_model
+from lockstep.engine.source import open_source
+from lockstep.errors import BudgetError, UsageError
+from lockstep.families import FAMILIES, write_parameters
+from lockstep.formats.gguf import GGUFFile
+from lockstep.formats.hf_directory import write_hf_directory
+
+FAMILY = FAMILIES["qwen3"]
+CONFIG = convertible(FAMILY, FAMILY.TINY)
+IDS = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as a Hugging Face directory and as the GGUF file that is made of it."""
+    made = tmp_path_factory.mktemp("models")
+    hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
+    write_hf_directory(made / "hf", FAMILY.to_hf(CONFIG), hf)
+    write_gguf(FAMILY, CONFIG, made / "model.gguf", hf)
+    return made
+
+
+def opened(path: Path) -> OpenModel:
+    return open_model(str(path), context=16, rows=8)
+
+
+def logits(model: OpenModel) -> bytes:
+    return model.session.prefill(IDS).tobytes()
+
+
+def test_a_second_start_reads_the_packed_weights_back(folder: Path, home: Path) -> None:
+    first, second = opened(folder / "model.gguf"), opened(folder / "model.gguf")
+    assert (first.filled.from_cache, second.filled.from_cache) == (False, True)
+    assert first.filled.n_bytes == second.filled.n_bytes > 0
+    assert logits(first) == logits(second)
+
+
+def test_a_directory_and_the_file_made_of_it_give_the_same_bits(folder: Path) -> None:
+    assert logits(opened(folder / "hf")) == logits(opened(folder / "model.gguf"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "sums"])
+def test_a_damaged_cache_is_as_if_it_were_not_there(folder: Path, home: Path, damage: str) -> None:
+    expected = logits(opened(folder / "model.gguf"))
+    (weights,) = (home / "build").glob("*.weights")
+    if damage == "flip":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-64])
+    else:
+        weights.with_suffix(".sums").write_text("[1")
+    again = opened(folder / "model.gguf")
+    assert not again.filled.from_cache
+    assert logits(again) == expected
+    assert opened(folder / "model.gguf").filled.from_cache, "it was mended"
+
+
+def test_a_file_that_changed_is_packed_anew(folder: Path, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes((folder / "model.gguf").read_bytes())
+    before = logits(opened(path))
+    file = GGUFFile(path)
+    data = bytearray(path.read_bytes())
+    value = np.float32(file.read("output_norm.weight")[0]).tobytes()
+    at = data.rindex(file.raw("output_norm.weight").tobytes())
+    data[at : at + 4] = np.float32(7.0).tobytes()
+    assert data[at : at + 4] != value
+    path.write_bytes(data)
+    after = opened(path)
+    assert not after.filled.from_cache
+    assert logits(after) != before
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_model, "_available_bytes", lambda: 1000)
+    with pytest.raises(BudgetError, match="this machine has 0 MiB left"):
+        opened(folder / "model.gguf")
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(UsageError, match="expected a GGUF file, a Hugging Face directory"):
+        open_source(str(tmp_path / "nothing"))
+
+
+def inspected(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict]:
+    code = main(["inspect", *arguments, "--json"])
+    return code, json.loads(capfd.readouterr().out)
+
+
+def test_inspect_says_what_a_token_reads_and_the_speed_that_follows(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, found = inspected(capfd, str(folder / "model.gguf"), "--ctx=16", "--depth=8")
+    assert code == 0
+    assert found["runs"]
+    assert found["family"] == "qwen3"
+    file = GGUFFile(folder / "model.gguf")
+    assert {t["name"]: t["stored"] for t in found["tensors"]} == dict(file.stored)
+    weights = sum(np.prod(shape) for shape in file.shapes.values()) * 4
+    assert weights <= found["weight_bytes_per_token"] < 1.5 * weights, "panels have spare columns"
+    assert found["cache_bytes_per_token"] == CONFIG.layers * 2 * 8 * CONFIG.kv_width * 4
+    rate = found["read_bytes_per_second"]
+    assert found["bound_tokens_per_second"] == pytest.approx(rate / found["bytes_per_token"])
+
+
+def test_inspect_says_why_a_model_does_not_run(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = (folder / "model.gguf").read_bytes().replace(b"qwen3", b"qwen9")
+    (tmp_path / "model.gguf").write_bytes(data)
+    code, found = inspected(capfd, str(tmp_path / "model.gguf"))
+    assert code == 4
+    assert found["runs"] is False
+    assert "qwen9" in found["reason"]
+    assert len(found["tensors"]) == len(FAMILY.weights(CONFIG))
+    assert found["read_bytes_per_second"] is None
+
+
+def test_untied_heads_and_tied_ones_run(tmp_path: Path) -> None:
+    config = replace(CONFIG, tied=False)
+    hf = write_parameters(FAMILY.weights(config), drawn_parameters(FAMILY, config), "hf")
+    write_gguf(FAMILY, config, tmp_path / "untied.gguf", hf)
+    assert open_source(str(tmp_path / "untied.gguf")).model.config.tied is False
+    assert np.isfinite(np.frombuffer(logits(opened(tmp_path / "untied.gguf")), np.float32)).all()
