@@ -95,8 +95,8 @@ INLINE void attend_block_of(const int type, AttendTile *t, const AttendCache *ca
   int64_t size = type == ATTEND_F32 ? 4 : type == ATTEND_F16 ? 2 : 1;
   const char *keys = (const char *)cache->keys + key * E * size;
   const char *values = (const char *)cache->values + key * E * size;
-  const uint16_t *key_scales = cache->key_scales, *value_scales = cache->value_scales;
-  if (type == ATTEND_Q8) key_scales += key * S, value_scales += key * S;
+  const uint16_t *key_scales = attend_scale(type, cache->key_scales, key * S);
+  const uint16_t *value_scales = attend_scale(type, cache->value_scales, key * S);
   int is_row = t->rows == 1 && queries <= ATTEND_STEP && E % ATTEND_LANES == 0;
   if (is_row) attend_row_dots(type, t->s, t->q, keys, key_scales, E, size, low, high, queries);
   for (int j = low / ATTEND_LANES * ATTEND_LANES; !is_row && j < high; j += ATTEND_LANES) {
@@ -104,7 +104,8 @@ INLINE void attend_block_of(const int type, AttendTile *t, const AttendCache *ca
     if (type == ATTEND_F32)
       near = (const float *)keys + j * E;
     else
-      attend_near_keys(type, t->near, keys + j * E * size, key_scales + j * S, E);
+      attend_near_keys(type, t->near, keys + j * E * size, attend_scale(type, key_scales, j * S),
+                       E);
     attend_dots(t->s + j, t->q, near, E, queries);
   }
   for (int r = 0; r < queries; r++)

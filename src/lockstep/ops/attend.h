@@ -70,6 +70,11 @@ INLINE int64_t attend_first(int64_t position, int64_t window) {
   return window && position >= window ? position - window + 1 : 0;
 }
 
+/* Where the scales at this place lie; caches of other types have none. */
+INLINE const uint16_t *attend_scale(const int type, const uint16_t *scales, int64_t at) {
+  return type == ATTEND_Q8 ? scales + at : NULL;
+}
+
 /* One element of a cache; exact. */
 INLINE float attend_element(const int type, const void *x, int64_t at, const uint16_t *scale) {
   if (type == ATTEND_F32) return ((const float *)x)[at];
@@ -107,7 +112,7 @@ INLINE void attend_near_values(const int type, float *near, const void *values,
                                int64_t E) {
   int64_t S = attend_scales(E), n = E - e < ATTEND_LANES ? E - e : ATTEND_LANES;
   for (int64_t i = from; i < to; i++) {
-    const uint16_t *own = scales + i * S + e / ATTEND_GROUP;
+    const uint16_t *own = attend_scale(type, scales, i * S + e / ATTEND_GROUP);
     float *x = near + i * ATTEND_LANES;
     if (n == ATTEND_LANES) {
       vf scale = type == ATTEND_Q8 ? vf_set_half(*own) : vf_zero();

@@ -15,7 +15,8 @@ INLINE void attend_row_dots(const int type, float *s, const float *q, const char
   int j = low / ATTEND_LANES * ATTEND_LANES;
 #define DOTS(n, blocks) \
   for (; j + (blocks - 1) * ATTEND_LANES < high; j += blocks * ATTEND_LANES) \
-    attend_dots_step(type, s + j, q, keys + j * E * size, scales + j * S, E, n, blocks);
+    attend_dots_step(type, s + j, q, keys + j * E * size, attend_scale(type, scales, j * S), E, n, \
+                     blocks);
 #define ROW_DOTS(n) \
   case n: \
     if (ATTEND_BLOCKS(n) > 1) DOTS(n, ATTEND_BLOCKS(n)) \
@@ -62,14 +63,14 @@ INLINE void attend_row_values(const int type, float *part, const float *p, const
     to = (from / ATTEND_FEW + 1) * ATTEND_FEW;
     if (to > high) to = high;
     int64_t e = 0;
-#define VALUES(n, blocks)                                                                          \
-  for (; e + blocks * ATTEND_LANES <= E; e += blocks * ATTEND_LANES)                               \
-    attend_row_step(type, part + e, E, p, values + e * size, scales + e / ATTEND_GROUP, E, from,   \
+#define VALUES(n, blocks) \
+  for (; e + blocks * ATTEND_LANES <= E; e += blocks * ATTEND_LANES) \
+    attend_row_step(type, part + e, E, p, values + e * size, attend_scale(type, scales, e / ATTEND_GROUP), E, from, \
                     to, n, blocks);
-#define ROW_VALUES(n)                                                                              \
-  case n:                                                                                          \
-    if (ATTEND_BLOCKS(n) > 1) VALUES(n, ATTEND_BLOCKS(n))                                          \
-    VALUES(n, 1)                                                                                   \
+#define ROW_VALUES(n) \
+  case n: \
+    if (ATTEND_BLOCKS(n) > 1) VALUES(n, ATTEND_BLOCKS(n)) \
+    VALUES(n, 1) \
     break;
     switch (queries) { ATTEND_EACH(ROW_VALUES) }
 #undef ROW_VALUES
