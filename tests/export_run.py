@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from training_run import new_run, small_corpus
+from training_run import INIT, small_corpus
 
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.build import model_of
+from lockstep.cli.main import main
 from lockstep.data.grammar import CONTROL_TAGS
 from lockstep.engine.bump import write_bump
 from lockstep.engine.initialise import initialise
@@ -21,7 +22,9 @@ from lockstep.training.create import weight_file_config
 
 def promoted_run(path: Path, kind: Kind = "ascii_bpe") -> RunDir:
     """A run whose weights are drawn, with a tokenizer that was trained on a small corpus."""
-    run = new_run(path)
+    size = {"ascii_bpe": 200, "bpe": 320}[kind]
+    assert main(["init", str(path), *INIT, f"--vocab-size={size}"]) == 0
+    run = RunDir(path)
     config = TrainConfig.load(run.path)
     rows = small_corpus().train
     tags = CONTROL_TAGS if kind == "ascii_bpe" else CONTROL_TAGS[:2]

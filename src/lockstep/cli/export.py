@@ -15,6 +15,7 @@ from lockstep.artifacts.codec import encode
 from lockstep.cli.options import refuse_existing
 from lockstep.cli.table import verdict_table
 from lockstep.cli.verb import Outcome, Verb
+from lockstep.engine.export_c import export_c
 from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf
 from lockstep.engine.export_hf import export_hf
 from lockstep.engine.source import Source, open_source
@@ -27,37 +28,46 @@ Prove = Callable[[Source, Path], list[Check]]
 
 @click.command(cls=Verb)
 @click.argument("model", metavar="MODEL")
-@click.option("--to", "target", type=click.Choice(["gguf", "hf"]), required=True,
-              help="The format: a GGUF file, or a Hugging Face directory.")  # fmt: skip
+@click.option("--to", "target", type=click.Choice(["gguf", "hf", "c"]), required=True,
+              help="A GGUF file, a Hugging Face directory, or a folder of C.")  # fmt: skip
 @click.option("--type", "wanted", type=click.Choice(EXPORT_TYPES),
               help="The type of matrices in a GGUF file.  [default: F32]")  # fmt: skip
+@click.option("--ctx", "context", type=click.IntRange(1),
+              help="Tokens that a C program holds.  [default: 4096, or the model's]")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
               help="The file or directory to write.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def command(model: str, target: str, wanted: ExportType | None, out: Path, force: bool) -> Outcome:
+def command(
+    model: str, target: str, wanted: ExportType | None, context: int | None, out: Path, force: bool
+) -> Outcome:
     """Write a model for other programs, read it back, and prove that it is the model.
 
-    MODEL is a run, a GGUF file, a Hugging Face directory or hf://ORG/REPO/FILE. An export that is
-    not the model, to our reader or to another program that is installed, is not kept: exit code 1.
+    A folder of C builds with make and runs where there is no Python. MODEL is a run, a GGUF file, a
+    Hugging Face directory or hf://ORG/REPO/FILE. An export that is not the model, to our reader or
+    to another program that is installed, is not kept: exit code 1.
     """
     if wanted is not None and target != "gguf":
         raise UsageError(
             f"--type: expected it with --to gguf, got --to {target}", hint="leave it out"
         )
+    if context is not None and target != "c":
+        raise UsageError(f"--ctx: expected it with --to c, got --to {target}", hint="leave it out")
     refuse_existing([out], force=force)
     source = open_source(model)
     with _beside(out) as temporary:
         if target == "gguf":
             checks = _gguf(source, temporary, wanted or "F32")
-        else:
+        elif target == "hf":
             checks = _hf(source, temporary)
+        else:
+            checks = _c(source, temporary, context)
         kept = all(check.verdict != "fail" for check in checks)
         if kept:
             _move(temporary, out)
     document = {
         "model": model,
         "to": target,
-        "type": wanted or "F32",
+        "type": wanted or ("F32" if target != "c" else "as stored"),
         "out": str(out),
         "written": kept,
         "checks": [encode(check, "check") for check in checks],
@@ -79,6 +89,14 @@ def _hf(source: Source, path: Path) -> list[Check]:
     _say("writing")
     export_hf(source, path)
     return prove_hf(source, path, _say)
+
+
+def _c(source: Source, path: Path, context: int | None) -> list[Check]:
+    from lockstep.proof.export_c import prove_c
+
+    _say("writing")
+    opened = export_c(source, path, context=context)
+    return prove_c(opened, path, _say)
 
 
 def _say(text: str) -> None:

@@ -100,10 +100,15 @@ def _case(source: Source, exported: Source, wanted: ExportType) -> _Case:
 
 
 def prompt_of(tokenizer: ModelTokenizer) -> list[int]:
-    """The ids of a prompt that every tokenizer can spell; a run of ours gets its first tag."""
-    tags = tokenizer.tags if isinstance(tokenizer, Tokenizer) else ()
-    ids = tokenizer.encode(tags[0] if tags else _PLAIN_PROMPT)
+    """The ids of a prompt that every tokenizer can spell."""
+    ids = tokenizer.encode(prompt_text(tokenizer))
     return [tokenizer.bos_id, *ids] if tokenizer.add_bos and tokenizer.bos_id is not None else ids
+
+
+def prompt_text(tokenizer: ModelTokenizer) -> str:
+    """The first tag of a run of ours, else some words."""
+    tags = tokenizer.tags if isinstance(tokenizer, Tokenizer) else ()
+    return tags[0] if tags else _PLAIN_PROMPT
 
 
 def _refused(path: Path, error: LockstepError) -> Check:

@@ -19,6 +19,7 @@ from lockstep.tokenizers.tokenizer import FILE, Tokenizer
 from lockstep.tokenizers.train import MAX_VOCAB, train_tokenizer
 from lockstep.tokenizers.types import KINDS, PRE_TOKENIZERS, Kind, PreTokenizer
 from lockstep.tokenizers.vocabulary import Vocabulary
+from lockstep.tokenizers.vocabulary_c import c_unicode, c_vocabulary
 from lockstep.tokenizers.vocabulary_of import padded, vocabulary_of
 from lockstep.tokenizers.vocabulary_out import (
     gguf_tokenizer_metadata,
@@ -47,6 +48,8 @@ __all__ = [
     "TemplateSource",
     "Tokenizer",
     "Vocabulary",
+    "c_unicode",
+    "c_vocabulary",
     "choose_template",
     "decode",
     "gguf_tokenizer_metadata",
