@@ -50,7 +50,7 @@ INLINE void quant_store(const quant_product *t, const float *acc, int64_t row, i
 INLINE void quant_few(const int f, const int wide, const int n_rows, const quant_product *t,
                       int64_t panel, int64_t end) {
   const int64_t bytes = panel_bytes(f, t->n_blocks), row_bytes = t->n_terms << wide;
-  const int n_vectors = n_rows > 2 ? 1 : PANEL_NV; /* as registers allow */
+  const int n_vectors = n_rows > 2 || VL == 4 ? 1 : PANEL_NV; /* as registers allow */
   for (; panel < end; panel++) {
     _Alignas(64) float acc[QUANT_FEW * QUANT_COLUMNS] = {0};
     for (int64_t i = 0; i < t->n_blocks; i += panel_unit_blocks(f)) {
@@ -62,7 +62,7 @@ INLINE void quant_few(const int f, const int wide, const int n_rows, const quant
         const char *q[QUANT_FEW];
         UNROLL for (int r = 0; r < n_rows; r++)
           q[r] = (const char *)t->q + r * row_bytes + (k * PANEL_BLOCK << wide);
-        UNROLL for (int v = 0; v < PANEL_NV; v += n_vectors)
+        for (int v = 0; v < PANEL_NV; v += n_vectors)
           quant_packed(f, wide, n_rows, n_vectors, acc, s + v, b, v, q, t->scale + k, t->sum + k,
                        t->n_blocks);
         b = panel_next(f, b);

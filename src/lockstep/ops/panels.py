@@ -14,6 +14,7 @@ more bits two vectors of four pairs of bits.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,9 @@ from lockstep.ops.stored import BLOCKS, U8
 COLUMNS = 16
 BLOCK = 32
 ALIGN_BYTES = 64
-_LOW = np.uint8(15)
-CHUNK_BYTES = 1 << 20  # of quants that are rearranged at a time: they stay in a cache
+_LOW, _LOW_NIBBLES = np.uint8(15), np.uint32(0x0F0F0F0F)
+THREADS = 4
+CHUNK_BYTES = 1 << 19  # of quants that are rearranged at a time: they stay in a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +109,18 @@ def pack(stored: str, raw: U8, k: int) -> U8:
     packed = np.zeros(n_bytes(stored, n, k), np.uint8)
     panels = packed.reshape(-(-n // COLUMNS), -1)
     step = max(1, CHUNK_BYTES // (COLUMNS * k))
-    for j in range(0, len(panels), step):
+
+    def pack_some(j: int) -> None:
         rows = raw[j * COLUMNS : (j + step) * COLUMNS]
         if len(rows) % COLUMNS:
             rows = np.pad(rows, ((0, -len(rows) % COLUMNS), (0, 0)))
-        some = panels[j : j + step]
         if stored in FLOATS:
-            _pack_floats(some, np.ascontiguousarray(rows), FLOATS[stored])
+            _pack_floats(panels[j : j + step], np.ascontiguousarray(rows), FLOATS[stored])
         else:
-            _pack_blocks(some, rows, stored)
+            _pack_blocks(panels[j : j + step], rows, stored)
+
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets others run while it works
+        list(pool.map(pack_some, range(0, len(panels), step)))
     return packed
 
 
@@ -204,21 +209,20 @@ def _spread(region: U8, parts: U8) -> None:
 
 def _interleaved(q: U8, n_panels: int, bits: int) -> U8:
     """Quants by row as the vectors of blocks: (panels, blocks, vectors, 64)."""
-    groups = q.reshape(n_panels * COLUMNS, -1, 8, 4)
-    vectors = groups
-    if bits < 8:
-        vectors = groups[:, :, :4] & _LOW | groups[:, :, 4:] << np.uint8(4)
-    if bits == 5:
-        fifth = np.packbits(groups >> np.uint8(4), axis=2, bitorder="little")
-        vectors = np.concatenate([vectors, fifth], axis=2)
-    if bits == 6:
-        pairs = (groups >> np.uint8(4)).reshape(*groups.shape[:2], 2, 4, 4)
-        shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
-        high = np.bitwise_or.reduce(pairs << shifts, axis=3)
-        vectors = np.concatenate([vectors, high], axis=2)
-    words = np.ascontiguousarray(vectors).view("<u4")[..., 0]
-    by_column = words.reshape(n_panels, COLUMNS, *words.shape[1:]).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(by_column).view(np.uint8)
+    by_row = np.ascontiguousarray(q).view("<u4").reshape(n_panels, COLUMNS, -1, 8)
+    groups = np.ascontiguousarray(by_row.transpose(0, 2, 3, 1))  # a word is four quants in a row
+    if bits == 8:
+        return groups.view(np.uint8)
+    low, high = groups & _LOW_NIBBLES, groups >> np.uint32(4) & _LOW_NIBBLES
+    vectors = np.empty((*groups.shape[:2], bits, COLUMNS), "<u4")
+    vectors[:, :, :4] = low[:, :, :4] | low[:, :, 4:] << np.uint32(4)
+    for vector, step in ((4, 1),) if bits == 5 else ((4, 2), (5, 2)) if bits == 6 else ():
+        first = (vector - 4) * 4
+        plane = vectors[:, :, vector]
+        plane[...] = high[:, :, first]
+        for g in range(1, 8 // step):
+            plane |= high[:, :, first + g] << np.uint32(g * step)
+    return vectors.view(np.uint8)
 
 
 def _quants(layout: Layout, panels: U8) -> U8:

@@ -8,6 +8,9 @@
 #define LOCKSTEP_VEC_DOT_H
 
 #include "vec.h"
+#if VL == 4 && defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #if (VL == 16 && defined(__AVX512VNNI__)) || (VL == 8 && defined(__AVXVNNI__)) || \
     (VL == 8 && defined(__AVX512VNNI__) && defined(__AVX512VL__)) || \
@@ -27,6 +30,8 @@ INLINE vi vi_now(vi sum) {
 #if VL == 16
   __asm__("" : "+v"(sum));
 #elif VL == 8
+  __asm__("" : "+x"(sum));
+#elif defined(__SSE2__)
   __asm__("" : "+x"(sum));
 #elif defined(__aarch64__)
   __asm__("" : "+w"(sum));
@@ -54,6 +59,8 @@ INLINE vi vi_dot16(vi acc, vi a, vi b) {
   return vi_now(acc + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b));
 #elif VL == 8
   return vi_now(acc + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b));
+#elif defined(__SSE2__)
+  return vi_now(acc + (vi)_mm_madd_epi16((__m128i)a, (__m128i)b));
 #else
   return acc + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
@@ -61,8 +68,14 @@ INLINE vi vi_dot16(vi acc, vi a, vi b) {
 
 /* The exact sum of four products: w unsigned bytes, x signed ones. */
 INLINE vi vi_dot8_exact(vi acc, vi w, vi x) {
+#if VL >= 8 || defined(__SSE2__)
+  typedef int16_t halves __attribute__((vector_size(4 * VL)));
+  acc = vi_dot16(acc, w & 0xff00ff, (vi)((halves)x << 8 >> 8));
+  return vi_dot16(acc, w >> 8 & 0xff00ff, (vi)((halves)x >> 8));
+#else
   acc += (w & 255) * (x << 24 >> 24) + (w >> 8 & 255) * (x << 16 >> 24);
   return acc + (w >> 16 & 255) * (x << 8 >> 24) + (w >> 24 & 255) * (x >> 24);
+#endif
 }
 
 INLINE vi vi_dot8(vi acc, vi w, vi x, const int bits) {
