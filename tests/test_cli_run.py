@@ -48,7 +48,8 @@ def answered(model: Path) -> tuple[list[int], str, str]:
     return prompt, tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
-ASK = ("-n", "24", "--system", "Be brief.", "--think", "off", "--ctx", "256")
+CTX = ("--ctx", "256")  # the same for most: another one is another program to compile
+ASK = ("-n", "24", "--system", "Be brief.", "--think", "off", *CTX)
 
 
 def test_an_answer_is_that_of_transformers(
@@ -75,7 +76,7 @@ def test_an_answer_of_a_gguf_file_is_that_of_llama_cpp(
     said = "What's 2+2? é😀"
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]
     (theirs,) = ask_llama_cpp(path, [{"messages": asked, "max_tokens": 24}])
-    flags = ("--system", "Be brief.", "-n", "24", "--kv", "f32")
+    flags = ("--system", "Be brief.", "-n", "24", "--kv", "f32", *CTX)
     assert main(["run", str(path), "-p", said, *flags, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["text"] == theirs["choices"][0]["message"]["content"]
@@ -100,7 +101,7 @@ def test_raw_goes_on_from_the_text_and_its_control_tokens(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
-    assert main(["run", str(model), "-p", text, "--raw", "-n", "24", "--json"]) == 0
+    assert main(["run", str(model), "-p", text, "--raw", "-n", "24", *CTX, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["tokens"], document["prompt_tokens"]) == (answered[2], len(answered[0]))
 
@@ -109,7 +110,7 @@ def test_a_file_or_a_name_takes_the_place_of_the_models_template(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def prompt_tokens(*flags: str) -> int:
-        assert main(["run", str(model), "-p", "hello", "-n", "1", "--json", *flags]) == 0
+        assert main(["run", str(model), "-p", "hello", "-n", "1", *CTX, "--json", *flags]) == 0
         count: int = json.loads(capsys.readouterr().out)["prompt_tokens"]
         return count
 
@@ -129,8 +130,11 @@ def test_a_model_without_a_template_says_so_and_goes_on(
     bare = tmp_path / "bare"
     shutil.copytree(model, bare)
     (bare / "chat_template.jinja").unlink()
-    assert main(["run", str(bare), "-p", "hello", "-n", "3"]) == 0
+    assert main(["run", str(bare), "-p", "hello", "-n", "3", *CTX]) == 0
     assert "no chat template" in capsys.readouterr().err
+    for flags in (["--system", "x"], ["--think", "hide"]):
+        assert main(["run", str(bare), "-p", "hello", *flags]) == 2
+        assert "expected a chat template" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -138,16 +142,17 @@ def test_a_model_without_a_template_says_so_and_goes_on(
     [
         (["--raw", "--system", "x"], "--system"),
         (["--raw", "--chat-template", "chatml"], "--chat-template"),
+        (["--raw", "--think", "off"], "--think"),
         (["--stop", ""], "--stop"),
         (["--temperature", "-1"], "temperature"),
-        (["--ctx", "8"], "prompt: expected 1 to 7 tokens"),
+        (["-p", "hello " * 300], "prompt: expected 1 to 255 tokens"),
         (["--think", "perhaps"], "--think"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
     flags: list[str], culprit: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(model), "-p", "hello", *flags]) == 2
+    assert main(["run", str(model), "-p", "hello", *CTX, *flags]) == 2
     said = capsys.readouterr().err
     assert culprit in said
     assert "hint" in said
@@ -218,7 +223,7 @@ def test_a_chat_answers_and_reads_only_what_is_new(
 
 
 def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
-    child = chat("-n", "4")
+    child = chat("-n", "4", *CTX)
     assert "/system" in ask(child, "/help")
     assert "no system message" in ask(child, "/system")
     assert "set" in ask(child, "/system Be kind.")
@@ -251,7 +256,7 @@ def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Callable[..., Any]) -> None:
-    child = chat("--ignore-eos", "--ctx", "8000", "--temperature", "1.0")
+    child = chat("--ignore-eos", "--ctx", "4096", "--temperature", "1.0")
     child.sendline("hello")
     child.expect(r"\w+")
     child.sendintr()

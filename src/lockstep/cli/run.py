@@ -23,7 +23,7 @@ from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
 from lockstep.engine.conversation import Answer, Speaker
 from lockstep.engine.model import OpenModel, load
 from lockstep.engine.sampling import Sampler, Sampling
-from lockstep.engine.source import open_source
+from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
 from lockstep.ir import CacheKind
@@ -32,6 +32,7 @@ from lockstep.tokenizers import (
     ChatTemplate,
     ModelTemplates,
     ModelTokenizer,
+    TemplateSource,
     choose_template,
 )
 
@@ -93,15 +94,16 @@ def command(
     if prompt is None and not chats:
         prompt = _read_stdin()
     source = open_source(model)
+    tokenizer = open_tokenizer(source)
+    templates = open_templates(source, tokenizer)
+    chosen = _chosen(asked, source, templates)  # before the weights, which take a while
     with ExitStack() as stack:
-        renderer = None
-        if not raw and (source.kind != "run" or chat_template is not None):
-            renderer = stack.enter_context(ChatRenderer())  # it starts while the model is loaded
+        # It starts while the weights are loaded.
+        renderer = None if chosen is None else stack.enter_context(ChatRenderer())
         opened = load(source, context=context, cache=kv, threads=threads)
-        tokenizer = open_tokenizer(source)
         template = None
-        if renderer is not None:
-            template = _template(asked, open_templates(source, tokenizer), renderer)
+        if chosen is not None and renderer is not None:
+            template = ChatTemplate(chosen, templates, renderer)
         if chats:
             return Chat(opened, tokenizer, template, sampler, asked).run()
         assert prompt is not None
@@ -112,7 +114,11 @@ def _check(asked: Asked) -> None:
     """Flags that say nothing beside each other are refused."""
     if "" in asked.stop:
         raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
-    for name, value in (("--system", asked.system), ("--chat-template", asked.chat_template)):
+    for name, value in (
+        ("--system", asked.system),
+        ("--chat-template", asked.chat_template),
+        ("--think", asked.think),
+    ):
         if asked.raw and value is not None:
             raise UsageError(
                 f"{name}: expected a chat, got --raw, which has no template",
@@ -138,16 +144,24 @@ def _read_stdin() -> str:
     return text
 
 
-def _template(
-    asked: Asked, templates: ModelTemplates, renderer: ChatRenderer
-) -> ChatTemplate | None:
-    """The template to talk through; None where prompts are gone on from as they are."""
+def _chosen(asked: Asked, source: Source, templates: ModelTemplates) -> TemplateSource | None:
+    """The template to talk through; None where prompts are gone on from as they are.
+
+    Raises: UsageError if it is not there, or flags need one.
+    """
     named = asked.chat_template
-    if named is None and not templates.named:
+    if named is not None or (templates.named and not asked.raw):
+        return choose_template(templates, named)
+    for name, value in (("--system", asked.system), ("--think", asked.think)):
+        if value is not None:
+            raise UsageError(
+                f"{name}: expected a chat template, which {source.where} has not",
+                hint="choose one with --chat-template, or leave this out",
+            )
+    if not asked.raw and source.kind != "run":
         print("note: this model has no chat template; it goes on from the prompt as it is "
               "(choose one with --chat-template)", file=sys.stderr)  # fmt: skip
-        return None
-    return ChatTemplate(choose_template(templates, named), templates, renderer)
+    return None
 
 
 def _answer_once(
