@@ -45,7 +45,6 @@ __all__ = [
     "model_of_gguf",
     "model_of_hf",
     "pack_weight",
-    "packed_formats",
     "training_program",
 ]
 
@@ -62,6 +61,7 @@ class Built:
     graph: Graph
     emitted: Emitted
     library: Path
+    formats: Mapping[str, str]  # in which type each weight is packed
 
     def graph_file(self) -> GraphFile:
         """The lowered graph as the run directory keeps it."""
@@ -153,7 +153,7 @@ def inference_program(
     config: Any,
     shape: InferenceShape,
     *,
-    stored: Mapping[str, str] | None = None,
+    stored: Callable[[str], str] = lambda id: "F32",
     target: Target | None = None,
     mode: Mode = "reuse",
     threads: int | None = None,
@@ -164,13 +164,14 @@ def inference_program(
 ) -> Built:
     """An inference program: `init` once, then `forward` for each pass.
 
-    `stored` says in which format the file has each weight that the program packs, by default all
-    matrices as float32; `target` says what the CPU can do, by default what this one can.
+    `stored` says in which format the file has a weight that the program packs; `target` says what
+    the CPU can do, by default what this one can.
     """
     graph = fuse(family.inference_graph(config, shape))
-    formats = packed_formats(graph) if stored is None else stored
+    formats = packed_formats(graph, stored)
     return link(
         quantize(graph, formats, target or Target.of(cpu_features())),
+        formats=formats,
         mode=mode,
         threads=threads,
         guards=guards,
@@ -180,7 +181,7 @@ def inference_program(
     )
 
 
-def packed_formats(graph: Graph, stored: Callable[[str], str] = lambda id: "F32") -> dict[str, str]:
+def packed_formats(graph: Graph, stored: Callable[[str], str]) -> dict[str, str]:
     """The weights that an inference program reads packed, and in which format each is stored."""
     return {
         id: stored(id)
@@ -209,11 +210,12 @@ def lower(graph: Graph, *, mode: Mode = "reuse", guards: bool = False) -> tuple[
 
 
 def lowered_inference(
-    model: Model, shape: InferenceShape, stored: Mapping[str, str]
+    model: Model, shape: InferenceShape, stored: Callable[[str], str]
 ) -> tuple[Graph, Plan]:
     """The lowered graph of an inference program and its memory plan, without any C."""
     graph = fuse(model.family.inference_graph(model.config, shape))
-    lowered, _, plan = _planned(quantize(graph, stored, Target.of(cpu_features())))
+    formats = packed_formats(graph, stored)
+    lowered, _, plan = _planned(quantize(graph, formats, Target.of(cpu_features())))
     return lowered, plan
 
 
@@ -228,6 +230,7 @@ def _planned(
 def link(
     graph: Graph,
     *,
+    formats: Mapping[str, str] | None = None,
     mode: Mode = "reuse",
     threads: int | None = None,
     guards: bool = False,
@@ -242,4 +245,6 @@ def link(
     library = compile_library(emitted.source, sanitize=sanitize, compiler=compiler)
     poison = guards and "address" in sanitize
     program = Program(library, Manifest.parse(emitted.manifest), threads=threads, poison=poison)
-    return Built(program=program, graph=lowered, emitted=emitted, library=library)
+    return Built(
+        program=program, graph=lowered, emitted=emitted, library=library, formats=formats or {}
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep.build import lowered_inference, packed_formats
-from lockstep.engine.packed import packed_type
+from lockstep.build import lowered_inference
+from lockstep.engine.packed import packed_type, usual_cache
 from lockstep.engine.source import Source
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
@@ -59,7 +59,6 @@ class Running:
     weight_bytes_per_token: int
     cache_bytes_per_token: int  # at `depth`
     depth: int
-    formats: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes_per_token(self) -> int:
@@ -88,13 +87,10 @@ def running(source: Source, *, context: int, depth: int, cache: CacheKind | None
     Raises: InputError naming each tensor that no kernel reads.
     """
     model = source.model
-    shape = InferenceShape(context=context, rows=1, cache="f32")
-    formats = packed_formats(
-        model.family.inference_graph(model.config, shape), partial(packed_type, source.parameters)
-    )
-    kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
+    parameters = source.parameters
+    kind = cache or usual_cache(parameters, model.shapes)
     shape = InferenceShape(context=context, rows=min(512, context), cache=kind)
-    graph, plan = lowered_inference(model, shape, formats)
+    graph, plan = lowered_inference(model, shape, partial(packed_type, parameters))
     return Running(
         graph=graph,
         plan=plan,
@@ -105,7 +101,6 @@ def running(source: Source, *, context: int, depth: int, cache: CacheKind | None
         weight_bytes_per_token=_weight_bytes(graph),
         cache_bytes_per_token=_cache_bytes(graph, depth, context),
         depth=depth,
-        formats=formats,
     )
 
 

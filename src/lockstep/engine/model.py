@@ -9,8 +9,14 @@ from pathlib import Path
 from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
-from lockstep.build import Built, inference_program, packed_formats
-from lockstep.engine.packed import Filled, StoredParameters, fill_parameters, packed_type
+from lockstep.build import Built, inference_program
+from lockstep.engine.packed import (
+    Filled,
+    StoredParameters,
+    fill_parameters,
+    packed_type,
+    usual_cache,
+)
 from lockstep.engine.session import InferenceSession
 from lockstep.engine.source import Source, open_run, open_source
 from lockstep.errors import BudgetError
@@ -76,22 +82,20 @@ def load(
     """The same for a source that is open."""
     model, parameters = source.model, source.parameters
     room = context or min(model.config.context, CONTEXT)
-    graph = model.family.inference_graph(model.config, InferenceShape(context=room, rows=1))
-    formats = packed_formats(graph, partial(packed_type, parameters))
-    kind = cache or ("f32" if set(formats.values()) == {"F32"} else "f16")
     shape = InferenceShape(
         context=room,
         rows=min(rows, slots * room),
         slots=slots,
         outs=min(max(slots, outs), rows, slots * room),
-        cache=kind,
+        cache=cache or usual_cache(parameters, model.shapes),
     )
-    built = inference_program(model.family, model.config, shape, stored=formats, threads=threads)
+    stored = partial(packed_type, parameters)
+    built = inference_program(model.family, model.config, shape, stored=stored, threads=threads)
     _expect_room(built, source)
     filled = fill_parameters(
         built.program,
         parameters,
-        formats,
+        built.formats,
         shapes=model.shapes,
         content=source.content,
         where=source.where,

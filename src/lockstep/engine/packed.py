@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lockstep.build import pack_weight
 from lockstep.errors import InputError
+from lockstep.ir import CacheKind
 from lockstep.native import Manifest, Program
 from lockstep.native.library import build_directory
 
@@ -46,6 +47,12 @@ class StoredParameters(Protocol):
 def packed_type(parameters: StoredParameters, id: str) -> str:
     """In which type a weight is packed: that of the file, if its rows can be taken as they are."""
     return parameters.stored(id) if parameters.has_rows(id) else "F32"
+
+
+def usual_cache(parameters: StoredParameters, shapes: Mapping[str, tuple[int, ...]]) -> CacheKind:
+    """How keys and values are kept unless somebody asks: as exactly as the weights."""
+    types = {parameters.stored(id) for id, shape in shapes.items() if len(shape) > 1}
+    return "f32" if types == {"F32"} else "f16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ def fuse(graph: Graph) -> Graph:
             ):
                 swallowed[producer.id] = node
                 break
+    if not swallowed:
+        return graph
     hosts = {node.id: producers[id] for id, node in swallowed.items()}
     nodes = [
         _fused(hosts[node.id], node) if node.id in hosts else node

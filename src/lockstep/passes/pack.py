@@ -18,6 +18,8 @@ def pack(graph: Graph) -> Graph:
     """The graph with a pack section, which runs again after each update."""
     packs: dict[str, Node] = {}
     nodes = [_packed(graph, node, packs) for node in graph.nodes]
+    if not packs:
+        return graph
     first = [node for node in nodes if node.section == "init"]
     rest = [node for node in nodes if node.section != "init"]
     return check(graph.with_nodes([*first, *packs.values(), *rest]), "lowered")
