@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lockstep.errors import EnvironmentLacks, GateError
 
@@ -20,10 +19,12 @@ PROBABILITIES = 1000  # tokens of a step whose probabilities are asked for
 
 @dataclass(frozen=True)
 class Told:
-    """What llama.cpp says: greedy tokens, for each the logarithms of probabilities; and ids."""
+    """What llama.cpp says: greedy tokens, and ids of texts.
+
+    For each token it may give the logarithms of all probabilities that it was chosen from.
+    """
 
     tokens: list[int]
-    stopped: bool
     log_probabilities: list[dict[int, float]]
     plain_ids: list[list[int]]
     markup_ids: list[list[int]]
@@ -43,14 +44,15 @@ def ask_llama_cpp(
         "n_probs": min(n_vocab, PROBABILITIES), "cache_prompt": False,
     }  # fmt: skip
     tokenizing = [
-        ("/tokenize", {"content": text, "add_special": False, "parse_special": markup})
+        {"content": text, "add_special": False, "parse_special": markup}
         for markup in (False, True)
         for text in texts
     ]
     sent = {
         "path": str(path),
         "context": len(prompt) + max_tokens + 8,
-        "requests": [("/completion", completion), *tokenizing],
+        "completion": completion,
+        "tokenize": tokenizing,
     }
     done = subprocess.run(
         [sys.executable, str(_WORKER)],
@@ -59,15 +61,13 @@ def ask_llama_cpp(
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise GateError(f"llama.cpp refuses {path.name}: {(said or ['it aborted'])[0]:.200}")
-    answer, *ids = json.loads(done.stdout)
-    tokens: list[Any] = [found["tokens"] for found in ids]
-    steps = answer.get("completion_probabilities", [])
+    answer = json.loads(done.stdout)
     return Told(
-        tokens=[step["id"] for step in steps],
-        stopped=answer["stop_type"] == "eos",
+        tokens=answer["tokens"],
         log_probabilities=[
-            {each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in steps
+            {each["id"]: each["logprob"] for step in steps for each in step["top_logprobs"]}
+            for steps in answer["steps"]
         ],
-        plain_ids=tokens[: len(texts)],
-        markup_ids=tokens[len(texts) :],
+        plain_ids=answer["ids"][: len(texts)],
+        markup_ids=answer["ids"][len(texts) :],
     )

@@ -1,7 +1,8 @@
 """The process that asks llama.cpp: it aborts on a vocabulary that it dislikes, so it is alone.
 
-Reads a JSON object with `path`, `context` and `requests` and writes the answers as a list. A
-request is a path of llama.cpp's server and a body.
+Reads a JSON object with `path`, `context`, `completion` and `tokenize`: bodies for two paths of its
+server. Writes the greedy tokens, for each of them the probabilities of the step, and the ids of the
+texts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,20 @@ def main() -> None:
         with urllib.request.urlopen(sent, timeout=SECONDS) as answer:
             return json.load(answer)
 
-    answers = [post(path, body) for path, body in asked["requests"]]
+    # Where a token ends inside of a character the server leaves its probabilities out of the answer
+    # to a longer request, so each step is asked for by itself.
+    first = asked["completion"]
+    answer = post("/completion", first)
+    tokens = answer["tokens"]
+    steps = [
+        post("/completion", {**first, "prompt": first["prompt"] + tokens[:i], "n_predict": 1})
+        for i in range(len(tokens))
+    ]
+    answers = {
+        "tokens": tokens,
+        "steps": [step.get("completion_probabilities", []) for step in steps],
+        "ids": [post("/tokenize", body)["tokens"] for body in asked["tokenize"]],
+    }
     with os.fdopen(out, "w") as file:
         json.dump(answers, file)
         file.flush()
