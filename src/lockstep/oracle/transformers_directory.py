@@ -17,12 +17,14 @@ from lockstep.ir import Array
 class DirectoryAnswers:
     """Greedy tokens, logits after each token of a text, and the ids of some texts.
 
+    Its class for some families normalises text whatever tokenizer.json says (NFC for Qwen2): texts
+    that this changes have no ids here.
     Shapes: logits (T, V)
     """
 
     tokens: list[int]
     logits: Array
-    ids: list[list[int]]
+    ids: list[list[int] | None]
 
 
 def ask_directory(
@@ -42,8 +44,14 @@ def ask_directory(
             torch.tensor([list(prompt)]), max_new_tokens=max_tokens, do_sample=False
         )
         logits = model(torch.tensor([list(text)])).logits[0].numpy()
+    normaliser = tokenizer.backend_tokenizer.normalizer
     return DirectoryAnswers(
         tokens=made[0, len(prompt) :].tolist(),
         logits=logits,
-        ids=[tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts],
+        ids=[
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            if normaliser is None or normaliser.normalize_str(text) == text
+            else None
+            for text in texts
+        ],
     )

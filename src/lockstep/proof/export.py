@@ -181,7 +181,9 @@ def _transformers_class(case: _Case, ours: Answers) -> Answers | Check:
     return Answers(tokens=[int(t) for t in logits.argmax(axis=1)], logits=logits)
 
 
-def _directory(case: _Case, path: Path, ours: Answers) -> tuple[Answers, list[list[int]]] | Check:
+def _directory(
+    case: _Case, path: Path, ours: Answers
+) -> tuple[Answers, list[list[int] | None]] | Check:
     """Transformers' own reading of a directory."""
     try:
         require_oracle()
