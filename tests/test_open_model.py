@@ -19,6 +19,7 @@ from lockstep.errors import BudgetError, UsageError
 from lockstep.families import FAMILIES, write_parameters
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.ops import panels
 
 FAMILY = FAMILIES["qwen3"]
 CONFIG = convertible(FAMILY, FAMILY.TINY)
@@ -70,6 +71,25 @@ def test_a_damaged_cache_is_as_if_it_were_not_there(folder: Path, home: Path, da
     assert not again.filled.from_cache
     assert logits(again) == expected
     assert opened(folder / "model.gguf").filled.from_cache, "it was mended"
+
+
+def test_weights_of_another_layout_are_packed_anew(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(panels_PB: panels.U8, rows: panels.U8, size: int) -> None:
+        in_place(panels_PB, rows, size)
+        panels_PB[:] = panels_PB[:, ::-1].copy()
+
+    in_place = panels._pack_floats
+    with monkeypatch.context() as older:
+        older.setattr(panels, "_pack_floats", turned)
+        panels.fingerprint.cache_clear()
+        other = opened(folder / "model.gguf")
+    panels.fingerprint.cache_clear()
+    now = opened(folder / "model.gguf")
+    assert not now.filled.from_cache
+    assert logits(now) != logits(other)
+    assert opened(folder / "model.gguf").filled.from_cache
 
 
 def test_a_file_that_changed_is_packed_anew(folder: Path, home: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lockstep.ir import Graph, InferenceShape, Mode, Plan, Schedule, check
 from lockstep.native import Compiler, Manifest, Program, compile_library
 from lockstep.native.compiler import Sanitizer, cpu_features
 from lockstep.ops import OPS
+from lockstep.ops.panels import fingerprint as packing_fingerprint
 from lockstep.ops.panels import pack as pack_weight
 from lockstep.ops.registry import FILES
 from lockstep.passes import (
@@ -45,6 +46,7 @@ __all__ = [
     "model_of_gguf",
     "model_of_hf",
     "pack_weight",
+    "packing_fingerprint",
     "training_program",
 ]
 

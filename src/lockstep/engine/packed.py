@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.build import pack_weight
+from lockstep.build import pack_weight, packing_fingerprint
 from lockstep.errors import InputError
 from lockstep.ir import CacheKind
 from lockstep.native import Manifest, Program
@@ -145,13 +145,17 @@ def _expect_size(packed: Bytes, view: Bytes, where: str, id: str) -> None:
 
 
 def _key(manifest: Manifest, formats: Mapping[str, str], content: str) -> str:
-    """What the bytes of the arena follow from: the file, the formats and where each value lies."""
+    """What the arena's bytes follow from: the file, its formats, how each is packed, and where.
+
+    The program does not say how: an arena of an older layout would be read as if it were of this.
+    """
     places = {
         id: (v.offset, v.dtype, v.dims)
         for id, v in manifest.values.items()
         if v.role == "parameter"
     }
-    text = json.dumps([content, sorted(formats.items()), sorted(places.items())])
+    layouts = {kind: packing_fingerprint(kind) for kind in sorted(set(formats.values()))}
+    text = json.dumps([content, sorted(formats.items()), layouts, sorted(places.items())])
     return sha256(text.encode()).hexdigest()[:32]
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +124,14 @@ def pack(stored: str, raw: U8, k: int) -> U8:
     with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets others run while it works
         list(pool.map(pack_some, range(0, len(panels), step)))
     return packed
+
+
+@cache
+def fingerprint(stored: str) -> str:
+    """A digest of how rows of drawn bytes are packed: it changes with the layout."""
+    k = 2 * BLOCK * max(layout.unit_blocks for layout in LAYOUTS.values())
+    rows = np.random.default_rng(0).integers(0, 256, (COLUMNS + 1, _row_bytes(stored, k)), np.uint8)
+    return sha256(pack(stored, rows, k).tobytes()).hexdigest()
 
 
 def dequantise(stored: str, packed: U8, n: int, k: int) -> NDArray[np.float32]:
