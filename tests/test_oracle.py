@@ -75,7 +75,7 @@ def test_the_class_defaults_of_transformers_are_ours() -> None:
             "num_key_value_heads": 3,
             "max_position_embeddings": 64,
         }
-        short = family.from_hf({"model_type": family.name, **sizes})
+        short = family.from_hf({"model_type": config_class.model_type, **sizes})
         assert short == family.from_hf(json.loads(config_class(**sizes).to_json_string()))
 
 

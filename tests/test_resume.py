@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -151,11 +150,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
     process.communicate()
     before = {p.name for p in list_checkpoints(run.checkpoints)}
 
-    def no_room() -> None:
-        """Files of more than 128 KiB fail: every checkpoint, and nothing else."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, resource.RLIM_INFINITY))
-
-    process = start(run, *flags, "--resume", before=no_room)
+    # Files of more than 128 KiB fail: every checkpoint, and nothing else.
+    process = start(run, *flags, "--resume", most_bytes=1 << 17)
     _, said = process.communicate()
     assert process.returncode == 3, said
     assert "checkpoints" in said

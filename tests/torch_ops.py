@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lockstep.ops.panels import STORED, dequantise
+
 Outputs = tuple[Tensor, ...]
 
 
@@ -383,8 +385,23 @@ def adamw(
     return weight.detach(), moments["exp_avg"], moments["exp_avg_sq"]
 
 
+def stored_product(stored: str) -> Callable[..., Outputs]:
+    """The product with a packed weight, dequantised, of rows that may be quantised."""
+
+    def product(*inputs: Any, n: int, bits: int = 0) -> Outputs:
+        *rows, panels, bias, add = inputs
+        x = rows[0].float()
+        if bits:
+            x = x * rows[1].repeat_interleave(32, dim=1)
+        w = dequantise(stored, panels.numpy(), n, x.shape[1])
+        return plus(x @ torch.from_numpy(w).T, bias, add)
+
+    return product
+
+
 TORCH: dict[str, Callable[..., Outputs]] = {
     "add": add,
+    **{f"linear_{name.lower()}": stored_product(name) for name in STORED},
     "embedding_dw": embedding_dw,
     "rmsnorm": rmsnorm,
     "rmsnorm_dx": rmsnorm_dx,

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,22 @@ def train(run: RunDir, *flags: str) -> int:
     return main(["train", str(run.path), *flags])
 
 
-def start(run: RunDir, *flags: str, before: Callable[[], None] | None = None) -> Any:
-    """Trains in a process of its own."""
+# Run by a child rather than between fork and exec: a process with large arenas may not fork.
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start(run: RunDir, *flags: str, most_bytes: int | None = None) -> Any:
+    """Trains in a process of its own, which may write no file of more than `most_bytes`."""
     command = [sys.executable, "-m", "lockstep.cli.main", "train", str(run.path), *flags]
+    if most_bytes is not None:
+        command = [sys.executable, "-c", _LIMITED, str(most_bytes), *command]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before,
-        env=dict(os.environ),
-    )  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
 
 
 def result(run: RunDir) -> dict[str, Any]:

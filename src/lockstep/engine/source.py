@@ -52,7 +52,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
 
     A name that starts with hf:// is fetched first, or found in the cache of downloads.
 
-    Raises: InputError if it is not a model that can be read, UsageError if there is no such thing.
+    Raises: InputError if there is no such thing, or it is not a model that can be read.
     """
     if name.startswith("hf://"):
         from lockstep.formats.hub import fetch  # huggingface_hub takes a while to import
@@ -66,7 +66,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     run = RunDir.resolve(name)  # which has a config.json, too
     if run.path.is_dir():
         return open_run(run, weights=weights)
-    raise UsageError(
+    raise InputError(
         f"{name}: expected a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name "
         "of a run, found none of them",
         hint="check the path",

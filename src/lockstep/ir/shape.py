@@ -28,8 +28,8 @@ class InferenceShape:
     def __post_init__(self) -> None:
         for name, value, most in (
             ("context", self.context, None),
-            ("rows", self.rows, self.slots * self.context),
             ("slots", self.slots, 1 << 12),
+            ("rows", self.rows, self.slots * self.context),
             ("outs", self.outs, self.rows),
         ):
             if value < 1 or (most is not None and value > most):
