@@ -1,6 +1,6 @@
 /* linear_f32, linear_f16, linear_bf16: y = x w^T + b + add with w in panels of 16 columns, x float.
  *
- * One contract for every kernel, as in mat.h: an element is summed in blocks of 256 terms, each one
+ * One contract for every kernel, as in mat.h: an element is summed in blocks of 64 terms, each one
  * chain of fused multiply-adds from zero, the sums in order; then + bias, then + add. */
 #include "vec.h"
 
@@ -15,9 +15,9 @@ enum {
   FLOAT_BF16 = 2,
   FLOAT_COLUMNS = 16,
   FLOAT_NV = FLOAT_COLUMNS / VL,
-  FLOAT_BLOCK = 256, /* terms of one chain */
-  FLOAT_FEW = 4,     /* rows up to which panels are read as they are, straight once */
-  FLOAT_SIDE = 4,    /* panels side by side where there is one row: more chains at a time */
+  FLOAT_BLOCK = 64, /* terms of one chain */
+  FLOAT_FEW = 4,    /* rows up to which panels are read as they are, straight once */
+  FLOAT_SIDE = 4,   /* panels side by side where there is one row: more chains at a time */
   FLOAT_ROWS = VL == 8 ? 6 : 12,
   FLOAT_SLAB = 96, /* rows of a task of many rows */
   FLOAT_TASK_BYTES = 64 << 10,

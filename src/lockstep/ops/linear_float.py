@@ -95,7 +95,7 @@ for _stored in panels.FLOATS:
             kernels=(Kernel(symbol=f"linear_{_stored.lower()}_panels", tiling="tiles"),),
             cases=_CASES,
             tolerance=Tolerance(
-                rel=2e-6, why="products summed in float32 in runs of 256, at most 8192 of them"
+                rel=2e-6, why="products summed in float32 in runs of 64, at most 8192 of them"
             ),
             inplace={"y_MN": "add_MN?"},
             example=_example(_stored),
