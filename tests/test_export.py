@@ -247,7 +247,7 @@ def test_an_export_that_is_not_the_model_is_not_kept(
 def test_a_type_is_for_gguf_only(run: RunDir, tmp_path: Path) -> None:
     out = str(tmp_path / "hf")
     assert main(["export", str(run.path), "--to", "hf", "--type", "F32", "-o", out]) == 2
-    assert main(["export", str(tmp_path / "none"), "--to", "hf", "-o", out]) == 2
+    assert main(["export", str(tmp_path / "none"), "--to", "hf", "-o", out]) == 4
     assert not os.listdir(tmp_path)
 
 
