@@ -20,13 +20,16 @@ from lockstep.ir import Array
 
 Tensors = dict[str, Array]
 LAYER = "model.layers.1."
-CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3")
+CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3", "qwen35")
+BEYOND_ONE = ("gemma3", "qwen35")  # whose gains are 1 + w in Hugging Face
 
 
 def pair(folder: Path, family: str, fault: Callable[[Tensors, Any], Any] | None) -> list[str]:
     """A Hugging Face directory and a GGUF file that was converted from it, with a fault."""
     found = FAMILIES[family]
-    config = convertible(found, found.TINY)
+    # The second layer of this one is attention, and the order of its value heads matters.
+    small = found.small_configs.get("untied, biased, value heads in groups", found.TINY)
+    config = convertible(found, small)
     hf = write_parameters(found.weights(config), drawn_parameters(found, config), "hf")
     write_hf_directory(folder / "hf", found.to_hf(config), hf)
     converted = dict(hf)
@@ -59,9 +62,13 @@ def another_theta(tensors: Tensors, config: Any) -> Any:
     return replace(config, theta=500.0)
 
 
+def beyond_one(config: Any) -> bool:
+    return any(isinstance(config, FAMILIES[name].Config) for name in BEYOND_ONE)
+
+
 def unscaled(tensors: Tensors, config: Any) -> None:
     name = f"{LAYER}input_layernorm.weight"
-    tensors[name] = np.full_like(tensors[name], 0.0 if "gemma" in type(config).__module__ else 1.0)
+    tensors[name] = np.full_like(tensors[name], float(not beyond_one(config)))
 
 
 FAULTS = {
@@ -82,6 +89,18 @@ FAULTS = {
 def compared(names: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     code = main(["compare", *names, "--tokens=9", "--json"])
     return code, json.loads(capfd.readouterr().out)
+
+
+def without_its_one(tensors: Tensors, config: Any) -> None:
+    tensors[f"{LAYER}input_layernorm.weight"] -= np.float32(1.0)
+
+
+def left_in_groups(tensors: Tensors, config: Any) -> None:
+    """The tiling of value heads is undone before it is done."""
+    name = "model.layers.0.linear_attn.in_proj_z.weight"
+    split = (config.value_heads // config.key_heads, config.key_heads, config.value_width)
+    heads = tensors[name].reshape(*split, -1).swapaxes(0, 1)
+    tensors[name] = np.ascontiguousarray(heads.reshape(tensors[name].shape))
 
 
 @pytest.mark.torch
@@ -107,6 +126,25 @@ def test_a_planted_fault_is_named_by_its_node(
     guilty = found["comparison"]["first_guilty"]
     assert guilty["id"].startswith(node), guilty
     assert why in guilty["why"]
+
+
+@pytest.mark.parametrize("family", BEYOND_ONE)
+def test_a_gain_whose_one_was_forgotten_is_named(
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, found = compared(pair(tmp_path, family, without_its_one), capfd)
+    guilty = found["comparison"]["first_guilty"]
+    assert (code, guilty["id"]) == (1, "layers.1.norm1")
+    assert "the original less one" in guilty["why"]
+
+
+def test_value_heads_that_were_not_reordered_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, found = compared(pair(tmp_path, "qwen35", left_in_groups), capfd)
+    guilty = found["comparison"]["first_guilty"]
+    assert (code, guilty["id"]) == (1, "layers.0.delta.z")
+    assert "value heads as Hugging Face orders them" in guilty["why"]
 
 
 def test_a_transposed_square_projection_is_named(

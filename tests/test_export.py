@@ -25,12 +25,11 @@ from lockstep.engine.export_gguf import (
     export_gguf,
     gguf_metadata,
     gguf_tensors,
-    stored_as,
 )
 from lockstep.engine.export_hf import export_hf
 from lockstep.engine.source import Source, open_gguf, open_source
 from lockstep.errors import InputError, UsageError
-from lockstep.families import FAMILIES
+from lockstep.families import FAMILIES, Weight
 from lockstep.formats.gguf_write import TensorToWrite, write_gguf
 from lockstep.proof import export as proof
 from lockstep.proof.export_logits import Answers, Truth, greedy_check, logits_check
@@ -285,10 +284,14 @@ UNSPOKEN = {
 def test_settings_as_gguf_metadata_read_back(name: str, variant: str) -> None:
     family = FAMILIES[name]
     config = family.small_configs[variant]
-    arrays = {w.gguf: np.broadcast_to(np.float32(0), w.shape) for w in family.weights(config)}
+    arrays = {
+        w.gguf: np.broadcast_to(np.float32(0), w.gguf_form.shape(w.shape))
+        for w in family.weights(config)
+    }
     assert family.to_gguf is not None
     metadata = family.to_gguf(config)
     found = family.from_gguf(metadata, _File(arrays | family.gguf_tensors(config)))
+    found = family.in_hf_order(found)
     lost = {line.split()[0] for line in differing(config, found)}
     assert lost == UNSPOKEN.get((name, variant), set())
 
@@ -315,9 +318,14 @@ def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
 
 
 def test_rows_that_are_no_whole_blocks_are_halves() -> None:
-    assert stored_as((64,), "Q8_0") == "F32"
-    assert stored_as((3, 64), "Q8_0") == "Q8_0"
-    assert stored_as((3, 48), "Q8_0") == "F16"
+    def stored(shape: tuple[int, ...], *, exact: bool = False) -> str:
+        weight = Weight(id="w", shape=shape, hf="w", gguf="w", decay=True, gguf_exact=exact)
+        return weight.gguf_type("Q8_0")
+
+    assert stored((64,)) == "F32"
+    assert stored((3, 64)) == "Q8_0"
+    assert stored((3, 48)) == "F16"
+    assert stored((3, 64), exact=True) == "F32"
 
 
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-2", "qwen35"])

@@ -25,17 +25,6 @@ Array = NDArray[Any]
 
 # general.file_type.  Source: enum llama_ftype of llama.h
 _FILE_TYPES: dict[ExportType, int] = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
-_Q8_0_GROUP = 32
-
-
-def stored_as(shape: tuple[int, ...], wanted: ExportType) -> ExportType:
-    """The type in which a tensor of this shape is written, where `wanted` is asked for.
-
-    As llama.cpp's converter: vectors stay in F32, and rows that are no whole blocks in F16.
-    """
-    if len(shape) < 2:
-        return "F32"
-    return "F16" if wanted == "Q8_0" and shape[-1] % _Q8_0_GROUP else wanted
 
 
 def export_gguf(source: Source, path: Path, wanted: ExportType) -> None:
@@ -48,6 +37,7 @@ def export_gguf(source: Source, path: Path, wanted: ExportType) -> None:
 
 def gguf_tensors(source: Source, wanted: ExportType) -> dict[str, TensorToWrite]:
     """The tensors by GGUF's names, each made when its turn has come."""
+    source = source.in_hf_order()
     model = source.model
     tensors = {
         name: TensorToWrite(array.shape, "F32", partial(_given, array))
@@ -58,8 +48,8 @@ def gguf_tensors(source: Source, wanted: ExportType) -> dict[str, TensorToWrite]
         def rows(id: str = weight.id, form: Any = weight.gguf_form) -> Array:
             return np.ascontiguousarray(form.stored(source.parameters.f32(id)), np.float32)
 
-        stored = stored_as(weight.shape, wanted)
-        tensors[weight.gguf] = TensorToWrite(weight.shape, stored, rows)
+        shape = weight.gguf_form.shape(weight.shape)
+        tensors[weight.gguf] = TensorToWrite(shape, weight.gguf_type(wanted), rows)
     return tensors
 
 
@@ -91,11 +81,12 @@ def _settings(model: Model) -> dict[str, Any]:
             f"export: expected a family that is written as GGUF, got {family.name}",
             hint="export it with --to hf",
         )
+    config = family.in_hf_order(config)
     metadata = family.to_gguf(config)
-    shapes = {w.gguf: w.shape for w in family.weights(config)}
+    shapes = {w.gguf: w.gguf_form.shape(w.shape) for w in family.weights(config)}
     planned = _Planned(shapes, family.gguf_tensors(config))
     try:
-        lost = differing(config, family.from_gguf(metadata, planned))
+        lost = differing(config, family.in_hf_order(family.from_gguf(metadata, planned)))
     except LockstepError as error:
         lost = [error.message]
     if lost:
@@ -103,7 +94,7 @@ def _settings(model: Model) -> dict[str, Any]:
             f"export: expected settings that GGUF has keys for, got {', '.join(lost)}",
             hint="export it with --to hf",
         )
-    return metadata
+    return {key: _typed(value) for key, value in metadata.items()}
 
 
 def differing(config: Any, other: Any) -> list[str]:

@@ -30,7 +30,7 @@ def export_hf(source: Source, path: Path) -> None:
 
     Raises: UsageError if the tokenizer has no spelling in tokenizer.json.
     """
-    tokenizer = open_tokenizer(source)
+    source, tokenizer = source.in_hf_order(), open_tokenizer(source)
     beside = _beside(source, tokenizer)
     model = source.model
     tensors = {

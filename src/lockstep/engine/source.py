@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,15 @@ class Source:
     def where(self) -> str:
         """What to call it in a message."""
         return str(self.path)
+
+    def in_hf_order(self) -> Source:
+        """The same model with its parameters in the order of Hugging Face, as two files compare."""
+        family, config = self.model.family, self.model.config
+        plain = family.in_hf_order(config)
+        if plain == config or self.gguf is None:
+            return self
+        parameters = family.parameters(plain, self.gguf, "gguf")
+        return replace(self, model=Model(family, plain), parameters=parameters)
 
 
 def open_source(name: str, *, weights: Path | None = None) -> Source:

@@ -38,6 +38,8 @@ class Family(Generic[C]):
     gguf_tensors: Callable[[C], dict[str, Array]] = lambda config: {}
     # What of a file is parameters, under the names of the weight table.
     own_tensors: Callable[[TensorSource, Scheme], TensorSource] = lambda source, scheme: source
+    # The same model where its parameters are in the order that Hugging Face has.
+    in_hf_order: Callable[[C], C] = lambda config: config
 
     hf_types: tuple[str, ...] = ()  # HF model_type, where it is not the name
 

@@ -13,7 +13,15 @@ from lockstep.families.decoder import Decoder
 from lockstep.families.delta_forms import Logarithm, Taps, ValueHeads
 from lockstep.families.family import Family
 from lockstep.families.form import AS_IS, Form, LessOne
-from lockstep.families.qwen35_config import Config, from_gguf, from_hf, own_tensors, to_hf
+from lockstep.families.qwen35_config import (
+    Config,
+    from_gguf,
+    from_hf,
+    in_hf_order,
+    own_tensors,
+    to_gguf,
+    to_hf,
+)
 from lockstep.families.weight import Forms, Scheme, Table, Weight
 from lockstep.ir import Graph, InferenceShape, Value
 from lockstep.ops import OPS
@@ -85,7 +93,7 @@ def _delta_weights(c: Config, t: Table) -> None:
     t.linear("delta.b", gates, "linear_attn.in_proj_b", "ssm_beta", **forms(1))
     taps = forms(c.value_width, Taps(between=True), Taps(between=False), first=first, axis=1)
     conv = ("delta.conv.weight", "linear_attn.conv1d.weight", "ssm_conv1d.weight")
-    t.put((c.taps, c.mixed_width), *conv, **taps)
+    t.put((c.taps, c.mixed_width), *conv, **taps, gguf_exact=True)
     heads = (c.value_heads,)
     t.put(heads, "delta.dt", "linear_attn.dt_bias", "ssm_dt.bias", **forms(1))
     rate = forms(1, gguf=Logarithm())
@@ -178,5 +186,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     from_gguf=from_gguf,
+    to_gguf=to_gguf,
+    in_hf_order=in_hf_order,
     own_tensors=own_tensors,
 )

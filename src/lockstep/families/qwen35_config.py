@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstep.errors import InputError, UsageError
@@ -13,6 +13,7 @@ from lockstep.families.decoder import MAX_LAYERS, MAX_SIZE, DecoderConfig
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
+    gguf_keys,
     gguf_settings,
     hf_keys,
     hf_settings,
@@ -256,6 +257,26 @@ def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
             f"{config.value_heads} value heads, got {values}"
         )
     return config
+
+
+def to_gguf(config: Config) -> dict[str, object]:
+    """The GGUF metadata of a config, whichever order of value heads it is in."""
+    return {
+        **gguf_keys(config, "qwen35"),
+        "qwen35.rope.dimension_count": config.rotary,
+        "qwen35.rope.dimension_sections": [*mrope_sections(config), 0],
+        "qwen35.full_attention_interval": config.interval,
+        "qwen35.ssm.conv_kernel": config.taps,
+        "qwen35.ssm.group_count": config.key_heads,
+        "qwen35.ssm.state_size": config.key_width,
+        "qwen35.ssm.time_step_rank": config.value_heads,
+        "qwen35.ssm.inner_size": config.values_width,
+    }
+
+
+def in_hf_order(config: Config) -> Config:
+    """The same model with the value heads of a key head side by side."""
+    return replace(config, tiled=False)
 
 
 def _expect_three_positions(sections: object) -> None:

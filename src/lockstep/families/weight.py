@@ -14,13 +14,15 @@ from lockstep.families.source import TensorSource
 from lockstep.ir import Array
 
 Scheme = Literal["hf", "gguf"]
+_Q8_0_GROUP = 32  # elements of a block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
     """One parameter: our id, its shape, and what files call it and how they keep it.
 
-    `decay` says whether weight decay applies: to matrices, not to gains and biases.
+    `decay` says whether weight decay applies: to matrices, not to gains and biases. `gguf_exact`
+    says that llama.cpp reads it in F32 only, though it is no vector.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Weight:
     decay: bool
     hf_form: Form = AS_IS
     gguf_form: Form = AS_IS
+    gguf_exact: bool = False
 
     def name(self, scheme: Scheme) -> str:
         """What a file of this kind calls the weight."""
@@ -38,6 +41,15 @@ class Weight:
     def form(self, scheme: Scheme) -> Form:
         """In which form a file of this kind keeps the weight."""
         return self.hf_form if scheme == "hf" else self.gguf_form
+
+    def gguf_type(self, wanted: str) -> str:
+        """The type in which a GGUF file keeps it, where `wanted` is asked for.
+
+        As llama.cpp's converter: vectors stay in F32, and rows that are no whole blocks in F16.
+        """
+        if len(self.shape) < 2 or self.gguf_exact:
+            return "F32"
+        return "F16" if wanted == "Q8_0" and self.shape[-1] % _Q8_0_GROUP else wanted
 
 
 class Forms(TypedDict, total=False):
@@ -91,6 +103,7 @@ class Table:
         *,
         hf_form: Form = AS_IS,
         gguf_form: Form = AS_IS,
+        gguf_exact: bool = False,
     ) -> None:
         """Adds a parameter by its whole names."""
         id, hf, gguf = (p + n for p, n in zip(self._prefix, (id, hf, gguf), strict=True))
@@ -103,6 +116,7 @@ class Table:
                 decay=len(shape) > 1,
                 hf_form=hf_form,
                 gguf_form=gguf_form,
+                gguf_exact=gguf_exact,
             )
         )
 

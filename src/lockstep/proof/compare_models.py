@@ -71,6 +71,7 @@ def compare_models(
 
     Raises: UsageError if they are not of one family, GateError if their graphs have other nodes.
     """
+    left, right = left.in_hf_order(), right.in_hf_order()
     sides = Side.of(left, tokens), Side.of(right, tokens)
     _expect_same_graph(*sides)
     ids = np.random.default_rng(seed).integers(0, left.model.config.vocab, tokens, dtype=np.int32)

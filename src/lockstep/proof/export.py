@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.artifacts import Check
-from lockstep.engine.export_gguf import ExportType, stored_as
+from lockstep.engine.export_gguf import ExportType
 from lockstep.engine.model import load
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
@@ -94,7 +94,7 @@ def prove_hf(source: Source, path: Path, say: Say = lambda text: None) -> list[C
 def _case(source: Source, exported: Source, wanted: ExportType) -> _Case:
     tokenizer = open_tokenizer(source)
     return _Case(
-        source=source, exported=exported, wanted=wanted, tokenizer=tokenizer,
+        source=source.in_hf_order(), exported=exported, wanted=wanted, tokenizer=tokenizer,
         texts=corpus_of(source, tokenizer), prompt=prompt_of(tokenizer),
     )  # fmt: skip
 
@@ -120,8 +120,9 @@ def _refused(path: Path, error: LockstepError) -> Check:
 
 
 def _read_back(case: _Case) -> Iterator[Check]:
-    yield settings_check(case.source, case.exported)
-    yield weights_check(case.source, case.exported, case.wanted)
+    exported = case.exported.in_hf_order()
+    yield settings_check(case.source, exported)
+    yield weights_check(case.source, exported, case.wanted)
     yield reader_check(case.source, case.exported, case.texts)
 
 
@@ -142,7 +143,7 @@ def greedy_answers(source: Source, prompt: Sequence[int], steps: int = STEPS) ->
 def _truth(case: _Case, ours: Answers) -> Truth:
     """Of the parameters that the export should have, whatever it has."""
     model = case.source.model
-    stored = {w.id: stored_as(w.shape, case.wanted) for w in model.family.weights(model.config)}
+    stored = {w.id: w.gguf_type(case.wanted) for w in model.family.weights(model.config)}
     parameters = expected_parameters(case.source, case.wanted, case.exported.kind)
     return truth_of(model, parameters, stored, case.prompt, ours.tokens)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.artifacts import Check
-from lockstep.engine.export_gguf import ExportType, differing, stored_as
+from lockstep.engine.export_gguf import ExportType, differing
 from lockstep.engine.source import Source
 from lockstep.formats.dequantise import dequantise
 from lockstep.formats.quantise import quantise
@@ -54,9 +54,9 @@ def _tensors(
     held = expected_parameters(source, wanted, scheme)
     for weight in model.family.weights(model.config):
         name, form = weight.name(scheme), weight.form(scheme)
-        kind = stored_as(weight.shape, wanted)
+        kind = weight.gguf_type(wanted)
         ours = np.ascontiguousarray(form.stored(source.parameters.f32(weight.id)), np.float32)
-        rows = ours.reshape(-1, weight.shape[-1])
+        rows = ours.reshape(-1, ours.shape[-1])
         differ = _differing(dequantise(quantise(rows, kind, name), kind), file.read(name))
         differ += int(file.stored[name] != kind)
         differ += _differing(held[weight.id], exported.parameters.f32(weight.id))
@@ -67,16 +67,17 @@ def _tensors(
 
 
 def expected_parameters(source: Source, wanted: ExportType, scheme: Any) -> Mapping[str, Array]:
-    """The parameters that the export should hold: the model's, rounded to what is written."""
+    """The parameters that the export should hold: the model's, rounded to what is written.
+
+    A form may round as well: a gain less one, the exponential of a logarithm.
+    """
     found = {}
     for weight in source.model.family.weights(source.model.config):
         ours = source.parameters.f32(weight.id)
-        kind, form = stored_as(weight.shape, wanted), weight.form(scheme)
-        if kind != "F32":
-            rows = np.ascontiguousarray(form.stored(ours), np.float32)
-            rounded = dequantise(quantise(rows, kind, weight.id), kind)
-            ours = np.ascontiguousarray(form.held(rounded), np.float32)
-        found[weight.id] = ours
+        kind, form = weight.gguf_type(wanted), weight.form(scheme)
+        rows = np.ascontiguousarray(form.stored(ours), np.float32)
+        rounded = dequantise(quantise(rows, kind, weight.id), kind)
+        found[weight.id] = np.ascontiguousarray(form.held(rounded), np.float32)
     return found
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
 from lockstep.engine.source import Source
+from lockstep.families.delta_forms import ValueHeads
 from lockstep.families.form import join_pairs, split_pairs
 from lockstep.ir import Array
 
@@ -19,7 +21,7 @@ def explain(left: Source, right: Source, ours: str, theirs: str, bound: float) -
     got, expected = left.parameters.f32(ours), right.parameters.f32(theirs)
     if apart(got, expected) <= bound:
         return None
-    for what, changed in _changes(right, theirs, expected):
+    for what, changed in chain(_left(left, ours, expected), _changes(right, theirs, expected)):
         if changed.shape == got.shape and apart(got, changed) <= bound:
             return f"its weight {ours} is {what}"
     return f"its weight {ours} is not that of the original, {apart(got, expected):.2g} off"
@@ -29,6 +31,16 @@ def apart(a: Array, b: Array) -> float:
     """Root mean square of the difference, relative to the second."""
     scale = float(np.sqrt(np.mean(np.square(b, dtype=np.float64)))) or 1.0
     return float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b)))) / scale
+
+
+def _left(left: Source, id: str, expected: Array) -> Iterator[tuple[str, Array]]:
+    """What a GGUF file would give whose converter left the tensor as Hugging Face has it."""
+    weights = left.model.family.weights(left.model.config) if left.kind == "gguf" else ()
+    for weight in weights:
+        if weight.id == id and isinstance(weight.gguf_form, ValueHeads):
+            with np.errstate(invalid="ignore"):
+                kept = weight.gguf_form.held(weight.hf_form.stored(expected))
+            yield "the original with its value heads as Hugging Face orders them", kept
 
 
 def _changes(right: Source, id: str, expected: Array) -> Iterator[tuple[str, Array]]:
