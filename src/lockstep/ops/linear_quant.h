@@ -12,7 +12,7 @@
 enum {
   QUANT_TASK_BYTES = 64 << 10, /* of panels, in a task of few rows */
   QUANT_AHEAD = 2048,          /* bytes that few rows fetch ahead: a fifth to a third faster */
-  QUANT_SLAB = 96,             /* rows of a task of many rows */
+  QUANT_SLAB = 128,            /* rows of a task of many rows */
 };
 
 /* The operands of one product; q holds int8, or int16 if wide. */

@@ -101,7 +101,7 @@ INLINE void quant_packed(const int f, const int wide, const int n_rows, const in
 }
 
 /* An unpacked block, in rows of one word for each column: groups of four bytes, or pairs of int16
- * if wide; where signs are turned what the 128 add, negated; then the scales. */
+ * without their zero if wide; where signs are turned what the 128 add, negated; then the scales. */
 INLINE int64_t quant_words(const int f, const int wide) {
   const int n_scales = 1 + panel_has_minimum(f) + 4 * panel_is_sub16(f);
   return PANEL_COLUMNS * ((wide ? 16 : 8) + quant_is_turned(f, wide) + n_scales);
@@ -124,7 +124,10 @@ INLINE void quant_unpack(const int f, const int wide, int32_t *to, panel_block b
     panel_block_scales(f, &s, b, v);
     UNROLL for (int g = 0; g < 8; g++) {
       vi w = panel_group(f, b.quants, g, v), second;
-      if (wide) vi_widen(w, &w, &second);
+      if (wide) {
+        vi_widen(w, &w, &second);
+        w = vi_less_halves(w, panel_zero(f)), second = vi_less_halves(second, panel_zero(f));
+      }
       if (quant_is_turned(f, wide)) {
         w = vi_less_bytes(w, quant_half(f));
         part = vi_dot8(part, vi_set((int32_t)0x80808080), w, panel_bits(f));
@@ -159,7 +162,7 @@ INLINE void quant_unpacked(const int f, const int wide, const int n_rows, float 
     rest[v] = w[v] + n_groups * PANEL_COLUMNS;
     const vi ones = turned ? quant_get(rest + v) : vi_set(0);
     UNROLL for (int r = 0; r < n_rows; r++)
-      isum[r][v] = wide ? vi_set(-panel_zero(f) * sum[r * n_blocks]) : ones;
+      isum[r][v] = ones;
     s[v].scale = vf_from_bits(quant_get(rest + v));
     if (panel_has_minimum(f)) s[v].minimum = vf_from_bits(quant_get(rest + v));
     if (panel_is_sub16(f)) {

@@ -1,5 +1,5 @@
 /* quantize_rows: x as small integers, 32 in a row under one scale, and their sums. */
-#include "vec.h"
+#include "vec_dot.h"
 
 enum { ROWS_BLOCK = 32 };
 
@@ -51,22 +51,17 @@ INLINE void rows_block(void *q, float *scale, int32_t *sum, const float *from, c
   const float largest = vf_hmax(most), spoilt = vf_sum(off);
   const float inverse = largest > 0.0f && spoilt == 0.0f ? rows_most(bits) / largest : 0.0f;
   vi sums[2] = {vi_set(0), vi_set(0)};
-  int32_t wide[ROWS_BLOCK];
   UNROLL for (int i = 0; i < N; i++) {
     vi v = vi_set(0);
     if (spoilt == 0.0f) v = vf_to_vi(vf_round(x[i] * vf_set(inverse)));
     sums[i * VL / 16] += v;
-    memcpy(wide + i * VL, &v, sizeof v);
+    if (bits == 8)
+      vi_store_i8((int8_t *)q + i * VL, v);
+    else
+      vi_store_i16((int16_t *)q + i * VL, v);
   }
-  int32_t halves[2] = {0, 0};
-  for (int h = 0; h < 2; h++)
-    for (int i = 0; i < VL; i++) halves[h] += sums[h][i];
-  if (bits == 8)
-    for (int k = 0; k < ROWS_BLOCK; k++) ((int8_t *)q)[k] = (int8_t)wide[k];
-  else
-    for (int k = 0; k < ROWS_BLOCK; k++) ((int16_t *)q)[k] = (int16_t)wide[k];
   *scale = largest / rows_most(bits) + spoilt;
-  *sum = rows_sums(halves[0], halves[1], bits);
+  *sum = rows_sums(vi_sum(sums[0]), vi_sum(sums[1]), bits);
 }
 
 KERNEL void quantize_rows_i8(void *q_MK, float *scale_MJ, int32_t *sum_MJ, const float *x_MK,

@@ -124,10 +124,14 @@ INLINE vi vi_dot8_scale(vi pair, const int second) {
 #endif
 }
 
-/* Every byte less a number. */
+/* Every byte, or every int16, less a number. */
 INLINE vi vi_less_bytes(vi w, const int less) {
   typedef int8_t bytes __attribute__((vector_size(4 * VL)));
   return (vi)((bytes)w - (int8_t)less);
+}
+INLINE vi vi_less_halves(vi w, const int less) {
+  typedef int16_t halves __attribute__((vector_size(4 * VL)));
+  return (vi)((halves)w - (int16_t)less);
 }
 
 /* Four unsigned bytes of each lane as two pairs of int16. */
@@ -193,6 +197,45 @@ INLINE vi vi_from_i8(const int8_t *p) {
   int32_t lane[VL];
   for (int i = 0; i < VL; i++) lane[i] = p[i];
   return vi_load(lane);
+#endif
+}
+
+/* VL small integers as int8, or as int16. */
+INLINE void vi_store_i8(int8_t *p, vi x) {
+#if VL == 16
+  _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8((__m512i)x));
+#elif VL == 8
+  const __m128i low = _mm256_castsi256_si128((__m256i)x);
+  const __m128i high = _mm256_extracti128_si256((__m256i)x, 1);
+  const __m128i halves = _mm_packs_epi32(low, high);
+  _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(halves, halves));
+#else
+  for (int i = 0; i < VL; i++) p[i] = (int8_t)x[i];
+#endif
+}
+INLINE void vi_store_i16(int16_t *p, vi x) {
+#if VL == 16
+  _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16((__m512i)x));
+#elif VL == 8
+  const __m128i low = _mm256_castsi256_si128((__m256i)x);
+  const __m128i high = _mm256_extracti128_si256((__m256i)x, 1);
+  _mm_storeu_si128((__m128i *)(void *)p, _mm_packs_epi32(low, high));
+#else
+  for (int i = 0; i < VL; i++) p[i] = (int16_t)x[i];
+#endif
+}
+
+/* The sum of all lanes. */
+INLINE int32_t vi_sum(vi x) {
+#if VL == 16
+  return _mm512_reduce_add_epi32((__m512i)x);
+#elif VL == 8
+  __m128i sum =
+      _mm_add_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+#else
+  return (x[0] + x[1]) + (x[2] + x[3]);
 #endif
 }
 
