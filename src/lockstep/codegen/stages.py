@@ -45,8 +45,10 @@ class StageWriter:
     ) -> None:
         self._names, self._instances, self._is_small = names, instances, is_small
         self._numbers: dict[tuple[str, ...], int] = {}
+        self._counts: dict[str, str] = {}  # expression -> the function that gives it
         self._parts = ["\n/* Stages: everything between two barriers. */\n"]
         self._entries: dict[str, list[int]] = {}
+        self._records: list[str] = []  # of each stage, what tables hold
         self._rows_alone = 0  # a small program runs that many rows on one thread
 
     def add_entry(self, entry: str, stages: Sequence[ParallelStage]) -> None:
@@ -72,13 +74,19 @@ class StageWriter:
         counts = [count for count, _ in parts]
         body = [line for count, lines in parts[:-1] for line in _guarded(count, lines)]
         lines = "\n".join(f"  {line}" for line in [*body, *parts[-1][1]])
-        return (
-            f"static void stage_{number}(const Call *c, int64_t task) {{\n{lines}\n}}\n"
-            f"static int64_t stage_{number}_chain(const Call *c) {{\n  (void)c;\n"
-            f"  return {' + '.join(counts[: len(stage.chains)]) or '0'};\n}}\n"
-            f"static int64_t stage_{number}_tasks(const Call *c) {{\n  (void)c;\n"
-            f"  return {' + '.join(counts)};\n}}\n"
-        )
+        chain = self._count(" + ".join(counts[: len(stage.chains)]) or "0")
+        tasks = self._count(" + ".join(counts))
+        self._records.append(f"{{stage_{number}, {chain}, {tasks}}}")
+        return f"static void stage_{number}(const Call *c, int64_t task) {{\n{lines}\n}}\n"
+
+    def _count(self, expression: str) -> str:
+        """The function that gives a number of tasks; layers share theirs."""
+        if expression not in self._counts:
+            name = self._counts[expression] = f"tasks_{len(self._counts) + 1}"
+            self._parts.append(
+                f"static int64_t {name}(const Call *c) {{\n  (void)c;\n  return {expression};\n}}\n"
+            )
+        return self._counts[expression]
 
     def _chain(self, chain: Chain) -> tuple[str, list[str]]:
         rows = count_of(chain.rows) if isinstance(chain.rows, str) else str(chain.rows)
@@ -96,7 +104,7 @@ class StageWriter:
     def _tables(self) -> str:
         lines = ["\n/* Entry points. */"]
         for entry, numbers in self._entries.items():
-            stages = ", ".join(f"{{stage_{n}, stage_{n}_chain, stage_{n}_tasks}}" for n in numbers)
+            stages = ", ".join(self._records[n] for n in numbers)
             rows = stages or "{NULL, NULL, NULL}"
             lines.append(f"static const Stage {entry}_stages[] = {{{rows}}};")
         counts = f"N_ENTRIES = {len(self._entries)}, N_NODES = {len(self._names)}"

@@ -41,8 +41,9 @@ INLINE vf float_load(const int kind, const uint8_t *panel, int64_t k, const int 
   return vf_load_bfloat((const uint16_t *)(const void *)at);
 }
 
-/* y + b + add; masked stores are slow where they are not needed. */
-INLINE void float_store(const float_product *t, vf y, int64_t row, int64_t col) {
+/* y + b + add, not inlined: once for a whole chain, and long. Masked stores are slow where they are
+ * not needed. */
+FLOAT_SHARED void float_store(const float_product *t, vf y, int64_t row, int64_t col) {
   const int64_t at = row * t->n_cols + col, left = t->n_cols - col;
   if (left >= VL) {
     if (t->b) y = vf_add(y, vf_load(t->b + col));

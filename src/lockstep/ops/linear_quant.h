@@ -30,8 +30,9 @@ INLINE int64_t quant_least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t quant_count(int64_t size, int64_t part) { return (size + part - 1) / part; }
 INLINE int64_t quant_panels(int64_t n_cols) { return quant_count(n_cols, PANEL_COLUMNS); }
 
-/* y = acc + b + add for a row of a panel. Masked stores are slow where they are not needed. */
-INLINE void quant_store(const quant_product *t, const float *acc, int64_t row, int64_t col) {
+/* y = acc + b + add for a row of a panel, not inlined: once for a whole row of it, and long. Masked
+ * stores are slow where they are not needed. */
+QUANT_SHARED void quant_store(const quant_product *t, const float *acc, int64_t row, int64_t col) {
   UNROLL for (int v = 0; v < PANEL_NV; v++, col += VL) {
     const int64_t at = row * t->n_cols + col, left = t->n_cols - col;
     vf y = vf_load(acc + v * VL);

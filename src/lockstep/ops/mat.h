@@ -90,16 +90,35 @@ INLINE void mat_chain(vf (*acc)[8], const mat_block *t, const int n_rows, const 
   }
 }
 
+/* The chains of a register tile from term k on, to C. Not inlined: a copy in each tile would take long
+ * to compile. Masked stores are slow where they are not needed. */
+MAT_SHARED void mat_store(const mat_block *t, const float *out, int64_t k, int n_rows,
+                          int n_vectors, int64_t row, int64_t col, int64_t n_cols) {
+  const float *add = k > 0 ? t->c : t->add, *bias = k > 0 ? NULL : t->bias;
+  for (int v = 0; v < n_vectors && n_cols > 0; v++, col += VL, n_cols -= VL) {
+    const int is_full = n_cols >= VL;
+    const vm valid = vm_first(n_cols);
+    const vf some = bias ? vf_load_m(bias + col, valid) : vf_zero();
+    for (int r = 0; r < n_rows; r++) {
+      const int64_t at = (row + r) * t->c_row + col;
+      vf y = vf_load(out + (r * n_vectors + v) * VL);
+      if (bias) y = vf_add(y, some);
+      if (add) y = vf_add(y, is_full ? vf_load(add + at) : vf_load_m(add + at, valid));
+      if (is_full)
+        vf_store(t->c + at, y);
+      else
+        vf_store_m(t->c + at, y, valid);
+    }
+  }
+}
+
 /* One register tile: n_rows rows from `row`, n_vectors vectors from column `col`, n_cols valid. */
 INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, const int across,
                      int64_t row, int64_t col, int64_t n_cols) {
   vf acc[MAT_ROWS][8];
-  vm valid[8];
   const float *a = t->a + row * t->a_row;
   const float *b = t->b + col / MAT_PANEL * t->b_panel + col % MAT_PANEL;
   const int64_t at = row * t->c_row + col;
-  UNROLL for (int v = 0; v < n_vectors; v++)
-    valid[v] = vm_first(mat_rest(n_cols, v * VL));
   if (across || t->terms >= MAT_BLOCK) /* the result may be far away: fetch its lines by now */
     UNROLL for (int r = 0; r < n_rows; r++)
       UNROLL for (int v = 0; v < n_vectors; v++)
@@ -107,17 +126,11 @@ INLINE void mat_tile(const mat_block *t, const int n_rows, const int n_vectors, 
   for (int64_t k = 0; k < t->terms; k += MAT_BLOCK) {
     mat_chain(acc, t, n_rows, n_vectors, across, a + k * (across ? t->a_term : 1),
               b + k * (across ? t->b_term : MAT_PANEL), mat_least(t->terms - k, MAT_BLOCK));
-    const float *add = k > 0 ? t->c : t->add;
-    UNROLL for (int v = 0; v < n_vectors; v++) {
-      const vf bias = t->bias ? vf_load_m(t->bias + col + v * VL, valid[v]) : vf_zero();
-      UNROLL for (int r = 0; r < n_rows; r++) {
-        vf y = acc[r][v];
-        const int64_t i = at + r * t->c_row + v * VL;
-        if (k == 0 && t->bias) y = vf_add(y, bias);
-        if (add) y = vf_add(y, vf_load_m(add + i, valid[v]));
-        vf_store_m(t->c + i, y, valid[v]);
-      }
-    }
+    _Alignas(64) float out[MAT_ROWS * 8 * VL];
+    UNROLL for (int r = 0; r < n_rows; r++)
+      UNROLL for (int v = 0; v < n_vectors; v++)
+        vf_store(out + (r * n_vectors + v) * VL, acc[r][v]);
+    mat_store(t, out, k, n_rows, n_vectors, row, col, n_cols);
   }
 }
 

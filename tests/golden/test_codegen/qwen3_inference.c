@@ -560,6 +560,14 @@ NODE void n_head(const Call *c, int64_t begin, int64_t end) {
 }
 
 /* Stages: everything between two barriers. */
+static int64_t tasks_1(const Call *c) {
+  (void)c;
+  return 0;
+}
+static int64_t tasks_2(const Call *c) {
+  (void)c;
+  return k_rope_table_1_count(c) + k_attend_room_1_count(c);
+}
 static void stage_0(const Call *c, int64_t task) {
   if (task < k_rope_table_1_count(c)) {
     n_rope(c, task, task + 1);
@@ -568,13 +576,9 @@ static void stage_0(const Call *c, int64_t task) {
   task -= k_rope_table_1_count(c);
   n_attend_room(c, task, task + 1);
 }
-static int64_t stage_0_chain(const Call *c) {
+static int64_t tasks_3(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_0_tasks(const Call *c) {
-  (void)c;
-  return k_rope_table_1_count(c) + k_attend_room_1_count(c);
+  return k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_6_count(c);
 }
 static void stage_1(const Call *c, int64_t task) {
   if (task < k_pack_linear_1_count(c)) {
@@ -649,13 +653,9 @@ static void stage_1(const Call *c, int64_t task) {
   task -= k_pack_linear_5_count(c);
   n_embed_weight_at_pack(c, task, task + 1);
 }
-static int64_t stage_1_chain(const Call *c) {
+static int64_t tasks_4(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_1_tasks(const Call *c) {
-  (void)c;
-  return k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_6_count(c);
+  return (c->count[ROWS] + 15) / 16;
 }
 static void stage_2(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -672,24 +672,12 @@ static void stage_2(const Call *c, int64_t task) {
   n_layers_0_attn_k_write(c, begin, end);
   n_layers_0_attn_v_write(c, begin, end);
 }
-static int64_t stage_2_chain(const Call *c) {
+static int64_t tasks_5(const Call *c) {
   (void)c;
-  return (c->count[ROWS] + 15) / 16;
-}
-static int64_t stage_2_tasks(const Call *c) {
-  (void)c;
-  return (c->count[ROWS] + 15) / 16;
+  return k_attend_f32_1_count(c);
 }
 static void stage_3(const Call *c, int64_t task) {
   n_layers_0_attn_core(c, task, task + 1);
-}
-static int64_t stage_3_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_3_tasks(const Call *c) {
-  (void)c;
-  return k_attend_f32_1_count(c);
 }
 static void stage_4(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -711,24 +699,8 @@ static void stage_4(const Call *c, int64_t task) {
   n_layers_1_attn_k_write(c, begin, end);
   n_layers_1_attn_v_write(c, begin, end);
 }
-static int64_t stage_4_chain(const Call *c) {
-  (void)c;
-  return (c->count[ROWS] + 15) / 16;
-}
-static int64_t stage_4_tasks(const Call *c) {
-  (void)c;
-  return (c->count[ROWS] + 15) / 16;
-}
 static void stage_5(const Call *c, int64_t task) {
   n_layers_1_attn_core(c, task, task + 1);
-}
-static int64_t stage_5_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_5_tasks(const Call *c) {
-  (void)c;
-  return k_attend_f32_1_count(c);
 }
 static void stage_6(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -740,24 +712,16 @@ static void stage_6(const Call *c, int64_t task) {
   n_layers_1_ffn_act(c, begin, end);
   n_layers_1_ffn_add(c, begin, end);
 }
-static int64_t stage_6_chain(const Call *c) {
+static int64_t tasks_6(const Call *c) {
   (void)c;
-  return (c->count[ROWS] + 15) / 16;
-}
-static int64_t stage_6_tasks(const Call *c) {
-  (void)c;
-  return (c->count[ROWS] + 15) / 16;
+  return k_take_rows_1_count(c);
 }
 static void stage_7(const Call *c, int64_t task) {
   n_wanted_rows(c, task, task + 1);
 }
-static int64_t stage_7_chain(const Call *c) {
+static int64_t tasks_7(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_7_tasks(const Call *c) {
-  (void)c;
-  return k_take_rows_1_count(c);
+  return (c->count[OUTS] + 15) / 16;
 }
 static void stage_8(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -765,19 +729,11 @@ static void stage_8(const Call *c, int64_t task) {
   n_norm(c, begin, end);
   n_head(c, begin, end);
 }
-static int64_t stage_8_chain(const Call *c) {
-  (void)c;
-  return (c->count[OUTS] + 15) / 16;
-}
-static int64_t stage_8_tasks(const Call *c) {
-  (void)c;
-  return (c->count[OUTS] + 15) / 16;
-}
 
 /* Entry points. */
-static const Stage init_stages[] = {{stage_0, stage_0_chain, stage_0_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
-static const Stage forward_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_6, stage_6_chain, stage_6_tasks}, {stage_7, stage_7_chain, stage_7_tasks}, {stage_8, stage_8_chain, stage_8_tasks}};
-static const Stage repack_stages[] = {{stage_1, stage_1_chain, stage_1_tasks}};
+static const Stage init_stages[] = {{stage_0, tasks_1, tasks_2}, {stage_1, tasks_1, tasks_3}};
+static const Stage forward_stages[] = {{stage_2, tasks_4, tasks_4}, {stage_3, tasks_1, tasks_5}, {stage_4, tasks_4, tasks_4}, {stage_5, tasks_1, tasks_5}, {stage_6, tasks_4, tasks_4}, {stage_7, tasks_1, tasks_6}, {stage_8, tasks_7, tasks_7}};
+static const Stage repack_stages[] = {{stage_1, tasks_1, tasks_3}};
 enum { N_ENTRIES = 3, N_NODES = 55, ROWS_ALONE = 16 };
 static const struct {
   const Stage *stages;

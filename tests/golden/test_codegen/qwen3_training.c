@@ -1536,16 +1536,20 @@ NODE void n_norm_weight_at_adamw(const Call *c, int64_t begin, int64_t end) {
 }
 
 /* Stages: everything between two barriers. */
-static void stage_0(const Call *c, int64_t task) {
-  n_rope(c, task, task + 1);
-}
-static int64_t stage_0_chain(const Call *c) {
+static int64_t tasks_1(const Call *c) {
   (void)c;
   return 0;
 }
-static int64_t stage_0_tasks(const Call *c) {
+static int64_t tasks_2(const Call *c) {
   (void)c;
   return k_rope_table_1_count(c);
+}
+static void stage_0(const Call *c, int64_t task) {
+  n_rope(c, task, task + 1);
+}
+static int64_t tasks_3(const Call *c) {
+  (void)c;
+  return k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_6_count(c) + k_pack_linear_dx_1_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c);
 }
 static void stage_1(const Call *c, int64_t task) {
   if (task < k_pack_linear_1_count(c)) {
@@ -1695,13 +1699,9 @@ static void stage_1(const Call *c, int64_t task) {
   task -= k_pack_linear_dx_5_count(c);
   n_layers_0_attn_q_weight_at_pack_dx(c, task, task + 1);
 }
-static int64_t stage_1_chain(const Call *c) {
+static int64_t tasks_4(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_1_tasks(const Call *c) {
-  (void)c;
-  return k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_1_count(c) + k_pack_linear_2_count(c) + k_pack_linear_2_count(c) + k_pack_linear_3_count(c) + k_pack_linear_4_count(c) + k_pack_linear_4_count(c) + k_pack_linear_5_count(c) + k_pack_linear_6_count(c) + k_pack_linear_dx_1_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c) + k_pack_linear_dx_2_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_3_count(c) + k_pack_linear_dx_4_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_5_count(c) + k_pack_linear_dx_6_count(c);
+  return (40 + 15) / 16;
 }
 static void stage_2(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1716,24 +1716,12 @@ static void stage_2(const Call *c, int64_t task) {
   n_layers_0_attn_q_rope(c, begin, end);
   n_layers_0_attn_k_rope(c, begin, end);
 }
-static int64_t stage_2_chain(const Call *c) {
+static int64_t tasks_5(const Call *c) {
   (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_2_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16;
+  return k_attention_1_count(c);
 }
 static void stage_3(const Call *c, int64_t task) {
   n_layers_0_attn_core(c, task, task + 1);
-}
-static int64_t stage_3_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_3_tasks(const Call *c) {
-  (void)c;
-  return k_attention_1_count(c);
 }
 static void stage_4(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1753,24 +1741,8 @@ static void stage_4(const Call *c, int64_t task) {
   n_layers_1_attn_q_rope(c, begin, end);
   n_layers_1_attn_k_rope(c, begin, end);
 }
-static int64_t stage_4_chain(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_4_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16;
-}
 static void stage_5(const Call *c, int64_t task) {
   n_layers_1_attn_core(c, task, task + 1);
-}
-static int64_t stage_5_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_5_tasks(const Call *c) {
-  (void)c;
-  return k_attention_1_count(c);
 }
 static void stage_6(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1785,24 +1757,12 @@ static void stage_6(const Call *c, int64_t task) {
   n_head(c, begin, end);
   n_loss(c, begin, end);
 }
-static int64_t stage_6_chain(const Call *c) {
+static int64_t tasks_6(const Call *c) {
   (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_6_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16;
+  return k_loss_sum_1_count(c);
 }
 static void stage_7(const Call *c, int64_t task) {
   n_loss_sum(c, task, task + 1);
-}
-static int64_t stage_7_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_7_tasks(const Call *c) {
-  (void)c;
-  return k_loss_sum_1_count(c);
 }
 static void stage_8(const Call *c, int64_t task) {
   const int64_t begin = task * 16, stop = begin + 16;
@@ -1825,13 +1785,9 @@ static void stage_8(const Call *c, int64_t task) {
   n_layers_1_attn_add_at_sum(c, begin, end);
   n_layers_1_attn_o_at_dx(c, begin, end);
 }
-static int64_t stage_8_chain(const Call *c) {
+static int64_t tasks_7(const Call *c) {
   (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_8_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16;
+  return k_loss_sum_1_count(c) + k_linear_dw_1_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
 }
 static void stage_9(const Call *c, int64_t task) {
   if (task < k_loss_sum_1_count(c)) {
@@ -1876,13 +1832,9 @@ static void stage_9(const Call *c, int64_t task) {
   task -= k_linear_dw_4_count(c);
   n_layers_1_attn_core_at_grad(c, task, task + 1);
 }
-static int64_t stage_9_chain(const Call *c) {
+static int64_t tasks_8(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_9_tasks(const Call *c) {
-  (void)c;
-  return k_loss_sum_1_count(c) + k_linear_dw_1_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
+  return (40 + 15) / 16 + k_linear_dw_5_count(c);
 }
 static void stage_10(const Call *c, int64_t task) {
   if (task < (40 + 15) / 16) {
@@ -1907,13 +1859,9 @@ static void stage_10(const Call *c, int64_t task) {
   task -= (40 + 15) / 16;
   n_layers_1_attn_v_at_dw(c, task, task + 1);
 }
-static int64_t stage_10_chain(const Call *c) {
+static int64_t tasks_9(const Call *c) {
   (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_10_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16 + k_linear_dw_5_count(c);
+  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
 }
 static void stage_11(const Call *c, int64_t task) {
   if (task < k_rmsnorm_dgain_2_count(c)) {
@@ -1968,14 +1916,6 @@ static void stage_11(const Call *c, int64_t task) {
   task -= k_linear_dw_4_count(c);
   n_layers_0_attn_core_at_grad(c, task, task + 1);
 }
-static int64_t stage_11_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_11_tasks(const Call *c) {
-  (void)c;
-  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_2_count(c) + k_linear_dw_3_count(c) + k_linear_dw_3_count(c) + k_rmsnorm_dgain_1_count(c) + k_linear_dw_4_count(c) + k_attention_grad_1_count(c);
-}
 static void stage_12(const Call *c, int64_t task) {
   if (task < (40 + 15) / 16) {
     const int64_t begin = task * 16, stop = begin + 16;
@@ -1993,13 +1933,9 @@ static void stage_12(const Call *c, int64_t task) {
   task -= (40 + 15) / 16;
   n_layers_0_attn_v_at_dw(c, task, task + 1);
 }
-static int64_t stage_12_chain(const Call *c) {
+static int64_t tasks_10(const Call *c) {
   (void)c;
-  return (40 + 15) / 16;
-}
-static int64_t stage_12_tasks(const Call *c) {
-  (void)c;
-  return (40 + 15) / 16 + k_linear_dw_5_count(c);
+  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_embedding_dw_1_count(c);
 }
 static void stage_13(const Call *c, int64_t task) {
   if (task < k_rmsnorm_dgain_2_count(c)) {
@@ -2029,35 +1965,23 @@ static void stage_13(const Call *c, int64_t task) {
   task -= k_rmsnorm_dgain_1_count(c);
   n_embed_at_dw(c, task, task + 1);
 }
-static int64_t stage_13_chain(const Call *c) {
+static int64_t tasks_11(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_13_tasks(const Call *c) {
-  (void)c;
-  return k_rmsnorm_dgain_2_count(c) + k_linear_dw_5_count(c) + k_rmsnorm_dgain_3_count(c) + k_linear_dw_6_count(c) + k_rmsnorm_dgain_1_count(c) + k_embedding_dw_1_count(c);
+  return k_sum_squares_1_count(c);
 }
 static void stage_14(const Call *c, int64_t task) {
   n_clip_squares(c, task, task + 1);
 }
-static int64_t stage_14_chain(const Call *c) {
+static int64_t tasks_12(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_14_tasks(const Call *c) {
-  (void)c;
-  return k_sum_squares_1_count(c);
+  return k_clip_scale_1_count(c);
 }
 static void stage_15(const Call *c, int64_t task) {
   n_clip(c, task, task + 1);
 }
-static int64_t stage_15_chain(const Call *c) {
+static int64_t tasks_13(const Call *c) {
   (void)c;
-  return 0;
-}
-static int64_t stage_15_tasks(const Call *c) {
-  (void)c;
-  return k_clip_scale_1_count(c);
+  return k_adamw_1_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c);
 }
 static void stage_16(const Call *c, int64_t task) {
   if (task < k_adamw_1_count(c)) {
@@ -2177,21 +2101,13 @@ static void stage_16(const Call *c, int64_t task) {
   task -= k_adamw_6_count(c);
   n_norm_weight_at_adamw(c, task, task + 1);
 }
-static int64_t stage_16_chain(const Call *c) {
-  (void)c;
-  return 0;
-}
-static int64_t stage_16_tasks(const Call *c) {
-  (void)c;
-  return k_adamw_1_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c) + k_adamw_3_count(c) + k_adamw_4_count(c) + k_adamw_4_count(c) + k_adamw_5_count(c) + k_adamw_5_count(c) + k_adamw_3_count(c) + k_adamw_2_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_6_count(c) + k_adamw_2_count(c);
-}
 
 /* Entry points. */
-static const Stage init_stages[] = {{stage_0, stage_0_chain, stage_0_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
-static const Stage forward_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_6, stage_6_chain, stage_6_tasks}, {stage_7, stage_7_chain, stage_7_tasks}};
-static const Stage repack_stages[] = {{stage_1, stage_1_chain, stage_1_tasks}};
-static const Stage step_stages[] = {{stage_2, stage_2_chain, stage_2_tasks}, {stage_3, stage_3_chain, stage_3_tasks}, {stage_4, stage_4_chain, stage_4_tasks}, {stage_5, stage_5_chain, stage_5_tasks}, {stage_8, stage_8_chain, stage_8_tasks}, {stage_9, stage_9_chain, stage_9_tasks}, {stage_10, stage_10_chain, stage_10_tasks}, {stage_11, stage_11_chain, stage_11_tasks}, {stage_12, stage_12_chain, stage_12_tasks}, {stage_13, stage_13_chain, stage_13_tasks}};
-static const Stage update_stages[] = {{stage_14, stage_14_chain, stage_14_tasks}, {stage_15, stage_15_chain, stage_15_tasks}, {stage_16, stage_16_chain, stage_16_tasks}, {stage_1, stage_1_chain, stage_1_tasks}};
+static const Stage init_stages[] = {{stage_0, tasks_1, tasks_2}, {stage_1, tasks_1, tasks_3}};
+static const Stage forward_stages[] = {{stage_2, tasks_4, tasks_4}, {stage_3, tasks_1, tasks_5}, {stage_4, tasks_4, tasks_4}, {stage_5, tasks_1, tasks_5}, {stage_6, tasks_4, tasks_4}, {stage_7, tasks_1, tasks_6}};
+static const Stage repack_stages[] = {{stage_1, tasks_1, tasks_3}};
+static const Stage step_stages[] = {{stage_2, tasks_4, tasks_4}, {stage_3, tasks_1, tasks_5}, {stage_4, tasks_4, tasks_4}, {stage_5, tasks_1, tasks_5}, {stage_8, tasks_4, tasks_4}, {stage_9, tasks_1, tasks_7}, {stage_10, tasks_4, tasks_8}, {stage_11, tasks_1, tasks_9}, {stage_12, tasks_4, tasks_8}, {stage_13, tasks_1, tasks_10}};
+static const Stage update_stages[] = {{stage_14, tasks_1, tasks_11}, {stage_15, tasks_1, tasks_12}, {stage_16, tasks_1, tasks_13}, {stage_1, tasks_1, tasks_3}};
 enum { N_ENTRIES = 5, N_NODES = 149, ROWS_ALONE = 0 };
 static const struct {
   const Stage *stages;
