@@ -126,6 +126,45 @@ def inspected(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, json.loads(capfd.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "nothing in it"),
+        ([f"{i}.txt" for i in range(6)], "0.txt, 1.txt, 2.txt, 3.txt and 2 more"),
+        (["a.gguf", "b.gguf"], "name the file: {}/a.gguf"),
+        (["config.json"], "download its *.safetensors as well"),
+        (["config.json", "pytorch_model.bin"], "save the weights of pytorch_model.bin as"),
+        (["model.safetensors"], "put the config.json of the model beside model.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["inspect", "run", "serve", "export"])
+def test_a_directory_that_is_no_model_is_refused_with_what_is_in_it(
+    verb: str, names: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    more = {
+        "run": ["-p", "x"],
+        "serve": ["--port=0"],
+        "export": ["--to", "hf", "-o", str(tmp_path / "out")],
+    }
+    assert main([verb, str(folder), *more.get(verb, [])]) == 4
+    err = capfd.readouterr().err
+    assert "a Hugging Face directory (config.json and *.safetensors) or a run" in err
+    assert says.format(folder) in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_asks_for_the_original_of_what_is_no_run(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("hf", "model.gguf"):
+        assert main(["compare", str(folder / name)]) == 2
+        assert "MODEL and its ORIGINAL" in capfd.readouterr().err
+
+
 def test_inspect_says_what_a_token_reads_and_the_speed_that_follows(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import click
 
 from lockstep.artifacts import Check
 from lockstep.artifacts.compare import Compare, Comparison, NodeRow
+from lockstep.artifacts.train_config import TrainConfig
 from lockstep.cli.options import resolved_run
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.source import open_source
@@ -57,6 +58,12 @@ def _compare_run(
     name: str | None, flag: str | None, batch: int, tokens: int | None, seed: int
 ) -> Outcome:
     run = resolved_run(name, flag)
+    if run.path.exists() and not (run.path / TrainConfig.file).is_file():
+        raise UsageError(
+            f"compare: expected a run, or MODEL and its ORIGINAL, got {name or flag} alone, which "
+            "is no run",
+            hint="name what the model was made from as well",
+        )
     record = compare_run(run, batch=batch, tokens=tokens, seed=seed, progress=_stage)
     document = {**record.document(), "file": str(run.path / Compare.file)}
     return Outcome(document, "\n".join(_lines(record)), 0 if record.passed else 1)

@@ -65,18 +65,19 @@ def command(
     Prints where it listens, then answers as OpenAI's API does until SIGTERM or Ctrl-C.
     """
     only_loopback = _check_reach(host, api_key)
-    bound = bind(host, port)  # before minutes go into a model that nobody could ask
-    source = open_source(model)
-    stack = ExitStack()
-    stack.enter_context(bound)
-    opened = load(source, context=context, slots=slots, outs=OUTS, cache=kv, threads=threads)
-    tokenizer = open_tokenizer(source)
-    served = Served(
-        name=name or _name(source),
-        session=opened.session,
-        tokenizer=tokenizer,
-        template=_template(source, tokenizer, chat_template, stack),
-    )
+    with ExitStack() as opening:
+        # Before minutes go into a model that nobody could ask.
+        bound = opening.enter_context(bind(host, port))
+        source = open_source(model)
+        opened = load(source, context=context, slots=slots, outs=OUTS, cache=kv, threads=threads)
+        tokenizer = open_tokenizer(source)
+        served = Served(
+            name=name or _name(source),
+            session=opened.session,
+            tokenizer=tokenizer,
+            template=_template(source, tokenizer, chat_template, opening),
+        )
+        stack = opening.pop_all()
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body << 20, request_s=timeout)
     service = Service(served, limits, api_key=api_key)
     url = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"

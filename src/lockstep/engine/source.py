@@ -20,6 +20,7 @@ from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
 from lockstep.formats.leaf import FileIdentity
 
+CONFIG = "config.json"
 Kind = Literal["gguf", "hf", "run"]
 
 
@@ -70,15 +71,45 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if path.is_file():
         return open_gguf(path)
-    if (path / "config.json").is_file() and not (path / TrainConfig.file).exists():
+    is_run = (path / TrainConfig.file).is_file()  # which has a config.json, too
+    if not is_run and (path / CONFIG).is_file() and any(path.glob("*.safetensors*")):
         return open_hf(path)
-    run = RunDir.resolve(name)  # which has a config.json, too
-    if run.path.is_dir():
+    run = RunDir.resolve(name)
+    if (run.path / TrainConfig.file).is_file():
         return open_run(run, weights=weights)
+    found = next((each for each in (path, run.path) if each.is_dir()), None)
+    if found is not None:
+        raise _no_model(found)
     raise InputError(
         f"{name}: expected a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name "
         "of a run, found none of them",
         hint="check the path",
+    )
+
+
+def _no_model(directory: Path) -> InputError:
+    """What a directory has that is not a model, and what it lacks."""
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        return InputError(f"{directory}: cannot be read: {error}", hint="check its permissions")
+    files = [name for name in names if name.endswith(".gguf")]
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
+    if files:
+        hint = f"name the file: {directory / files[0]}"
+    elif CONFIG in names and weights:
+        hint = f"save the weights of {weights[0]} as safetensors"
+    elif CONFIG in names:
+        hint = "download its *.safetensors as well"
+    elif weights:
+        hint = f"put the {CONFIG} of the model beside {weights[0]}"
+    else:
+        hint = "check the path"
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return InputError(
+        f"{directory}: expected a GGUF file, a Hugging Face directory ({CONFIG} and *.safetensors) "
+        f"or a run ({TrainConfig.file}), found a directory with {shown or 'nothing in it'}",
+        hint=hint,
     )
 
 
