@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import gguf
 import numpy as np
 import pytest
 from family_harness import drawn_parameters
@@ -19,6 +21,7 @@ from lockstep.errors import BudgetError, InputError
 from lockstep.families import FAMILIES, write_parameters
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.ir import CacheKind
 from lockstep.ops import panels
 
 FAMILY = FAMILIES["qwen3"]
@@ -155,6 +158,25 @@ def test_a_directory_that_is_no_model_is_refused_with_what_is_in_it(
     assert "a Hugging Face directory (config.json and *.safetensors) or a run" in err
     assert says.format(folder) in err
     assert not (tmp_path / "out").exists()
+
+
+def test_caches_have_the_names_of_ggml() -> None:
+    names = {kind.name.lower() for kind in gguf.GGMLQuantizationType}
+    assert set(get_args(CacheKind)) <= names
+
+
+@pytest.mark.parametrize("kind", get_args(CacheKind))
+def test_a_cache_of_each_kind_is_as_large_as_it_says(
+    kind: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Elements of a position, their scales (one of 32) in halves, and the padding to 16 rows."""
+    path = str(folder / "model.gguf")
+    assert main(["inspect", path, "--json", "--ctx=32", "--depth=32", f"--kv={kind}"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["cache"] == kind
+    n_bytes = {"f32": 4, "f16": 2, "q8_0": 1}[kind]
+    per_head = CONFIG.head_dim * n_bytes + (2 * -(-CONFIG.head_dim // 32) if kind == "q8_0" else 0)
+    assert found["cache_bytes_per_token"] == 2 * CONFIG.layers * 32 * CONFIG.kv_heads * per_head
 
 
 def test_compare_asks_for_the_original_of_what_is_no_run(

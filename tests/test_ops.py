@@ -187,7 +187,7 @@ def test_attention_agrees_for_any_heads_tokens_and_window(
     assert_kernels_agree(Call(OPS[name], draw(OPS[name], case, 0), case))
 
 
-@pytest.mark.parametrize("element", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("element", ["f32", "f16", "q8_0"])
 @settings(max_examples=10)
 @given(
     seed=st.integers(0, 1000),

@@ -417,7 +417,7 @@ TORCH: dict[str, Callable[..., Outputs]] = {
     "scale": lambda x, by: (x * by,),
     "attention": attend,
     "attention_grad": attention_grad,
-    **{f"attend_{element}": attend_cached for element in ("f32", "f16", "q8")},
+    **{f"attend_{element}": attend_cached for element in ("f32", "f16", "q8_0")},
     "silu_mul": gated(functional.silu),
     "silu_mul_grad": gated_grad(functional.silu),
     "sigmoid_mul": gated(torch.sigmoid),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -14,7 +14,7 @@ from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.inspection import Contents, Running, contents, running
 from lockstep.engine.source import open_source
 from lockstep.errors import EnvironmentLacks, LockstepError
-from lockstep.ir import print_graph
+from lockstep.ir import CacheKind, print_graph
 from lockstep.native.program import usable_threads
 from lockstep.native.read_rate import read_rate
 
@@ -28,7 +28,7 @@ _SHOWN = 160  # characters of a value of the metadata
 )
 @click.option("--depth", type=click.IntRange(0), default=0, show_default=True,
               help="Tokens read before the one whose cost is predicted.")  # fmt: skip
-@click.option("--kv", type=click.Choice(["f16", "f32", "q8"]), help="How keys and values are kept.")
+@click.option("--kv", type=click.Choice(get_args(CacheKind)), help="How keys and values are kept.")
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--graph", is_flag=True, help="Print the lowered graph.")

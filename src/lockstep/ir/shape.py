@@ -7,7 +7,7 @@ from typing import Literal
 
 from lockstep.errors import UsageError
 
-CacheKind = Literal["f16", "f32", "q8"]
+CacheKind = Literal["f16", "f32", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

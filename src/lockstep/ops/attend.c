@@ -130,8 +130,8 @@ ATTEND_SHARED void attend_block_f16(AttendTile *t, const AttendCache *cache, int
   attend_block_of(ATTEND_F16, t, cache, queries, block, E, unit);
 }
 
-ATTEND_SHARED void attend_block_q8(AttendTile *t, const AttendCache *cache, int queries,
-                                   int64_t block, int64_t E, vf unit) {
+ATTEND_SHARED void attend_block_q8_0(AttendTile *t, const AttendCache *cache, int queries,
+                                     int64_t block, int64_t E, vf unit) {
   attend_block_of(ATTEND_Q8, t, cache, queries, block, E, unit);
 }
 
@@ -142,7 +142,7 @@ INLINE void attend_block(const int type, AttendTile *t, const AttendCache *cache
   else if (type == ATTEND_F16)
     attend_block_f16(t, cache, queries, block, E, unit);
   else
-    attend_block_q8(t, cache, queries, block, E, unit);
+    attend_block_q8_0(t, cache, queries, block, E, unit);
 }
 
 /* Rows of one sequence at consecutive positions, heads of one head of keys. */
@@ -322,27 +322,27 @@ KERNEL void attend_f16(float *o_MN, const float *q_MN, const uint16_t *keys_LGJE
   attend_tile(ATTEND_F16, &c, P, tile);
 }
 
-KERNEL void attend_q8_naive(float *o_MN, const float *q_MN, const int8_t *keys_LGJEQ,
-                            const uint16_t *kscale_LGJSQ, const int8_t *values_LGCE,
-                            const uint16_t *vscale_LGCS, const int32_t *positions_M,
-                            const int32_t *slots_M, const int32_t *room_P, ATTEND_SIZES, int64_t S,
-                            int64_t C, int64_t P, ATTEND_ATTRS) {
+KERNEL void attend_q8_0_naive(float *o_MN, const float *q_MN, const int8_t *keys_LGJEQ,
+                              const uint16_t *kscale_LGJSQ, const int8_t *values_LGCE,
+                              const uint16_t *vscale_LGCS, const int32_t *positions_M,
+                              const int32_t *slots_M, const int32_t *room_P, ATTEND_SIZES,
+                              int64_t S, int64_t C, int64_t P, ATTEND_ATTRS) {
   (void)S;
   const AttendCache all = {keys_LGJEQ, values_LGCE, kscale_LGJSQ, vscale_LGCS};
   ATTEND_CALL;
   attend_naive(ATTEND_Q8, &c);
 }
 
-KERNEL int64_t attend_q8_tiles(ATTEND_SIZES, int64_t S, int64_t C, int64_t P, ATTEND_ATTRS) {
+KERNEL int64_t attend_q8_0_tiles(ATTEND_SIZES, int64_t S, int64_t C, int64_t P, ATTEND_ATTRS) {
   (void)S;
   ATTEND_COUNT;
 }
 
-KERNEL void attend_q8(float *o_MN, const float *q_MN, const int8_t *keys_LGJEQ,
-                      const uint16_t *kscale_LGJSQ, const int8_t *values_LGCE,
-                      const uint16_t *vscale_LGCS, const int32_t *positions_M,
-                      const int32_t *slots_M, const int32_t *room_P, ATTEND_SIZES, int64_t S,
-                      int64_t C, int64_t P, ATTEND_ATTRS, int64_t tile) {
+KERNEL void attend_q8_0(float *o_MN, const float *q_MN, const int8_t *keys_LGJEQ,
+                        const uint16_t *kscale_LGJSQ, const int8_t *values_LGCE,
+                        const uint16_t *vscale_LGCS, const int32_t *positions_M,
+                        const int32_t *slots_M, const int32_t *room_P, ATTEND_SIZES, int64_t S,
+                        int64_t C, int64_t P, ATTEND_ATTRS, int64_t tile) {
   (void)S;
   const AttendCache all = {keys_LGJEQ, values_LGCE, kscale_LGJSQ, vscale_LGCS};
   ATTEND_CALL;

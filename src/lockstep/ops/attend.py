@@ -49,7 +49,7 @@ def dense(caches: tuple[Array, ...], kind: str) -> Array:
 
 
 def _infer(element: Element) -> Infer:
-    name, n_parts = f"attend_{element}", 2 if element == "q8" else 1
+    name, n_parts = f"attend_{element}", 2 if element == "q8_0" else 1
 
     def infer(
         q_MN: Type, *inputs: Type | None, heads: int, kv_heads: int, window: int, scale: float
@@ -86,7 +86,7 @@ def _infer(element: Element) -> Infer:
 
 
 def _reference(element: Element) -> Reference:
-    n_parts = 2 if element == "q8" else 1
+    n_parts = 2 if element == "q8_0" else 1
 
     def reference(
         q_MN: Array, *inputs: Array, heads: int, kv_heads: int, window: int, scale: float
@@ -123,7 +123,7 @@ def _example(element: Element) -> Example:
             types = cache_types(kind, element, L, kv_heads, E, context)
             for t in types:
                 part = normal(rng, *t.shape({}))
-                if element == "q8":
+                if element == "q8_0":
                     part = np.abs(part) / 64 if t.dtype == "f16" else np.rint(40 * part)
                 caches.append(_hidden(part, kind, seen, t))
         room = np.zeros(room_size(heads, kv_heads, E, context), np.int32)
@@ -211,9 +211,9 @@ _CASES: tuple[dict[str, Attr], ...] = (
 
 
 def _register(element: Element) -> Op:
-    name, is_q8 = f"attend_{element}", element == "q8"
-    keys = ("keys_LGJEQ", "kscale_LGJSQ") if is_q8 else ("keys_LGJEQ",)
-    values = ("values_LGCE", "vscale_LGCS") if is_q8 else ("values_LGCE",)
+    name, is_q8_0 = f"attend_{element}", element == "q8_0"
+    keys = ("keys_LGJEQ", "kscale_LGJSQ") if is_q8_0 else ("keys_LGJEQ",)
+    values = ("values_LGCE", "vscale_LGCS") if is_q8_0 else ("values_LGCE",)
     return OPS.register(
         Op(
             name=name,

@@ -38,7 +38,7 @@ INLINE void cache_put_f16(uint16_t *to, const float *x, int64_t E, int64_t step)
   for (int64_t e = whole; e < E; e++) to[e * step] = float_to_half(x[e]);
 }
 
-INLINE void cache_put_q8(int8_t *to, uint16_t *scale, const float *x, int64_t E, int64_t step) {
+INLINE void cache_put_q8_0(int8_t *to, uint16_t *scale, const float *x, int64_t E, int64_t step) {
   for (int64_t e = 0; e < E; e += CACHE_GROUP) {
     int64_t n = E - e < CACHE_GROUP ? E - e : CACHE_GROUP;
     uint16_t half = cache_scale(x + e, n);
@@ -103,27 +103,27 @@ KERNEL void cache_keys_f16(uint16_t *keys_out, const float *k_MO, const uint16_t
                     k_MO + m * O + g * E, E, CACHE_LANES);
 }
 
-KERNEL void cache_keys_q8(int8_t *keys_out, uint16_t *scale_out, const float *k_MO,
-                          const int8_t *keys_LGJEQ, const uint16_t *scale_LGJSQ,
-                          const int32_t *positions_M, const int32_t *slots_M, int64_t M, int64_t O,
-                          int64_t L, int64_t G, int64_t J, int64_t E, int64_t Q, int64_t S,
-                          int64_t row_begin, int64_t row_end) {
+KERNEL void cache_keys_q8_0(int8_t *keys_out, uint16_t *scale_out, const float *k_MO,
+                            const int8_t *keys_LGJEQ, const uint16_t *scale_LGJSQ,
+                            const int32_t *positions_M, const int32_t *slots_M, int64_t M,
+                            int64_t O, int64_t L, int64_t G, int64_t J, int64_t E, int64_t Q,
+                            int64_t S, int64_t row_begin, int64_t row_end) {
   (void)M, (void)keys_LGJEQ, (void)scale_LGJSQ, (void)L, (void)Q;
   for (int64_t m = row_begin; m < row_end; m++)
     for (int64_t g = 0; g < G; g++)
-      cache_put_q8(keys_out + cache_key_at(slots_M[m], g, positions_M[m], G, J, E),
-                   scale_out + cache_key_at(slots_M[m], g, positions_M[m], G, J, S),
-                   k_MO + m * O + g * E, E, CACHE_LANES);
+      cache_put_q8_0(keys_out + cache_key_at(slots_M[m], g, positions_M[m], G, J, E),
+                     scale_out + cache_key_at(slots_M[m], g, positions_M[m], G, J, S),
+                     k_MO + m * O + g * E, E, CACHE_LANES);
 }
 
-KERNEL void cache_keys_q8_naive(int8_t *keys_out, uint16_t *scale_out, const float *k_MO,
-                                const int8_t *keys_LGJEQ, const uint16_t *scale_LGJSQ,
-                                const int32_t *positions_M, const int32_t *slots_M, int64_t M,
-                                int64_t O, int64_t L, int64_t G, int64_t J, int64_t E, int64_t Q,
-                                int64_t S) {
+KERNEL void cache_keys_q8_0_naive(int8_t *keys_out, uint16_t *scale_out, const float *k_MO,
+                                  const int8_t *keys_LGJEQ, const uint16_t *scale_LGJSQ,
+                                  const int32_t *positions_M, const int32_t *slots_M, int64_t M,
+                                  int64_t O, int64_t L, int64_t G, int64_t J, int64_t E, int64_t Q,
+                                  int64_t S) {
   (void)L, (void)G, (void)E;
-  cache_keys_q8(keys_out, scale_out, k_MO, keys_LGJEQ, scale_LGJSQ, positions_M, slots_M, M, O, L,
-                G, J, E, Q, S, 0, M);
+  cache_keys_q8_0(keys_out, scale_out, k_MO, keys_LGJEQ, scale_LGJSQ, positions_M, slots_M, M, O, L,
+                  G, J, E, Q, S, 0, M);
 }
 
 KERNEL void cache_values_f32_naive(float *values_out, const float *v_MO, const float *values_LGCE,
@@ -171,27 +171,27 @@ KERNEL void cache_values_f16(uint16_t *values_out, const float *v_MO, const uint
                     v_MO + m * O + g * E, E, 1);
 }
 
-KERNEL void cache_values_q8(int8_t *values_out, uint16_t *scale_out, const float *v_MO,
-                            const int8_t *values_LGCE, const uint16_t *scale_LGCS,
-                            const int32_t *positions_M, const int32_t *slots_M, int64_t M,
-                            int64_t O, int64_t L, int64_t G, int64_t C, int64_t E, int64_t S,
-                            int64_t row_begin, int64_t row_end) {
+KERNEL void cache_values_q8_0(int8_t *values_out, uint16_t *scale_out, const float *v_MO,
+                              const int8_t *values_LGCE, const uint16_t *scale_LGCS,
+                              const int32_t *positions_M, const int32_t *slots_M, int64_t M,
+                              int64_t O, int64_t L, int64_t G, int64_t C, int64_t E, int64_t S,
+                              int64_t row_begin, int64_t row_end) {
   (void)M, (void)values_LGCE, (void)scale_LGCS, (void)L;
   for (int64_t m = row_begin; m < row_end; m++)
     for (int64_t g = 0; g < G; g++)
-      cache_put_q8(values_out + cache_value_at(slots_M[m], g, positions_M[m], G, C, E),
-                   scale_out + cache_value_at(slots_M[m], g, positions_M[m], G, C, S),
-                   v_MO + m * O + g * E, E, 1);
+      cache_put_q8_0(values_out + cache_value_at(slots_M[m], g, positions_M[m], G, C, E),
+                     scale_out + cache_value_at(slots_M[m], g, positions_M[m], G, C, S),
+                     v_MO + m * O + g * E, E, 1);
 }
 
-KERNEL void cache_values_q8_naive(int8_t *values_out, uint16_t *scale_out, const float *v_MO,
-                                  const int8_t *values_LGCE, const uint16_t *scale_LGCS,
-                                  const int32_t *positions_M, const int32_t *slots_M, int64_t M,
-                                  int64_t O, int64_t L, int64_t G, int64_t C, int64_t E,
-                                  int64_t S) {
+KERNEL void cache_values_q8_0_naive(int8_t *values_out, uint16_t *scale_out, const float *v_MO,
+                                    const int8_t *values_LGCE, const uint16_t *scale_LGCS,
+                                    const int32_t *positions_M, const int32_t *slots_M, int64_t M,
+                                    int64_t O, int64_t L, int64_t G, int64_t C, int64_t E,
+                                    int64_t S) {
   (void)L, (void)G, (void)E;
-  cache_values_q8(values_out, scale_out, v_MO, values_LGCE, scale_LGCS, positions_M, slots_M, M, O,
-                  L, G, C, E, S, 0, M);
+  cache_values_q8_0(values_out, scale_out, v_MO, values_LGCE, scale_LGCS, positions_M, slots_M, M,
+                    O, L, G, C, E, S, 0, M);
 }
 
 /* take_rows: the rows of x with these indices. */

@@ -25,15 +25,15 @@ _SOURCE = source("cache.c")
 
 LANES = 16  # CACHE_LANES: positions that lie side by side in a cache of keys
 GROUP = 32  # CACHE_GROUP: elements of a row that share a scale
-Element = Literal["f32", "f16", "q8"]
+Element = Literal["f32", "f16", "q8_0"]
 Kind = Literal["keys", "values"]
-_DTYPES: dict[Element, DType] = {"f32": "f32", "f16": "f16", "q8": "i8"}
+_DTYPES: dict[Element, DType] = {"f32": "f32", "f16": "f16", "q8_0": "i8"}
 
 
 def cache_types(
     kind: Kind, element: Element, slots: int, kv_heads: int, head_dim: int, context: int
 ) -> tuple[Type, ...]:
-    """The types of a cache: of its elements, and for q8 of its scales; the context is rounded up.
+    """The types of a cache: of its elements, and for q8_0 of its scales; the context is rounded up.
 
     Shapes: keys [L,G,J,E,Q], scales [L,G,J,S,Q]; values [L,G,C,E], scales [L,G,C,S].
     """
@@ -42,7 +42,7 @@ def cache_types(
     for dtype, width in ((_DTYPES[element], head_dim), ("f16", groups)):
         block = (blocks, width, LANES) if kind == "keys" else (blocks * LANES, width)
         types.append(Type(dtype, (slots, kv_heads, *block)))
-    return tuple(types if element == "q8" else types[:1])
+    return tuple(types if element == "q8_0" else types[:1])
 
 
 def quantised(x_E: Array) -> tuple[Array, Array]:
@@ -96,7 +96,7 @@ def _reference_put(kind: Kind, element: Element) -> Reference:
             x_MO.reshape(-1, heads, width), positions_M, slots_M, strict=True
         ):
             for g, x_E in enumerate(x_GE):
-                kept = quantised(x_E) if element == "q8" else (x_E,)
+                kept = quantised(x_E) if element == "q8_0" else (x_E,)
                 if element == "f16":
                     kept = (x_E.astype(np.float16).astype(x_E.dtype),)
                 for cache, part in zip(written, kept, strict=True):
@@ -161,7 +161,7 @@ TAKE_ROWS = OPS.register(
 
 def _register_put(kind: Kind, element: Element) -> Op:
     name, axes = f"cache_{kind}_{element}", "LGJEQ" if kind == "keys" else "LGCE"
-    caches = (f"{kind}_{axes}", f"scale_{axes.replace('E', 'S')}")[: 2 if element == "q8" else 1]
+    caches = (f"{kind}_{axes}", f"scale_{axes.replace('E', 'S')}")[: 2 if element == "q8_0" else 1]
     x = f"{kind[0]}_MO"
     return OPS.register(
         Op(
@@ -186,6 +186,6 @@ def _register_put(kind: Kind, element: Element) -> Op:
     )
 
 
-ELEMENTS: tuple[Element, ...] = ("f32", "f16", "q8")
+ELEMENTS: tuple[Element, ...] = ("f32", "f16", "q8_0")
 CACHE_KEYS = {element: _register_put("keys", element) for element in ELEMENTS}
 CACHE_VALUES = {element: _register_put("values", element) for element in ELEMENTS}
