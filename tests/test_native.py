@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import threading
 from importlib.util import find_spec
@@ -191,6 +192,17 @@ def test_library_that_does_not_load(tmp_path: Path) -> None:
     path.write_bytes(b"not a library")
     with pytest.raises(EnvironmentLacks, match=r"bad\.so: expected one that loads"):
         Program(path, Manifest.parse(MANIFEST))
+
+
+def test_sparse_memory_takes_only_the_pages_that_were_written() -> None:
+    arena = allocate(64 * HUGE_BYTES, sparse=True)
+    before = _resident_bytes()
+    arena[::HUGE_BYTES] = 1
+    assert _resident_bytes() - before < 8 * HUGE_BYTES
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 4096, HUGE_BYTES + 64])

@@ -1,4 +1,4 @@
-"""Memory for arenas: zeroed, at a 64-byte boundary, in huge pages where it is large."""
+"""Memory for arenas: zeroed, at a 64-byte boundary, in huge pages where it is large and full."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ HUGE_BYTES = 2 << 20
 ALIGN_BYTES = 64
 
 
-def allocate(n_bytes: int) -> Bytes:
+def allocate(n_bytes: int, *, sparse: bool = False) -> Bytes:
     """Zeroed memory that stays untouched, and so costs nothing, until it is written.
+
+    `sparse` says that little of it may ever be: then no huge page is filled for a few bytes.
 
     Raises: BudgetError if the machine has not that much.
     """
@@ -29,7 +31,7 @@ def allocate(n_bytes: int) -> Bytes:
             f"memory: expected room for {n_bytes} bytes, got none",
             hint="choose a smaller model, a shorter context or a smaller batch",
         ) from error
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    advice = getattr(mmap, "MADV_NOHUGEPAGE" if sparse else "MADV_HUGEPAGE", None)
     if n_bytes >= HUGE_BYTES and advice is not None:
         with suppress(OSError):  # a kernel built without huge pages: slower, not wrong
             pages.madvise(advice)

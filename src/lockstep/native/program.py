@@ -46,7 +46,10 @@ class Program:
         """
         self.manifest = manifest
         self._library = _load(library)
-        self._arenas = {a.name: allocate(a.n_bytes) for a in manifest.arenas}
+        # Caches have room for whole contexts, of which most sequences fill a part.
+        self._arenas = {
+            a.name: allocate(a.n_bytes, sparse=a.name == "cache") for a in manifest.arenas
+        }
         pointers = [self._arenas[a.name].ctypes.data for a in manifest.arenas]
         self._pointers = (ctypes.c_void_p * len(pointers))(*pointers)
         self._nodes = {node.id: node.index for node in manifest.nodes}
