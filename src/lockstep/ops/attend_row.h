@@ -16,7 +16,7 @@ INLINE void attend_row_dots(const int type, float *s, const float *q, const char
 #define DOTS(n, blocks) \
   for (; j + (blocks - 1) * ATTEND_LANES < high; j += blocks * ATTEND_LANES) \
     attend_dots_step(type, s + j, q, keys + j * E * size, attend_scale(type, scales, j * S), E, n, \
-                     blocks);
+                     blocks, blocks * E * ATTEND_LANES);
 #define ROW_DOTS(n) \
   case n: \
     if (ATTEND_BLOCKS(n) > 1) DOTS(n, ATTEND_BLOCKS(n)) \
@@ -43,6 +43,7 @@ INLINE void attend_row_step(const int type, float *part, int64_t stride, const f
       if (type == ATTEND_Q8 && w * VL % ATTEND_GROUP == 0)
         scale = vf_set_half(scales[i * S + w * VL / ATTEND_GROUP]);
       lanes[w] = attend_load(type, values, i * E + w * VL, scale);
+      if (w % ATTEND_VECS == 0) attend_fetch(type, values, (i + ATTEND_FEW) * E + w * VL);
     }
     UNROLL for (int r = 0; r < queries; r++) {
       vf x = vf_set(p[r * ATTEND_KEYS + i]);
