@@ -10,6 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+# One thread for PyTorch and for NumPy's BLAS, before these are imported, here and in every process
+# that a test starts: workers of xdist are as many as cores, models are tiny, and threads of OpenMP
+# that wait for others spin. On a busy machine that made single tests last minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -66,6 +71,8 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCKSTEP_HOME", str(home))
+        # A home of its own costs zig ten seconds: it builds what every program links.
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(home / "zig"))
         # A warning of a compiler that we never saw must not stop a user; one of ours must stop us.
         compiler = next(filter(which, (os.environ.get("CC", ""), "cc", "gcc", "clang")), None)
         if compiler:

@@ -31,7 +31,7 @@ def next_logprobs(path: Path, prompts: list[list[int]], n_vocab: int, forced: in
     asked = {"path": str(path), "prompts": prompts, "n_vocab": n_vocab, "forced": forced}
     request = json.dumps(asked)
     done = subprocess.run(
-        [sys.executable, __file__], input=request, capture_output=True, text=True, timeout=120
+        [sys.executable, __file__], input=request, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return np.array(json.loads(done.stdout))
@@ -44,6 +44,7 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = request["path"]
     params.n_ctx, params.n_parallel, params.warmup, params.port = 512, 1, False, 0
+    params.cpuparams.n_threads = 1
     server = xllamacpp.Server(params)
 
     def logprobs(ids: list[int]) -> list[float]:
@@ -54,7 +55,7 @@ def main() -> None:
             json.dumps(body).encode(),
             {"content-type": "application/json"},
         )
-        with urllib.request.urlopen(sent, timeout=60) as answer:
+        with urllib.request.urlopen(sent, timeout=120) as answer:
             first = json.load(answer)["completion_probabilities"][0]
         by_id = {one["id"]: one["logprob"] for one in first["top_logprobs"]}
         return [by_id[id] for id in range(request["n_vocab"])]

@@ -23,13 +23,14 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = request["path"]
     params.n_ctx, params.n_parallel, params.warmup, params.port = 512, 1, False, 0
+    params.cpuparams.n_threads = 1
     server = xllamacpp.Server(params)
 
     def post(path: str, body: dict[str, Any]) -> Any:
         headers = {"content-type": "application/json"}
         url = f"{server.listening_address}{path}"
         sent = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(sent, timeout=30) as answer:
+        with urllib.request.urlopen(sent, timeout=120) as answer:
             return json.load(answer)
 
     answers = []

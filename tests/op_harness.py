@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
+from lockstep.codegen.sources import Source, gather
 from lockstep.dims import LEGEND
 from lockstep.ir import Kernel, Op, Type
 from lockstep.ir.op import Array, Attr, axes, is_optional
 from lockstep.native import compile_library
 from lockstep.ops import OPS
-from lockstep.ops.registry import HEADERS, source
+from lockstep.ops.registry import FILES
 
 GUARD_BYTES = 128
 GUARD = 0xA5
@@ -121,8 +121,11 @@ def wrapper(op: Op, symbol: str, tiling: str) -> str:
 def library_source(ops: Iterable[Op]) -> str:
     """One C text with all kernels of these ops and their wrappers."""
     ops = list(ops)
-    texts = [*map(source, HEADERS), *dict.fromkeys(op.source for op in ops)]
-    texts = [re.sub(r'#include "[^"]*"\n', "", text) for text in texts]
+    headers = {name: text for text, name in FILES.items() if name.endswith(".h")}
+    pieces = dict.fromkeys(Source(FILES[op.source], op.source) for op in ops)
+    found = gather(pieces, headers)
+    texts = [f"#include {name}" for name in found.system]
+    texts += [piece.text for piece in found.pieces]
     for op in ops:
         texts.append(wrapper(op, op.naive, "naive"))
         texts += [wrapper(op, k.symbol, k.tiling) for k in op.kernels]
@@ -130,9 +133,10 @@ def library_source(ops: Iterable[Op]) -> str:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """All kernels of all ops, compiled once."""
-    return ctypes.CDLL(str(compile_library(library_source(OPS.values()))))
+def library(source: str) -> ctypes.CDLL:
+    """The kernels of all ops of a C source; a single op needs no others."""
+    ops = [op for op in OPS.values() if op.source == source]
+    return ctypes.CDLL(str(compile_library(library_source(ops))))
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Call:
         if kernel.tiling == "rows":
             return self.sizes()["M"]
         whole, real = self._numbers()
-        count = getattr(library(), f"count_{kernel.symbol}")
+        count = getattr(library(self.op.source), f"count_{kernel.symbol}")
         count.restype = ctypes.c_int64
         return int(count(ctypes.c_void_p(whole.ctypes.data), ctypes.c_void_p(real.ctypes.data)))
 
@@ -203,7 +207,7 @@ class Call:
         pointers += [inputs[n].array.ctypes.data if n in inputs else 0 for n in self.op.inputs]
         whole, real = self._numbers()
         table = np.array(pointers, np.uint64)
-        function: Callable[..., None] = getattr(library(), f"call_{symbol}")
+        function: Callable[..., None] = getattr(library(self.op.source), f"call_{symbol}")
         for begin, end in spans:
             function(
                 *(ctypes.c_void_p(a.ctypes.data) for a in (table, whole, real)),

@@ -41,7 +41,7 @@ def emulated(source: str) -> str:
 
 def results(loaded: ctypes.CDLL, ops: list[Op], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What the kernels of a library make of every case."""
-    monkeypatch.setattr(op_harness, "library", lambda: loaded)
+    monkeypatch.setattr(op_harness, "library", lambda source: loaded)
     calls = [Call(op, draw(op, case, 0), case) for op in ops for case in op.cases]
     return [a.tobytes() for call in calls for k in call.usable() for a in call.run(k)]
 

@@ -207,7 +207,7 @@ def ask_llama_cpp(path: Path, requests: Sequence[dict[str, Any]]) -> list[Any]:
     pytest.importorskip("xllamacpp", reason="llama.cpp is in the extra dev")
     sent = json.dumps({"path": str(path), "requests": list(requests)})
     done = subprocess.run(
-        [sys.executable, str(_WORKER)], input=sent, capture_output=True, text=True, timeout=120
+        [sys.executable, str(_WORKER)], input=sent, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     answers: list[Any] = json.loads(done.stdout)

@@ -95,8 +95,9 @@ def _environment(compiler: Compiler, directory: Path) -> dict[str, str]:
     environment.pop("LD_PRELOAD", None)  # the compiler need not run under a sanitizer
     if compiler.is_zig:  # with a cache that it cannot write, zig spins for ever
         for kind in ("GLOBAL", "LOCAL"):
-            cache = _writable(directory / "zig")
-            environment[f"ZIG_{kind}_CACHE_DIR"] = str(cache)
+            name = f"ZIG_{kind}_CACHE_DIR"
+            if not environment.get(name):
+                environment[name] = str(_writable(directory / "zig"))
     return environment
 
 
