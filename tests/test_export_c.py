@@ -6,13 +6,21 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from export_run import promoted_run
-from tokenizer_files import bpe_metadata, nasty_texts, sentencepiece_metadata, sentencepiece_model
+from family_harness import drawn_parameters
+from tokenizer_files import (
+    bpe_metadata,
+    nasty_texts,
+    sentencepiece_metadata,
+    sentencepiece_model,
+    write_gguf,
+    write_hf_tokenizer,
+)
 
 from lockstep.artifacts import Check
 from lockstep.cli.main import main
@@ -20,8 +28,18 @@ from lockstep.engine.export_c import export_c
 from lockstep.engine.model import OpenModel
 from lockstep.engine.source import open_source
 from lockstep.errors import UsageError
+from lockstep.families import FAMILIES, write_parameters
+from lockstep.formats.hf_directory import write_hf_directory
 from lockstep.proof.export_c import answer_checks, prove_c
-from lockstep.tokenizers import GGUFTokenizer, Part, c_unicode, c_vocabulary, vocabulary_of
+from lockstep.tokenizers import (
+    GGUFTokenizer,
+    HFTokenizer,
+    ModelTokenizer,
+    Part,
+    c_unicode,
+    c_vocabulary,
+    vocabulary_of,
+)
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
 
 PROMPTS = ("[circle]", "naïve 漢字 — 😀 12345", '<svg width="100"> [palette:cool]')
@@ -115,7 +133,7 @@ def test_a_merge_of_other_tokens_is_caught(built: Built, tmp_path: Path) -> None
     folder = copied(built, tmp_path / "m")
     content = bytearray((folder / "tokenizer.bin").read_bytes())
     head = [int.from_bytes(content[8 + 4 * i : 12 + 4 * i], "little") for i in range(8)]
-    merges = 40 + 4 * (head[2] + 2 * head[0] + 1 + 256)
+    merges = 56 + 4 * (head[2] + 2 * head[0] + 1 + 256)
     content[merges : merges + 4] = (1).to_bytes(4, "little")  # the left of the first merge
     (folder / "tokenizer.bin").write_bytes(content)
     assert "tokenizer" in failing(list(answer_checks(built.opened, folder)))
@@ -139,7 +157,11 @@ def test_the_ids_of_the_program_are_those_of_the_tokenizer(
     built: Built, tmp_path: Path, pre: str
 ) -> None:
     tokenizer = GGUFTokenizer.read(bpe_metadata(pre_tokenizer(pre), pre))
-    folder = tmp_path / "m"
+    assert_same_ids(built, tokenizer, tmp_path / "m")
+
+
+def assert_same_ids(built: Built, tokenizer: ModelTokenizer, folder: Path) -> None:
+    """The program with this vocabulary gives the ids of the tokenizer, as text and as markup."""
     folder.mkdir()
     shutil.copy(built.folder / "lm", folder)
     (folder / "tokenizer.bin").write_bytes(c_vocabulary(vocabulary_of(tokenizer), tokenizer))
@@ -152,13 +174,98 @@ def test_the_ids_of_the_program_are_those_of_the_tokenizer(
             assert theirs == tokenizer.encode_parts([Part(text, markup)]), text
 
 
-def test_a_tokenizer_that_the_program_does_not_know_is_refused_by_name() -> None:
-    spm = sentencepiece_metadata(sentencepiece_model(gemma=False), gemma=False)
-    default = bpe_metadata(pre_tokenizer("default"), "default")
-    for metadata, name in ((spm, "got llama"), (default, "split as default")):
-        tokenizer = GGUFTokenizer.read(metadata)
-        with pytest.raises(UsageError, match=name):
-            c_vocabulary(vocabulary_of(tokenizer), tokenizer)
+@pytest.mark.parametrize("change", ["", "scores", "letters", "bytes", "blanks"])
+@pytest.mark.parametrize("gemma", [False, True])
+def test_the_ids_of_the_program_are_those_of_sentencepiece(
+    built: Built, tmp_path: Path, gemma: bool, change: str
+) -> None:
+    metadata = sentencepiece_metadata(sentencepiece_model(gemma=gemma), gemma=gemma)
+    pieces = metadata["tokenizer.ggml.tokens"]
+    if change == "scores":  # many of one score: the one furthest left merges first
+        scores = [float(score // 50) for score in metadata["tokenizer.ggml.scores"]]
+        metadata["tokenizer.ggml.scores"] = scores
+    elif change == "letters":  # which merge although they are no tokens
+        metadata["tokenizer.ggml.tokens"] = [f"[{p}]" if p in ("e", "o") else p for p in pieces]
+    elif change == "bytes":
+        metadata["tokenizer.ggml.tokens"] = [f"[{p}]" if p == "<0xF0>" else p for p in pieces]
+    elif change == "blanks":  # a piece that reaches over the beginning of a word
+        metadata["tokenizer.ggml.tokens"] = [*pieces[:-1], "o▁w"]
+    assert_same_ids(built, GGUFTokenizer.read(metadata), tmp_path / "m")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("change", ["", "prepended", "always"])
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_the_ids_of_the_program_are_those_of_tokenizer_json(
+    built: Built, tmp_path: Path, make: str, change: str
+) -> None:
+    path = write_hf_tokenizer(make, tmp_path / "hf")
+    document = json.loads((path / "tokenizer.json").read_text())
+    if change == "always":
+        document["normalizer"] = None
+        document["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁",
+                                     "prepend_scheme": "always", "split": False}  # fmt: skip
+    if change == "prepended":  # as the directories of Llama 2 have it
+        document["pre_tokenizer"] = None
+        replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        prepended = {"type": "Prepend", "prepend": "▁"}
+        document["normalizer"] = {"type": "Sequence", "normalizers": [prepended, replaced]}
+        for token in document["added_tokens"]:  # else each has to be found behind a blank
+            token["normalized"] = False
+    (path / "tokenizer.json").write_text(json.dumps(document))
+    assert_same_ids(built, HFTokenizer(path), tmp_path / "m")
+
+
+def sentencepiece_source(kind: str, path: Path) -> Path:
+    """A small model with such a vocabulary, as a file or as a directory."""
+    if kind == "gguf":
+        metadata = sentencepiece_metadata(sentencepiece_model(gemma=False), gemma=False)
+        return write_gguf(path, metadata)
+    write_hf_tokenizer("gemma", path)
+    family = FAMILIES["gemma3"]
+    config = replace(family.TINY, vocab=HFTokenizer(path).vocab_size, context=64)
+    files = {file.name: file.read_bytes() for file in path.iterdir()}
+    tensors = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
+    write_hf_directory(path, family.to_hf(config), tensors, force=True)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+def test_a_sentencepiece_model_as_c_prints_what_lockstep_run_prints(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = sentencepiece_source(kind, tmp_path / "model"), tmp_path / "c"
+    assert main(["export", str(model), "--to", "c", "--ctx=64", "-o", str(folder), "--json"]) == 0
+    checks = json.loads(capfd.readouterr().out)["checks"]
+    assert {check["id"]: check["verdict"] for check in checks} == dict.fromkeys(
+        ("build", "tokenizer", "greedy"), "pass"
+    )
+    make(folder)
+    for prompt in (" naïve 漢字 — 😀", "hello world"):
+        ours = lockstep_run(model, prompt, capfd)
+        assert ids(folder, "-p", prompt, "-n", "24") == ours["tokens"]
+
+
+@pytest.mark.torch
+def test_a_tokenizer_that_the_program_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+    tokenizer = GGUFTokenizer.read(bpe_metadata(pre_tokenizer("default"), "default"))
+    with pytest.raises(UsageError, match="split as default"):
+        c_vocabulary(vocabulary_of(tokenizer), tokenizer)
+    path = write_hf_tokenizer("gemma", tmp_path / "hf")
+    for key, value in (("ignore_merges", True), ("vocab", {"a": 0})):
+        document = json.loads((path / "tokenizer.json").read_text())
+        document["model"] |= {key: value, "merges": []}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+        with pytest.raises(UsageError, match="a token for each byte"):
+            vocabulary_of(HFTokenizer(tmp_path))
+    document = json.loads((path / "tokenizer.json").read_text())
+    document["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="Lowercase"):
+        vocabulary_of(HFTokenizer(tmp_path))
 
 
 def test_what_a_letter_is_follows_the_library() -> None:

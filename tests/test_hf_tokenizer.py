@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_files import (
-    CONTROLS,
-    USER_DEFINED,
-    bpe_metadata,
-    differing,
-    nasty_texts,
-    sentencepiece_model,
-)
+from tokenizer_files import CONTROLS, differing, nasty_texts, write_hf_tokenizer
 
 from lockstep.engine.streaming import stream_text
 from lockstep.errors import InputError
 from lockstep.tokenizers import HFTokenizer, Part
-from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
@@ -30,36 +22,10 @@ TEXTS = nasty_texts()
 MAKES = ("qwen2", "gpt-2", "gemma", "llama")
 
 
-def written(make: str, path: Path) -> Path:
-    """A directory as transformers writes it for a tokenizer of this make."""
-    if make in ("gemma", "llama"):
-        from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
-
-        path.mkdir()
-        model = path.parent / f"{make}.model"
-        model.write_bytes(sentencepiece_model(gemma=make == "gemma"))
-        vocab, _, merges = SentencePieceExtractor(str(model)).extract()
-        kind = transformers.GemmaTokenizer if make == "gemma" else transformers.LlamaTokenizer
-        theirs = kind(vocab=vocab, merges=merges)
-    else:
-        facts = bpe_metadata(pre_tokenizer(make), make)
-        pieces = facts["tokenizer.ggml.tokens"][: -len(CONTROLS) - len(USER_DEFINED)]
-        kind = transformers.Qwen2Tokenizer if make == "qwen2" else transformers.GPT2Tokenizer
-        theirs = kind(
-            vocab={piece: id for id, piece in enumerate(pieces)},
-            merges=[tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]],
-            **dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), CONTROLS[0]),
-        )
-    theirs.add_special_tokens({"additional_special_tokens": list(CONTROLS[1:])}, False)
-    theirs.add_tokens(list(USER_DEFINED))
-    theirs.save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("hf")
-    return {make: written(make, home / make) for make in MAKES}
+    return {make: write_hf_tokenizer(make, home / make) for make in MAKES}
 
 
 @pytest.mark.parametrize("make", MAKES)

@@ -19,6 +19,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, trainers
 
+from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
+
 _WORKER = Path(__file__).parent / "llama_cpp_worker.py"
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -95,10 +97,10 @@ def corpus(n_lines: int = 1500) -> Iterator[str]:
         )
 
 
-def bpe_metadata(pre_tokenizer: Any, pre: str, vocab_size: int = 1200) -> dict[str, Any]:
+def bpe_metadata(splitter: Any, pre: str, vocab_size: int = 1200) -> dict[str, Any]:
     """What a GGUF file says of a byte-level BPE that the library trains."""
     trained = tokenizers.Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizer
+    trained.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
@@ -161,6 +163,33 @@ def sentencepiece_metadata(model: bytes, *, gemma: bool) -> dict[str, Any]:
         "tokenizer.ggml.unknown_token_id": spec.unk_id,
         "tokenizer.ggml.add_space_prefix": not gemma,
     }
+
+
+def write_hf_tokenizer(make: str, path: Path) -> Path:
+    """A directory as transformers writes it for a tokenizer of this make."""
+    transformers = pytest.importorskip("transformers")
+    if make in ("gemma", "llama"):
+        from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
+
+        path.mkdir()
+        model = path.parent / f"{make}.model"
+        model.write_bytes(sentencepiece_model(gemma=make == "gemma"))
+        vocab, _, merges = SentencePieceExtractor(str(model)).extract()
+        kind = transformers.GemmaTokenizer if make == "gemma" else transformers.LlamaTokenizer
+        theirs = kind(vocab=vocab, merges=merges)
+    else:
+        facts = bpe_metadata(pre_tokenizer(make), make)
+        pieces = facts["tokenizer.ggml.tokens"][: -len(CONTROLS) - len(USER_DEFINED)]
+        kind = transformers.Qwen2Tokenizer if make == "qwen2" else transformers.GPT2Tokenizer
+        theirs = kind(
+            vocab={piece: id for id, piece in enumerate(pieces)},
+            merges=[tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]],
+            **dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), CONTROLS[0]),
+        )
+    theirs.add_special_tokens({"additional_special_tokens": list(CONTROLS[1:])}, False)
+    theirs.add_tokens(list(USER_DEFINED))
+    theirs.save_pretrained(path)
+    return path
 
 
 def write_gguf(path: Path, metadata: dict[str, Any], chat_template: str | None = None) -> Path:

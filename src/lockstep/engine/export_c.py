@@ -15,7 +15,7 @@ from lockstep.tokenizers import c_unicode, c_vocabulary, padded, vocabulary_of
 from lockstep.tokenizers.vocabulary import USER_DEFINED
 
 ROWS = 64  # tokens that a pass reads at most
-PLAIN_FILES = ("main.c", "tokenizer.c", "tokenizer.h", "Makefile")
+PLAIN_FILES = ("main.c", "tokenizer.c", "tokenizer.h", "words.c", "words.h", "Makefile")
 WEIGHTS = "weights.bin"
 _FOLDER = files("lockstep.engine").joinpath("take_away")
 _CHUNK_BYTES = 64 << 20
@@ -32,6 +32,7 @@ that `lockstep run` gives. The context is {context} tokens.
   model.h       its sizes, and where its inputs and its logits lie
   weights.bin   the weights as the kernels read them
   tokenizer.*   text to ids and back; tokenizer.bin is the vocabulary
+  words.*       into which words a text falls; unicode.h has what a letter is
   main.c        the command line, and how a token is chosen
 """
 

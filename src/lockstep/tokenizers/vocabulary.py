@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -65,6 +65,8 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    # Where a tokenizer.json puts a blank in front of a text that has none.
+    metaspace: Literal["never", "first", "always"] = "never"
 
     @property
     def special_ids(self) -> list[int]:

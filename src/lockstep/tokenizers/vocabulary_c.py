@@ -1,8 +1,10 @@
-"""A byte-level vocabulary as the C program beside an exported model reads it."""
+"""A vocabulary as the C program beside an exported model reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -10,12 +12,13 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from lockstep.errors import UsageError
+from lockstep.tokenizers.gguf_tokenizer import SPACE
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES
 from lockstep.tokenizers.types import byte_images
-from lockstep.tokenizers.vocabulary import CONTROL, NORMAL, UNKNOWN, Vocabulary
+from lockstep.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
 
-# The splittings of tokenizer.c, in the order of its enum.
+# The splittings of words.c, in the order of its enum; behind them it has characters.
 _SPLITTINGS = (
     ("gpt-2",),
     ("smollm", "refact"),
@@ -24,6 +27,9 @@ _SPLITTINGS = (
     ("qwen35",),
     ("superbpe",),
 )
+# Of tokenizer.c: whether each text gets a blank in front, and which do if they have none there.
+_PREFIXES = {(False, "never"): 0, (True, "never"): 1, (False, "first"): 2, (False, "always"): 3}
+_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 _HINT = "export to gguf or hf instead"
 _CLASSES = {
     "LETTER": r"\p{L}", "NUMBER": r"\p{N}", "DIGIT": r"\d", "MARK": r"\p{M}", "SPACE": r"\s",
@@ -39,26 +45,65 @@ def c_vocabulary(vocabulary: Vocabulary, tokenizer: ModelTokenizer) -> bytes:
     Raises: UsageError if the program cannot split or merge as this tokenizer does.
     """
     v = vocabulary
-    splitting = next((i for i, names in enumerate(_SPLITTINGS) if v.pre in names), None)
-    if v.model != "gpt2" or splitting is None:
-        known = ", ".join(name for names in _SPLITTINGS for name in names)
-        raise UsageError(
-            f"{v.where}: expected byte-level BPE split as one of {known}, got {v.model} split as "
-            f"{v.pre}",
-            hint=_HINT,
-        )
+    merging = _byte_merging(v) if v.model == "gpt2" else _character_merging(v)
     texts = [tokenizer.token_bytes(id) for id in range(len(v.pieces))]
     begins = np.cumsum([0, *map(len, texts)])
-    images = byte_images()
-    byte_ids = [_normal(v, images[byte]) for byte in range(256)]
-    merges = np.array(list(_merges(v)), np.int32).reshape(-1, 3)
     kinds = [CONTROL if kind == UNKNOWN else kind for kind in v.kinds]
     stops, named, text = sorted(v.stop_ids), v.special_ids, b"".join(texts)
     first = v.bos_id if v.add_bos and v.bos_id is not None else -1
-    head = [len(texts), len(merges), len(stops), len(named), len(text), splitting,
-            int(v.pre in LLAMA3_NAMES), first]  # fmt: skip
-    parts = [head, stops, begins, kinds, byte_ids, merges.reshape(-1), named]
-    return b"LSTOKEN1" + b"".join(np.asarray(p, "<i4").tobytes() for p in parts) + text
+    head = [
+        len(texts), len(merging.merges), len(stops), len(named), len(merging.characters), len(text),
+        merging.splitting, int(v.model == "gpt2" and v.pre in LLAMA3_NAMES), first,
+        -1 if v.unknown_id is None else v.unknown_id, _PREFIXES[v.add_space_prefix, v.metaspace],
+        int(merging.one_word),
+    ]  # fmt: skip
+    merges = np.array(merging.merges, np.int32).reshape(-1)
+    characters = np.array(sorted(merging.characters.items()), np.int32).reshape(-1)
+    parts = [head, stops, begins, kinds, merging.byte_ids, merges, named, characters]
+    return b"LSTOKEN2" + b"".join(np.asarray(p, "<i4").tobytes() for p in parts) + text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merging:
+    """How the parts of a word merge: left, right, what becomes of them, and which do so first.
+
+    `characters` are the parts that single characters are, where these are not bytes.
+    """
+
+    splitting: int
+    byte_ids: list[int]
+    merges: list[tuple[int, int, int, int]]
+    characters: Mapping[int, int] = field(default_factory=dict)
+    one_word: bool = False
+
+
+def _byte_merging(v: Vocabulary) -> _Merging:
+    splitting = next((i for i, names in enumerate(_SPLITTINGS) if v.pre in names), None)
+    if splitting is None:
+        known = ", ".join(name for names in _SPLITTINGS for name in names)
+        raise UsageError(
+            f"{v.where}: expected byte-level BPE split as one of {known}, got it split as {v.pre}",
+            hint=_HINT,
+        )
+    images = byte_images()
+    byte_ids = [_normal(v, images[byte]) for byte in range(256)]
+    return _Merging(splitting=splitting, byte_ids=byte_ids, merges=_listed(v))
+
+
+def _character_merging(v: Vocabulary) -> _Merging:
+    """Of SentencePiece: merges that are listed, or every way to make a piece, by its score."""
+    never = {id for id, kind in enumerate(v.kinds) if kind in (CONTROL, UNKNOWN, BYTE)}
+    parts = {piece: id for piece, id in v.ids.items() if id not in never}
+    letters = sorted({c for piece in parts if len(piece) > 1 for c in piece} - parts.keys())
+    parts |= {c: len(v.pieces) + i for i, c in enumerate(letters)}
+    return _Merging(
+        splitting=len(_SPLITTINGS),
+        byte_ids=[v.ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)],
+        merges=_listed(v) if v.merges else _scored(v, parts),
+        characters={ord(piece): id for piece, id in parts.items() if len(piece) == 1},
+        # Where no piece has a blank inside, none reaches over the beginning of a word.
+        one_word=any(_INSIDE.search(piece) for piece in parts),
+    )
 
 
 def _normal(v: Vocabulary, piece: str) -> int:
@@ -66,19 +111,30 @@ def _normal(v: Vocabulary, piece: str) -> int:
     return id if id >= 0 and v.kinds[id] == NORMAL else -1
 
 
-def _merges(v: Vocabulary) -> Iterator[tuple[int, int, int]]:
+def _listed(v: Vocabulary) -> list[tuple[int, int, int, int]]:
     """Each merge as ids, once: of those that are there twice the first counts."""
-    seen: set[str] = set()
-    for merge in v.merges:
+    found: dict[str, tuple[int, int, int, int]] = {}
+    for rank, merge in enumerate(v.merges):
         left, _, right = merge.partition(" ")
         ids = (v.ids.get(left, -1), v.ids.get(right, -1), v.ids.get(left + right, -1))
         if min(ids) < 0:
             raise UsageError(
                 f"{v.where}: expected merges of tokens into tokens, got {merge!r:.60}", hint=_HINT
             )
-        if merge not in seen:
-            yield ids
-        seen.add(merge)
+        found.setdefault(merge, (*ids, rank))
+    return list(found.values())
+
+
+def _scored(v: Vocabulary, parts: Mapping[str, int]) -> list[tuple[int, int, int, int]]:
+    """Every pair of parts that makes a piece; pieces of one score are of one rank."""
+    ranks = np.unique(-np.asarray(v.scores, np.float64), return_inverse=True)[1]
+    found = []
+    for piece, id in parts.items():
+        for i in range(1, len(piece)):
+            left, right = parts.get(piece[:i]), parts.get(piece[i:])
+            if left is not None and right is not None:
+                found.append((left, right, id, int(ranks[id])))
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lockstep.errors import UsageError
-from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
+from lockstep.tokenizers.gguf_tokenizer import SPACE, GGUFTokenizer
 from lockstep.tokenizers.hf_tokenizer import HFTokenizer
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, SPLITS, pre_tokenizer
 from lockstep.tokenizers.tokenizer import Tokenizer
 from lockstep.tokenizers.types import spelling
 from lockstep.tokenizers.vocabulary import (
+    BYTE,
     CONTROL,
     NORMAL,
     UNUSED,
@@ -94,6 +95,8 @@ def _byte_level(
 
 def _of_document(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabulary:
     model = document["model"]
+    if model.get("type") == "BPE" and model.get("byte_fallback"):
+        return _sentence_piece(tokenizer, document)
     name = _splitting(document.get("pre_tokenizer"))
     if model.get("type") != "BPE" or name is None:
         raise UsageError(
@@ -107,20 +110,73 @@ def _of_document(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabul
             f"only, got ignore_merges = {model.get('ignore_merges')} with {name}",
             hint=_HINT,
         )
-    pieces = {id: piece for piece, id in model["vocab"].items()}
+    pieces, kinds = _pieces(document)
+    return _byte_level(tokenizer, pieces, kinds, _merges(model), name)
+
+
+def _pieces(document: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """All pieces by their ids, and their kinds; ids that are left out are unused."""
+    pieces = {id: piece for piece, id in document["model"]["vocab"].items()}
     kinds = dict.fromkeys(pieces, NORMAL)
     for token in document.get("added_tokens", ()):
         pieces[token["id"]] = token["content"]
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     size = max(pieces) + 1
-    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
-    merges = [(left, right) for left, right in pairs]
-    return _byte_level(
-        tokenizer,
+    return (
         [pieces.get(id, f"[PAD{id}]") for id in range(size)],
         [kinds.get(id, UNUSED) for id in range(size)],
-        merges,
-        name,
+    )
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def _sentence_piece(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabulary:
+    """BPE over characters that falls back to bytes, whose merges are listed instead of scored."""
+    model = document["model"]
+    always, metaspace = _blanks(tokenizer.where, document)
+    pieces, kinds = _pieces(document)
+    ids = dict(zip(pieces, range(len(pieces)), strict=True))
+    byte_ids = [ids.get(f"<0x{byte:02X}>") for byte in range(256)]
+    if None in byte_ids or model.get("ignore_merges"):
+        raise UsageError(
+            f"{tokenizer.where}: expected a token for each byte, and words that merges make, got "
+            f"{256 - byte_ids.count(None)} of them and ignore_merges = "
+            f"{model.get('ignore_merges')}",
+            hint=_HINT,
+        )
+    for id in byte_ids:
+        kinds[id or 0] = BYTE
+    return replace(
+        _byte_level(tokenizer, pieces, kinds, _merges(model), "default"),
+        model="llama", unknown_id=ids.get(model.get("unk_token") or ""), add_space_prefix=always,
+        metaspace=metaspace,
+    )  # fmt: skip
+
+
+def _blanks(
+    where: str, document: Mapping[str, Any]
+) -> tuple[bool, Literal["never", "first", "always"]]:
+    """Whether every text gets a blank in front, and which do only if they have none there."""
+    normalizer, splitter = document.get("normalizer"), document.get("pre_tokenizer")
+    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepended = {"type": "Prepend", "prepend": SPACE}
+    at_blanks = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                 "invert": False}  # fmt: skip
+    if splitter in (None, at_blanks) and steps in ([replaced], [prepended, replaced]):
+        return steps[0] == prepended, "never"
+    found = splitter or {}
+    if not steps and found.get("type") == "Metaspace" and found.get("replacement") == SPACE:
+        scheme = found.get("prepend_scheme")
+        if scheme in ("never", "first", "always") and found.get("split") is False:
+            return False, scheme
+    raise UsageError(
+        f"{where}: expected blanks to be spelled {SPACE} as in Llama or Gemma, got the normalizer "
+        f"{normalizer!s:.80} and the pre-tokenizer {splitter!s:.80}",
+        hint=_HINT,
     )
 
 

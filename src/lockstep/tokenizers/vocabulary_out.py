@@ -23,6 +23,11 @@ def gguf_tokenizer_metadata(
     otherwise take token 11; nothing is put before a text.
     """
     v = vocabulary
+    if v.model == "llama" and not v.scores:
+        raise UsageError(
+            f"{v.where}: expected SentencePiece with scores, got one with merges: GGUF has scores",
+            hint="convert with llama.cpp, which reads tokenizer.model",
+        )
     found: dict[str, Any] = {
         "tokenizer.ggml.model": v.model,
         "tokenizer.ggml.pre": v.pre,

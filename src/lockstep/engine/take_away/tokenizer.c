@@ -1,8 +1,8 @@
 /* A text is cut at the tokens that have names, then into words, and each word's bytes are merged.
  *
- * Words are what the expressions of llama.cpp's pre-tokenizers match, here as functions: each gives
- * the length of the word at the beginning of some characters. What they call a letter, a number, a
- * mark and a blank stands in unicode.h. */
+ * Of a byte-level vocabulary a word is what words.c says, and its bytes are merged. Of one in the
+ * style of SentencePiece a blank is spelled U+2581, a word begins with its blanks, its characters are
+ * merged, and what is no token in the end becomes those of its bytes. */
 #define _GNU_SOURCE
 #include "tokenizer.h"
 
@@ -10,30 +10,35 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "unicode.h"
+#include "words.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the files beside this program are little-endian"
 #endif
 
 enum { NORMAL = 1, CONTROL = 3 };
-enum { GPT2, DIGITS_THEN_GPT2, WORDS, WORDS_DIGITS_BY_THREE, WORDS_WITH_MARKS, RUNS_OF_DIGITS };
+enum { BLANK = 0x2581 }; /* how SentencePiece spells a blank */
+/* Which texts between tokens get a blank in front: none, each, that at the beginning if it has no
+ * blank there, or each that has none. */
+enum { NO_PREFIX, PREFIX, PREFIX_FIRST, PREFIX_WHERE_NONE };
 
 typedef struct {
   int32_t left, right, merged, rank;
 } Merge;
 
 /* tokenizer.bin: this head; the stops; for each token where its bytes begin, and one more; the kind
- * of each; the token of each byte or -1; merges as left, right, merged; the tokens with names, the
- * longest first; the bytes. */
+ * of each; the token of each byte or -1; merges as left, right, merged, rank; the tokens with names,
+ * the longest first; characters in their order, each with its token, or a number from n_tokens on if
+ * it is none but may merge; the bytes. */
 typedef struct {
   char magic[8];
-  int32_t n_tokens, n_merges, n_stops, n_named, n_bytes, splitting, whole_words, first;
+  int32_t n_tokens, n_merges, n_stops, n_named, n_characters, n_bytes, splitting, whole_words;
+  int32_t first, unknown, prefix, one_word;
 } Head;
 
 struct Tokenizer {
   Head head;
-  const int32_t *stops, *begins, *kinds, *byte_ids, *merges, *named;
+  const int32_t *stops, *begins, *kinds, *byte_ids, *merges, *named, *characters;
   const char *bytes;
   Merge *table;   /* by left and right; empty places have left = -1 */
   int32_t *words; /* tokens by their bytes, where a whole word may be one; -1 is empty */
@@ -84,11 +89,11 @@ static void fill_tables(Tokenizer *t) {
   t->table_mask = mask_for((size_t)t->head.n_merges);
   t->table = checked(malloc((t->table_mask + 1) * sizeof *t->table));
   for (size_t i = 0; i <= t->table_mask; i++) t->table[i].left = -1;
-  for (int32_t rank = 0; rank < t->head.n_merges; rank++) {
-    const int32_t *m = t->merges + 3 * rank;
+  for (int32_t k = 0; k < t->head.n_merges; k++) {
+    const int32_t *m = t->merges + 4 * k;
     size_t i = hash_pair(m[0], m[1]) & t->table_mask;
     while (t->table[i].left >= 0) i = (i + 1) & t->table_mask;
-    t->table[i] = (Merge){m[0], m[1], m[2], rank};
+    t->table[i] = (Merge){m[0], m[1], m[2], m[3]};
   }
   if (!t->head.whole_words) return;
   t->words_mask = mask_for((size_t)t->head.n_tokens);
@@ -128,128 +133,23 @@ Tokenizer *tokenizer_open(const char *path, const char **why) {
   if (n < sizeof t->head) return NULL;
   memcpy(&t->head, file, sizeof t->head);
   const Head *h = &t->head;
-  if (memcmp(h->magic, "LSTOKEN1", 8) != 0) return NULL;
-  if (h->n_tokens < 1 || h->n_merges < 0 || h->n_stops < 0 || h->n_named < 0 || h->n_bytes < 0)
+  if (memcmp(h->magic, "LSTOKEN2", 8) != 0) return NULL;
+  if (h->n_tokens < 1 || h->n_merges < 0 || h->n_stops < 0 || h->n_named < 0 || h->n_bytes < 0 ||
+      h->n_characters < 0)
     return NULL;
   const size_t n_words = (size_t)h->n_stops + 2 * (size_t)h->n_tokens + 1 + 256 +
-                         3 * (size_t)h->n_merges + (size_t)h->n_named;
+                         4 * (size_t)h->n_merges + (size_t)h->n_named + 2 * (size_t)h->n_characters;
   if (n != sizeof *h + 4 * n_words + (size_t)h->n_bytes) return NULL;
   t->stops = (const int32_t *)(const void *)(file + sizeof *h);
   t->begins = t->stops + h->n_stops;
   t->kinds = t->begins + h->n_tokens + 1;
   t->byte_ids = t->kinds + h->n_tokens;
   t->merges = t->byte_ids + 256;
-  t->named = t->merges + 3 * h->n_merges;
-  t->bytes = (const char *)(t->named + h->n_named);
+  t->named = t->merges + 4 * h->n_merges;
+  t->characters = t->named + h->n_named;
+  t->bytes = (const char *)(t->characters + 2 * h->n_characters);
   fill_tables(t);
   return t;
-}
-
-/* What characters are. */
-
-static int is_in(const uint32_t (*ranges)[2], size_t n, uint32_t c) {
-  size_t low = 0, high = n;
-  while (low < high) {
-    const size_t middle = (low + high) / 2;
-    if (c > ranges[middle][1])
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low < n && c >= ranges[low][0];
-}
-
-#define IS_IN(ranges, c) is_in(ranges, sizeof ranges / sizeof *ranges, c)
-static int is_letter(uint32_t c) { return IS_IN(UNICODE_LETTER, c); }
-static int is_number(uint32_t c) { return IS_IN(UNICODE_NUMBER, c); }
-static int is_digit(uint32_t c) { return IS_IN(UNICODE_DIGIT, c); }
-static int is_mark(uint32_t c) { return IS_IN(UNICODE_MARK, c); }
-static int is_blank(uint32_t c) { return IS_IN(UNICODE_SPACE, c); }
-static int is_newline(uint32_t c) { return c == '\r' || c == '\n'; }
-static int is_letter_or_mark(uint32_t c) { return is_letter(c) || is_mark(c); }
-static int is_other(uint32_t c) { return !is_blank(c) && !is_letter(c) && !is_number(c); }
-static int is_other_than_marks(uint32_t c) { return is_other(c) && !is_mark(c); }
-
-/* How many characters from `i` on are of a kind. */
-static size_t run(const uint32_t *c, size_t i, size_t n, int (*is)(uint32_t)) {
-  size_t end = i;
-  while (end < n && is(c[end])) end++;
-  return end - i;
-}
-
-/* Words. */
-
-static size_t ending(const uint32_t *c, size_t n, int any_case) {
-  if (c[0] != '\'' || n < 2) return 0;
-  const uint32_t low = any_case ? 0x20 : 0; /* turns ASCII capitals into small letters */
-  const uint32_t a = c[1] < 128 ? c[1] | low : 0, b = n > 2 && c[2] < 128 ? c[2] | low : 0;
-  if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-  if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return 3;
-  return 0;
-}
-
-/* Blanks: all at the end of a text, else all but the last, which goes with what follows. */
-static size_t blanks(const uint32_t *c, size_t n) {
-  const size_t length = run(c, 0, n, is_blank);
-  return length < n && length > 1 ? length - 1 : length;
-}
-
-static size_t word_gpt2(const uint32_t *c, size_t n) {
-  static int (*const kinds[])(uint32_t) = {is_letter, is_number, is_other};
-  size_t length = ending(c, n, 0);
-  if (length) return length;
-  const size_t skip = c[0] == ' ' && n > 1;
-  for (int k = 0; k < 3; k++)
-    if ((length = run(c, skip, n, kinds[k]))) return skip + length;
-  return blanks(c, n);
-}
-
-static size_t word_words(const uint32_t *c, size_t n, int splitting) {
-  const int marks = splitting == WORDS_WITH_MARKS;
-  int (*const in_word)(uint32_t) = marks ? is_letter_or_mark : is_letter;
-  size_t length = ending(c, n, 1);
-  if (length) return length;
-  if (!is_newline(c[0]) && !is_letter(c[0]) && !is_number(c[0]) && n > 1 &&
-      (length = run(c, 1, n, in_word)))
-    return 1 + length;
-  if ((length = run(c, 0, n, in_word))) return length;
-  if ((length = run(c, 0, n, is_number))) {
-    const size_t most = splitting == WORDS_DIGITS_BY_THREE ? 3 : 1;
-    return length < most ? length : most;
-  }
-  const size_t skip = c[0] == ' ' && n > 1;
-  if ((length = run(c, skip, n, marks ? is_other_than_marks : is_other))) {
-    length += skip;
-    return length + run(c, length, n, is_newline);
-  }
-  length = run(c, 0, n, is_blank);
-  while (length > 0 && !is_newline(c[length - 1])) length--;
-  return length ? length : blanks(c, n);
-}
-
-/* Digits in threes from the right; all else is one word. */
-static size_t word_runs(const uint32_t *c, size_t n) {
-  if (!is_number(c[0])) {
-    size_t length = 1;
-    while (length < n && !is_number(c[length])) length++;
-    return length;
-  }
-  const size_t length = run(c, 0, n, is_number);
-  for (size_t i = 1; i < length; i++) {
-    const size_t digits = run(c, i, n, is_digit);
-    if (digits && digits % 3 == 0) return i;
-  }
-  return length;
-}
-
-static size_t word(int splitting, const uint32_t *c, size_t n) {
-  if (splitting == GPT2) return word_gpt2(c, n);
-  if (splitting == RUNS_OF_DIGITS) return word_runs(c, n);
-  if (splitting != DIGITS_THEN_GPT2) return word_words(c, n, splitting);
-  if (is_number(c[0])) return 1;
-  size_t end = 1; /* a number ends the text of the second rule */
-  while (end < n && !is_number(c[end])) end++;
-  return word_gpt2(c, end);
 }
 
 /* Merges. */
@@ -272,22 +172,13 @@ static int32_t whole_word(const Tokenizer *t, const char *bytes, size_t n) {
   return -1;
 }
 
-/* Merges the pair of lowest rank, of equals the one furthest left, until none is left. */
-static const char *encode_word(const Tokenizer *t, const char *bytes, size_t n, Ids *ids) {
-  const int32_t whole = whole_word(t, bytes, n);
-  if (whole >= 0) {
-    ids_add(ids, whole);
-    return NULL;
-  }
-  int32_t *part = checked(malloc(n * sizeof *part));
-  const Merge **next = checked(malloc(n * sizeof *next)); /* of a part and the one behind it */
-  const char *why = NULL;
-  for (size_t i = 0; i < n && why == NULL; i++) {
-    part[i] = t->byte_ids[(unsigned char)bytes[i]];
-    if (part[i] < 0) why = "it has a character outside of the model's alphabet";
-  }
-  for (size_t i = 0; why == NULL && i + 1 < n; i++) next[i] = merge_of(t, part[i], part[i + 1]);
-  while (why == NULL) {
+/* Merges the pair of lowest rank, of equals the one furthest left, until none is left. Returns how
+ * many parts remain. */
+static size_t merge_parts(const Tokenizer *t, int32_t *part, size_t n) {
+  const Merge **next =
+      checked(malloc((n + 1) * sizeof *next)); /* of a part and the one behind it */
+  for (size_t i = 0; i + 1 < n; i++) next[i] = merge_of(t, part[i], part[i + 1]);
+  for (;;) {
     size_t best = n;
     for (size_t i = 0; i + 1 < n; i++)
       if (next[i] && (best == n || next[i]->rank < next[best]->rank)) best = i;
@@ -299,9 +190,90 @@ static const char *encode_word(const Tokenizer *t, const char *bytes, size_t n, 
     if (best > 0) next[best - 1] = merge_of(t, part[best - 1], part[best]);
     next[best] = best + 1 < n ? merge_of(t, part[best], part[best + 1]) : NULL;
   }
-  for (size_t i = 0; why == NULL && i < n; i++) ids_add(ids, part[i]);
-  free(part);
   free(next);
+  return n;
+}
+
+static const char NO_ALPHABET[] = "it has a character outside of the model's alphabet";
+
+static const char *encode_bytes(const Tokenizer *t, const char *bytes, size_t n, Ids *ids) {
+  const int32_t whole = whole_word(t, bytes, n);
+  if (whole >= 0) {
+    ids_add(ids, whole);
+    return NULL;
+  }
+  int32_t *part = checked(malloc(n * sizeof *part));
+  int is_known = 1;
+  for (size_t i = 0; i < n; i++) {
+    part[i] = t->byte_ids[(unsigned char)bytes[i]];
+    is_known &= part[i] >= 0;
+  }
+  if (is_known) n = merge_parts(t, part, n);
+  for (size_t i = 0; is_known && i < n; i++) ids_add(ids, part[i]);
+  free(part);
+  return is_known ? NULL : NO_ALPHABET;
+}
+
+/* The part that a character is at first: less than -1 if it neither is a token nor merges. */
+static int32_t character_part(const Tokenizer *t, uint32_t c) {
+  size_t low = 0, high = (size_t)t->head.n_characters;
+  while (low < high) {
+    const size_t middle = (low + high) / 2;
+    if ((uint32_t)t->characters[2 * middle] < c)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  const int is_found = low < (size_t)t->head.n_characters && (uint32_t)t->characters[2 * low] == c;
+  return is_found ? t->characters[2 * low + 1] : -2 - (int32_t)c;
+}
+
+/* A character that is no token: the tokens of its bytes, or the one for what is unknown. */
+static const char *encode_unknown(const Tokenizer *t, uint32_t c, Ids *ids) {
+  const int n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+  int32_t id[4];
+  int is_known = 1;
+  for (int i = n - 1; i >= 0; i--, c >>= 6) {
+    const uint32_t lead = n == 1 ? 0 : i == 0 ? 0xF00u >> n & 0xFF : 0x80;
+    id[i] = t->byte_ids[lead | (n > 1 && i > 0 ? c & 0x3F : c)];
+    is_known &= id[i] >= 0;
+  }
+  if (!is_known && t->head.unknown < 0) return NO_ALPHABET;
+  if (!is_known) ids_add(ids, t->head.unknown);
+  for (int i = 0; is_known && i < n; i++) ids_add(ids, id[i]);
+  return NULL;
+}
+
+static const char *encode_characters(const Tokenizer *t, const uint32_t *c, size_t n, Ids *ids) {
+  int32_t *part = checked(malloc((n + 1) * sizeof *part));
+  const char *why = NULL;
+  for (size_t i = 0; i < n; i++) part[i] = character_part(t, c[i]);
+  n = merge_parts(t, part, n);
+  for (size_t i = 0; i < n && why == NULL; i++) {
+    if (part[i] >= 0 && part[i] < t->head.n_tokens) {
+      ids_add(ids, part[i]);
+      continue;
+    }
+    uint32_t lost = (uint32_t)(-2 - part[i]);
+    for (int32_t k = 0; part[i] >= 0 && k < t->head.n_characters; k++)
+      if (t->characters[2 * k + 1] == part[i]) lost = (uint32_t)t->characters[2 * k];
+    why = encode_unknown(t, lost, ids);
+  }
+  free(part);
+  return why;
+}
+
+/* Words with their blanks; those at the end of a text are one. */
+static const char *encode_sentence(const Tokenizer *t, const uint32_t *c, size_t n, Ids *ids) {
+  const char *why = NULL;
+  for (size_t i = 0; i < n && why == NULL;) {
+    size_t end = i;
+    while (end < n && c[end] == BLANK) end++;
+    while (end < n && c[end] != BLANK) end++;
+    if (t->head.one_word) end = n;
+    why = encode_characters(t, c + i, end - i, ids);
+    i = end;
+  }
   return why;
 }
 
@@ -323,8 +295,10 @@ static int decode_character(const unsigned char *s, size_t n, uint32_t *c) {
   return *c < least[length] || *c > 0x10FFFF || is_half ? -1 : length;
 }
 
-static const char *encode_plain(const Tokenizer *t, const char *bytes, size_t n, Ids *ids) {
-  uint32_t *c = checked(malloc((n + 1) * sizeof *c));
+/* A text between tokens; `is_first` says that nothing is before it. */
+static const char *encode_plain(const Tokenizer *t, const char *bytes, size_t n, int is_first,
+                                Ids *ids) {
+  uint32_t *memory = checked(malloc((n + 2) * sizeof *memory)), *c = memory + 1;
   size_t *at = checked(malloc((n + 1) * sizeof *at)), n_characters = 0;
   const char *why = NULL;
   for (size_t i = 0; i < n && why == NULL;) {
@@ -334,12 +308,21 @@ static const char *encode_plain(const Tokenizer *t, const char *bytes, size_t n,
     i += length > 0 ? (size_t)length : 1;
   }
   at[n_characters] = n;
-  for (size_t i = 0; i < n_characters && why == NULL;) {
-    const size_t end = i + word(t->head.splitting, c + i, n_characters - i);
-    why = encode_word(t, bytes + at[i], at[end] - at[i], ids);
-    i = end;
+  if (why == NULL && t->head.splitting == CHARACTERS) {
+    for (size_t i = 0; i < n_characters; i++) c[i] = c[i] == ' ' ? BLANK : c[i];
+    const int prefix = t->head.prefix, has_none = c[0] != BLANK;
+    const int is_put = prefix == PREFIX || (prefix == PREFIX_FIRST && is_first && has_none) ||
+                       (prefix == PREFIX_WHERE_NONE && has_none);
+    memory[0] = BLANK;
+    why = encode_sentence(t, c - is_put, n_characters + (size_t)is_put, ids);
+  } else {
+    for (size_t i = 0; i < n_characters && why == NULL;) {
+      const size_t end = i + word_length(t->head.splitting, c + i, n_characters - i);
+      why = encode_bytes(t, bytes + at[i], at[end] - at[i], ids);
+      i = end;
+    }
   }
-  free(c);
+  free(memory);
   free(at);
   return why;
 }
@@ -399,7 +382,7 @@ const char *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int
     if (p.id >= 0)
       ids_add(ids, p.id);
     else
-      why = encode_plain(t, text + p.begin, p.end - p.begin, ids);
+      why = encode_plain(t, text + p.begin, p.end - p.begin, k == 0, ids);
   }
   free(pieces.piece);
   return why;

@@ -1,4 +1,4 @@
-/* Byte-level BPE: text to ids and back, as the model's own tokenizer does it. */
+/* Byte-level BPE or SentencePiece: text to ids and back, as the model's own tokenizer does it. */
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
