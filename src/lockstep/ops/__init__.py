@@ -9,8 +9,8 @@ import lockstep.ops.cross_entropy
 import lockstep.ops.delta_gates
 import lockstep.ops.embed_panels
 import lockstep.ops.embedding
+import lockstep.ops.gate_mul
 import lockstep.ops.gated_delta
-import lockstep.ops.gelu_mul
 import lockstep.ops.linear
 import lockstep.ops.linear_float
 import lockstep.ops.linear_packed
@@ -20,8 +20,6 @@ import lockstep.ops.quantize_rows
 import lockstep.ops.rmsnorm
 import lockstep.ops.rope
 import lockstep.ops.scale
-import lockstep.ops.sigmoid_mul
-import lockstep.ops.silu_mul
 import lockstep.ops.split_heads  # noqa: F401
 from lockstep.ops.registry import OPS, VECTOR_HEADER
 
