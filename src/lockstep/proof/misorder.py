@@ -13,6 +13,7 @@ from lockstep.proof.mutate import Fault
 KINDS = ("stage left out", "barrier missing")
 _ENTRIES = ("step", "update")
 _TABLE = r"^static const Stage ENTRY_stages\[\] = \{(.*)\};$"
+_STAGE = r"\{stage_(\d+), \w+, (\w+)\}"
 
 
 def misorder(built: Built, kind: str, random: Random) -> Fault:
@@ -25,28 +26,29 @@ def misorder(built: Built, kind: str, random: Random) -> Fault:
         (table, i)
         for entry in _ENTRIES
         for table in re.finditer(_TABLE.replace("ENTRY", entry), source, re.M)
-        for i in range(1, len(re.findall(r"stage_(\d+),", table[1])))
+        for i in range(1, len(re.findall(_STAGE, table[1])))
     ]
     if not places:
         raise UsageError(f"{built.graph.name}: expected an entry with two stages, got none")
     table, i = random.choice(places)
-    numbers = re.findall(r"stage_(\d+),", table[1])
-    before, after = numbers[i - 1], numbers[i]
+    found = list(re.finditer(_STAGE, table[1]))
+    stages, (before, after) = [stage[0] for stage in found], (found[i - 1], found[i])
+    none = "{stage_none, tasks_none, tasks_none}"
     if kind == KINDS[0]:
-        helpers, new = _nothing(), [*numbers[:i], "none", *numbers[i + 1 :]]
+        helpers, new = _nothing(), [*stages[:i], none, *stages[i + 1 :]]
     else:
         helpers = f"{_nothing()} {_both(before, after)}"
-        new = [*numbers[: i - 1], "both", "none", *numbers[i + 1 :]]
-    stages = ", ".join(f"{{stage_{n}, stage_{n}_chain, stage_{n}_tasks}}" for n in new)
-    text = f"{helpers} {table[0].replace(table[1], stages)}"
-    nodes = _nodes_of(built, after)
+        both = "{stage_both, tasks_none, tasks_both}"
+        new = [*stages[: i - 1], both, none, *stages[i + 1 :]]
+    text = f"{helpers} {table[0].replace(table[1], ', '.join(new))}"
+    nodes = _nodes_of(built, after[1])
     known = {node.id: node for node in built.graph.nodes}
     return Fault(
         nodes=nodes,
         op=known[nodes[0]].op.name,
         phase=known[nodes[0]].section,
         kind=kind,
-        what=f"model.c: stage_{after}, which follows stage_{before}",
+        what=f"model.c: stage_{after[1]}, which follows stage_{before[1]}",
         source=source[: table.start()] + text + source[table.end() :],
     )
 
@@ -54,19 +56,17 @@ def misorder(built: Built, kind: str, random: Random) -> Fault:
 def _nothing() -> str:
     return (
         "static void stage_none(const Call *c, int64_t task) { (void)c, (void)task; } "
-        "static int64_t stage_none_chain(const Call *c) { (void)c; return 0; } "
-        "static int64_t stage_none_tasks(const Call *c) { (void)c; return 0; }"
+        "static int64_t tasks_none(const Call *c) { (void)c; return 0; }"
     )
 
 
-def _both(before: str, after: str) -> str:
+def _both(before: re.Match[str], after: re.Match[str]) -> str:
     return (
         "static void stage_both(const Call *c, int64_t task) { "
-        f"const int64_t n = stage_{before}_tasks(c); "
-        f"if (task < n) stage_{before}(c, task); else stage_{after}(c, task - n); }} "
-        "static int64_t stage_both_chain(const Call *c) { (void)c; return 0; } "
-        "static int64_t stage_both_tasks(const Call *c) { "
-        f"return stage_{before}_tasks(c) + stage_{after}_tasks(c); }}"
+        f"const int64_t n = {before[2]}(c); "
+        f"if (task < n) stage_{before[1]}(c, task); else stage_{after[1]}(c, task - n); }} "
+        "static int64_t tasks_both(const Call *c) { "
+        f"return {before[2]}(c) + {after[2]}(c); }}"
     )
 
 
