@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import safetensors
 import tokenizers
 from export_run import promoted_run
 from tokenizer_files import bpe_metadata, nasty_texts
@@ -97,15 +98,21 @@ def test_a_run_as_gguf_is_the_run_to_every_reader(
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("wanted", ["F32", "F16", "BF16"])
 def test_a_run_as_directory_is_the_run_to_transformers(
-    run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str], wanted: str
 ) -> None:
     path = tmp_path / "hf"
-    told = exported(capfd, str(run.path), "--to", "hf", "-o", str(path))
+    told = exported(capfd, str(run.path), "--to", "hf", "--type", wanted, "-o", str(path))
     verdicts = {check["id"]: check["verdict"] for check in told["checks"]}
     assert set(verdicts.values()) == {"pass"}, told["checks"]
     assert {"tokenizer_transformers", "logits_transformers", "greedy_transformers"} <= set(verdicts)
     assert {"generation_config.json", "tokenizer_config.json"} <= {p.name for p in path.iterdir()}
+    with safetensors.safe_open(path / "model.safetensors", "np") as file:
+        names = file.keys()
+        assert {file.get_slice(name).get_dtype() for name in names} == {wanted}
+    name = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[wanted]
+    assert json.loads((path / "config.json").read_text())["torch_dtype"] == name
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
@@ -243,9 +250,10 @@ def test_an_export_that_is_not_the_model_is_not_kept(
     assert os.listdir(tmp_path) == ["m.gguf"]
 
 
-def test_a_type_is_for_gguf_only(run: RunDir, tmp_path: Path) -> None:
+def test_a_type_that_a_format_does_not_have_is_refused(run: RunDir, tmp_path: Path) -> None:
     out = str(tmp_path / "hf")
-    assert main(["export", str(run.path), "--to", "hf", "--type", "F32", "-o", out]) == 2
+    assert main(["export", str(run.path), "--to", "hf", "--type", "Q8_0", "-o", out]) == 2
+    assert main(["export", str(run.path), "--to", "c", "--type", "F32", "-o", out]) == 2
     assert main(["export", str(tmp_path / "none"), "--to", "hf", "-o", out]) == 4
     assert not os.listdir(tmp_path)
 
@@ -320,7 +328,7 @@ def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
 def test_rows_that_are_no_whole_blocks_are_halves() -> None:
     def stored(shape: tuple[int, ...], *, exact: bool = False) -> str:
         weight = Weight(id="w", shape=shape, hf="w", gguf="w", decay=True, gguf_exact=exact)
-        return weight.gguf_type("Q8_0")
+        return weight.written_as("gguf", "Q8_0")
 
     assert stored((64,)) == "F32"
     assert stored((3, 64)) == "Q8_0"

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,7 @@ from lockstep.cli.table import verdict_table
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.export_c import export_c
 from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf
-from lockstep.engine.export_hf import export_hf
+from lockstep.engine.export_hf import HF_TYPES, export_hf
 from lockstep.engine.source import Source, open_source
 from lockstep.errors import EnvironmentLacks, UsageError
 from lockstep.formats.atomic import replace_directory, sync
@@ -31,7 +32,7 @@ Prove = Callable[[Source, Path], list[Check]]
 @click.option("--to", "target", type=click.Choice(["gguf", "hf", "c"]), required=True,
               help="A GGUF file, a Hugging Face directory, or a folder of C.")  # fmt: skip
 @click.option("--type", "wanted", type=click.Choice(EXPORT_TYPES),
-              help="The type of matrices in a GGUF file.  [default: F32]")  # fmt: skip
+              help="The type of matrices, in a directory of all.  [default: F32]")  # fmt: skip
 @click.option("--ctx", "context", type=click.IntRange(1),
               help="Tokens that a C program holds.  [default: 4096, or the model's]")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
@@ -46,9 +47,11 @@ def command(
     Hugging Face directory or hf://ORG/REPO/FILE. An export that is not the model, to our reader or
     to another program that is installed, is not kept: exit code 1.
     """
-    if wanted is not None and target != "gguf":
+    types: dict[str, tuple[str, ...]] = {"gguf": EXPORT_TYPES, "hf": HF_TYPES}
+    if wanted is not None and wanted not in types.get(target, ()):
+        known = ", ".join(types[target]) if target in types else "none"
         raise UsageError(
-            f"--type: expected it with --to gguf, got --to {target}", hint="leave it out"
+            f"--type: expected {known} with --to {target}, got {wanted}", hint="leave it out"
         )
     if context is not None and target != "c":
         raise UsageError(f"--ctx: expected it with --to c, got --to {target}", hint="leave it out")
@@ -58,7 +61,7 @@ def command(
         if target == "gguf":
             checks = _gguf(source, temporary, wanted or "F32")
         elif target == "hf":
-            checks = _hf(source, temporary)
+            checks = _hf(source, temporary, wanted or "F32")
         else:
             checks = _c(source, temporary, context)
         kept = all(check.verdict != "fail" for check in checks)
@@ -83,12 +86,12 @@ def _gguf(source: Source, path: Path, wanted: ExportType) -> list[Check]:
     return prove_gguf(source, path, wanted, _say)
 
 
-def _hf(source: Source, path: Path) -> list[Check]:
+def _hf(source: Source, path: Path, wanted: Any) -> list[Check]:
     from lockstep.proof.export import prove_hf
 
     _say("writing")
-    export_hf(source, path)
-    return prove_hf(source, path, _say)
+    export_hf(source, path, wanted)
+    return prove_hf(source, path, wanted, _say)
 
 
 def _c(source: Source, path: Path, context: int | None) -> list[Check]:

@@ -49,7 +49,7 @@ def gguf_tensors(source: Source, wanted: ExportType) -> dict[str, TensorToWrite]
             return np.ascontiguousarray(form.stored(source.parameters.f32(id)), np.float32)
 
         shape = weight.gguf_form.shape(weight.shape)
-        tensors[weight.gguf] = TensorToWrite(shape, weight.gguf_type(wanted), rows)
+        tensors[weight.gguf] = TensorToWrite(shape, weight.written_as("gguf", wanted), rows)
     return tensors
 
 

@@ -1,19 +1,18 @@
-"""A model written as a Hugging Face directory: config, float32 weights, tokenizer."""
+"""A model written as a Hugging Face directory: config, weights of one type, tokenizer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, get_args
 
 from lockstep.engine.export_gguf import default_template
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_tokenizer
 from lockstep.formats.atomic import sync
 from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.formats.safetensors import StoredTensor
 from lockstep.tokenizers import (
     ModelTokenizer,
     Tokenizer,
@@ -22,23 +21,27 @@ from lockstep.tokenizers import (
     vocabulary_of,
 )
 
+HFType = Literal["F32", "F16", "BF16"]
+HF_TYPES: tuple[HFType, ...] = get_args(HFType)
+_NAMES: dict[HFType, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def export_hf(source: Source, path: Path) -> None:
+def export_hf(source: Source, path: Path, wanted: HFType = "F32") -> None:
     """Writes a model into a directory that is not there yet.
 
-    Raises: UsageError if the tokenizer has no spelling in tokenizer.json.
+    Raises: UsageError if the tokenizer has no spelling in tokenizer.json; InputError if a number
+    does not fit the type.
     """
     source, tokenizer = source.in_hf_order(), open_tokenizer(source)
     beside = _beside(source, tokenizer)
     model = source.model
     tensors = {
-        w.hf: np.ascontiguousarray(w.hf_form.stored(source.parameters.f32(w.id)), np.float32)
+        w.hf: StoredTensor.of(w.hf_form.stored(source.parameters.f32(w.id)), wanted, w.hf)
         for w in model.family.weights(model.config)
     }
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    config = {**model.family.to_hf(model.config), **ids, "torch_dtype": "float32"}
+    config = {**model.family.to_hf(model.config), **ids, "torch_dtype": _NAMES[wanted]}
     write_hf_directory(path, config, tensors)
     for name, text in beside.items():
         (path / name).write_text(text, encoding="utf-8")

@@ -42,11 +42,14 @@ class Weight:
         """In which form a file of this kind keeps the weight."""
         return self.hf_form if scheme == "hf" else self.gguf_form
 
-    def gguf_type(self, wanted: str) -> str:
-        """The type in which a GGUF file keeps it, where `wanted` is asked for.
+    def written_as(self, scheme: Scheme, wanted: str) -> str:
+        """The type in which a file of this kind is written with it, where `wanted` is asked for.
 
-        As llama.cpp's converter: vectors stay in F32, and rows that are no whole blocks in F16.
+        As transformers writes all, and as llama.cpp's converter: vectors stay in F32, and rows that
+        are no whole blocks in F16.
         """
+        if scheme == "hf":
+            return wanted
         if len(self.shape) < 2 or self.gguf_exact:
             return "F32"
         return "F16" if wanted == "Q8_0" and self.shape[-1] % _Q8_0_GROUP else wanted

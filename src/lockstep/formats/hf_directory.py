@@ -16,7 +16,7 @@ from lockstep.formats.atomic import replace_directory, sync
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.safetensors import SINGLE, locate
 from lockstep.formats.mapped import MappedTensors
-from lockstep.formats.safetensors import write_safetensors
+from lockstep.formats.safetensors import StoredTensor, write_safetensors
 
 
 class HFDirectory(MappedTensors):
@@ -40,7 +40,7 @@ class HFDirectory(MappedTensors):
 def write_hf_directory(
     path: Path,
     config: Mapping[str, object],
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: Mapping[str, NDArray[Any] | StoredTensor],
     *,
     force: bool = False,
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lockstep.artifacts import Check
 from lockstep.engine.export_gguf import ExportType
+from lockstep.engine.export_hf import HFType
 from lockstep.engine.model import load
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
@@ -68,11 +69,13 @@ def prove_gguf(
     return checks + _llama_cpp(case, path, ours, truth)
 
 
-def prove_hf(source: Source, path: Path, say: Say = lambda text: None) -> list[Check]:
+def prove_hf(
+    source: Source, path: Path, wanted: HFType = "F32", say: Say = lambda text: None
+) -> list[Check]:
     """Reads a Hugging Face directory back and compares it with the model that it was made of."""
     say("reading it back")
     try:
-        case = _case(source, open_hf(path), "F32")
+        case = _case(source, open_hf(path), wanted)
         checks = list(_read_back(case))
     except LockstepError as error:
         return [_refused(path, error)]
@@ -143,8 +146,10 @@ def greedy_answers(source: Source, prompt: Sequence[int], steps: int = STEPS) ->
 def _truth(case: _Case, ours: Answers) -> Truth:
     """Of the parameters that the export should have, whatever it has."""
     model = case.source.model
-    stored = {w.id: w.gguf_type(case.wanted) for w in model.family.weights(model.config)}
-    parameters = expected_parameters(case.source, case.wanted, case.exported.kind)
+    scheme: Any = case.exported.kind
+    weights = model.family.weights(model.config)
+    stored = {w.id: w.written_as(scheme, case.wanted) for w in weights}
+    parameters = expected_parameters(case.source, case.wanted, scheme)
     return truth_of(model, parameters, stored, case.prompt, ours.tokens)
 
 

@@ -54,7 +54,7 @@ def _tensors(
     held = expected_parameters(source, wanted, scheme)
     for weight in model.family.weights(model.config):
         name, form = weight.name(scheme), weight.form(scheme)
-        kind = weight.gguf_type(wanted)
+        kind = weight.written_as(scheme, wanted)
         ours = np.ascontiguousarray(form.stored(source.parameters.f32(weight.id)), np.float32)
         rows = ours.reshape(-1, ours.shape[-1])
         differ = _differing(dequantise(quantise(rows, kind, name), kind), file.read(name))
@@ -74,7 +74,7 @@ def expected_parameters(source: Source, wanted: ExportType, scheme: Any) -> Mapp
     found = {}
     for weight in source.model.family.weights(source.model.config):
         ours = source.parameters.f32(weight.id)
-        kind, form = weight.gguf_type(wanted), weight.form(scheme)
+        kind, form = weight.written_as(scheme, wanted), weight.form(scheme)
         rows = np.ascontiguousarray(form.stored(ours), np.float32)
         rounded = dequantise(quantise(rows, kind, weight.id), kind)
         found[weight.id] = np.ascontiguousarray(form.held(rounded), np.float32)
