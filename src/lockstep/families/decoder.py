@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 from lockstep.errors import UsageError
 from lockstep.families.memory import Attend, Memory, Recur
@@ -93,14 +93,17 @@ class DecoderConfig:
         return 1.0
 
 
-class Decoder:
+C = TypeVar("C", bound=DecoderConfig)
+
+
+class Decoder(Generic[C]):
     """A graph under construction: what a family's block is written with.
 
     `weights` are its parameters by id; `attend` is causal attention over the sequences of the
     batch, or over the caches of `memory`.
     """
 
-    def __init__(self, config: DecoderConfig, graph: Graph, weights: tuple[Weight, ...]) -> None:
+    def __init__(self, config: C, graph: Graph, weights: tuple[Weight, ...]) -> None:
         self.config = config
         self.graph = graph
         self.weights = {w.id: graph.input(w.id, f32(*w.shape), "parameter") for w in weights}
@@ -138,6 +141,11 @@ class Decoder:
         name = "silu_mul" if self.config.activation == "silu" else "gelu_mul"
         return self.graph.add(OPS[name], id, gate_MF, up_MF)
 
+    def gated(self, at: str, h_MD: Value) -> Value:
+        """A gated feed-forward block: act(gate) * up, taken down to the width again."""
+        gate_MF, up_MF = self.linear(f"{at}.gate", h_MD), self.linear(f"{at}.up", h_MD)
+        return self.linear(f"{at}.down", self.act_mul(f"{at}.act", gate_MF, up_MF))
+
     def add(self, id: str, a_MD: Value, b_MD: Value) -> Value:
         """The residual sum."""
         return self.graph.add(OPS["add"], id, a_MD, b_MD)
@@ -157,14 +165,34 @@ class Decoder:
         self.graph.section = "forward"
 
 
-Block = Callable[[Decoder, str, Value], Value]  # (decoder, path of the layer, x_MD) -> x_MD
+Block = Callable[[Decoder[C], str, Value], Value]  # (decoder, path of the layer, x_MD) -> x_MD
+
+
+def dense_block(d: Decoder[C], at: str, x_MD: Value) -> Value:
+    """One layer: attention, with normed heads where the weight table has gains, then a gated block.
+
+    It adds what each gives to the row that it was given the norm of.
+    """
+
+    def heads(name: str) -> Value:
+        x_MN = d.linear(f"{at}.attn.{name}", h_MD)
+        norm = f"{at}.attn.{name}_norm"
+        return d.norm(norm, x_MN) if f"{norm}.weight" in d.weights else x_MN
+
+    h_MD = d.norm(f"{at}.norm1", x_MD)
+    q_MN, k_MO, v_MO = (heads(name) for name in ("q", "k", "v"))
+    q_MN, k_MO = d.rope(f"{at}.attn.q_rope", q_MN), d.rope(f"{at}.attn.k_rope", k_MO)
+    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
+    x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
+    h_MD = d.norm(f"{at}.norm2", x_MD)
+    return d.add(f"{at}.ffn.add", x_MD, d.gated(f"{at}.ffn", h_MD))
 
 
 def training_graph(
     name: str,
-    config: DecoderConfig,
+    config: C,
     weights: tuple[Weight, ...],
-    block: Block,
+    block: Block[C],
     batch: int,
     tokens: int,
 ) -> Graph:
@@ -205,9 +233,9 @@ def training_graph(
 
 def inference_graph(
     name: str,
-    config: DecoderConfig,
+    config: C,
     weights: tuple[Weight, ...],
-    block: Block,
+    block: Block[C],
     shape: InferenceShape,
 ) -> Graph:
     """The graph of several sequences that grow by up to `shape.rows` tokens a call.

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
+from lockstep.families.decoder import Block, C, inference_graph, training_graph
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Parameters, Scheme, Weight
 from lockstep.ir import Array, Graph, InferenceShape
-
-C = TypeVar("C", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
     """One architecture.
 
-    `training_graph(config, batch, tokens)` is the forward graph with its loss;
-    `inference_graph(config, shape)` holds sequences in caches and reads their next tokens. `TINY`
-    and `variants` together switch every feature on and off.
+    `block` is one layer of its graph. `TINY` and `variants` together switch every feature on and
+    off.
     """
 
     name: str  # = GGUF general.architecture = the name of its file
     Config: type[C]
     weights: Callable[[C], tuple[Weight, ...]]
-    training_graph: Callable[[C, int, int], Graph]
-    inference_graph: Callable[[C, InferenceShape], Graph]
+    block: Block[C]
     TINY: C
     variants: Mapping[str, C]
     hf_class: str  # the class of transformers that is the oracle
@@ -47,6 +44,21 @@ class Family(Generic[C]):
     def small_configs(self) -> dict[str, C]:
         """The small configs that the laws of all families are held to."""
         return {"tiny": self.TINY, **self.variants}
+
+    def training_graph(self, config: C, batch: int, tokens: int) -> Graph:
+        """The forward graph of a batch and its summed loss.
+
+        Raises: UsageError if the sequences are longer than the context.
+        """
+        weights = self.weights(config)
+        return training_graph(self.name, config, weights, self.block, batch, tokens)
+
+    def inference_graph(self, config: C, shape: InferenceShape) -> Graph:
+        """The graph of growing sequences with their caches and states.
+
+        Raises: UsageError if the context is too long.
+        """
+        return inference_graph(self.name, config, self.weights(config), self.block, shape)
 
     def parameters(self, config: C, source: TensorSource, scheme: Scheme) -> Parameters:
         """The parameters in a checkpoint, to be read one by one.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from lockstep.families.rope import LinearScaling, Rope, Scaling
 from lockstep.families.rope_config import hf_scaling
 from lockstep.families.source import Renamed, TensorSource
 from lockstep.families.weight import Scheme, Table, Weight
-from lockstep.ir import Graph, InferenceShape, Value
+from lockstep.ir import Value
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # as transformers calls the layers
 
@@ -349,9 +348,9 @@ def weights(config: Config) -> tuple[Weight, ...]:
     return tuple(table.weights)
 
 
-def block(config: Config, d: Decoder, at: str, x_MD: Value) -> Value:
+def block(d: Decoder[Config], at: str, x_MD: Value) -> Value:
     """One layer, local or global: attention and a gated block, each between two norms."""
-    c, layer = config, int(at.rpartition(".")[2])
+    c, layer = d.config, int(at.rpartition(".")[2])
     local = c.layer_types[layer] == LOCAL
     angles, window = ("rope_local", c.window) if local else ("rope", 0)
 
@@ -367,37 +366,15 @@ def block(config: Config, d: Decoder, at: str, x_MD: Value) -> Value:
     x_MD = d.add(f"{at}.attn.add", x_MD, o_MD)
 
     h_MD = d.norm(f"{at}.norm2", x_MD)
-    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
-    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
-    y_MD = d.norm(f"{at}.ffn.norm", d.linear(f"{at}.ffn.down", act_MF))
+    y_MD = d.norm(f"{at}.ffn.norm", d.gated(f"{at}.ffn", h_MD))
     return d.add(f"{at}.ffn.add", x_MD, y_MD)
-
-
-def training_graph(config: Config, batch: int, tokens: int) -> Graph:
-    """The forward graph of a batch and its summed loss.
-
-    Raises: UsageError if the sequences are longer than the context.
-    """
-    return decoder.training_graph(
-        "gemma3", config, weights(config), partial(block, config), batch, tokens
-    )
-
-
-def inference_graph(config: Config, shape: InferenceShape) -> Graph:
-    """The graph of growing sequences with their caches.
-
-    Raises: UsageError if the context is too long.
-    """
-    own = partial(block, config)
-    return decoder.inference_graph("gemma3", config, weights(config), own, shape)
 
 
 FAMILY = Family(
     name="gemma3",
     Config=Config,
     weights=weights,
-    training_graph=training_graph,
-    inference_graph=inference_graph,
+    block=block,
     TINY=TINY,
     variants=VARIANTS,
     hf_types=("gemma3_text", "gemma3"),

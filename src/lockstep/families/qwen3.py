@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lockstep.families import decoder
-from lockstep.families.decoder import Decoder, DecoderConfig
+from lockstep.families.decoder import DecoderConfig, dense_block
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
@@ -23,7 +23,6 @@ from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
-from lockstep.ir import Graph, InferenceShape, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,44 +126,11 @@ def weights(config: Config) -> tuple[Weight, ...]:
     return tuple(table.weights)
 
 
-def block(d: Decoder, at: str, x_MD: Value) -> Value:
-    """One layer: attention with normed heads, then a gated feed-forward block."""
-    h_MD = d.norm(f"{at}.norm1", x_MD)
-    q_MN = d.norm(f"{at}.attn.q_norm", d.linear(f"{at}.attn.q", h_MD))
-    k_MO = d.norm(f"{at}.attn.k_norm", d.linear(f"{at}.attn.k", h_MD))
-    v_MO = d.linear(f"{at}.attn.v", h_MD)
-    q_MN, k_MO = d.rope(f"{at}.attn.q_rope", q_MN), d.rope(f"{at}.attn.k_rope", k_MO)
-    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
-    x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
-
-    h_MD = d.norm(f"{at}.norm2", x_MD)
-    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
-    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
-    return d.add(f"{at}.ffn.add", x_MD, d.linear(f"{at}.ffn.down", act_MF))
-
-
-def training_graph(config: Config, batch: int, tokens: int) -> Graph:
-    """The forward graph of a batch and its summed loss.
-
-    Raises: UsageError if the sequences are longer than the context.
-    """
-    return decoder.training_graph("qwen3", config, weights(config), block, batch, tokens)
-
-
-def inference_graph(config: Config, shape: InferenceShape) -> Graph:
-    """The graph of growing sequences with their caches.
-
-    Raises: UsageError if the context is too long.
-    """
-    return decoder.inference_graph("qwen3", config, weights(config), block, shape)
-
-
 FAMILY = Family(
     name="qwen3",
     Config=Config,
     weights=weights,
-    training_graph=training_graph,
-    inference_graph=inference_graph,
+    block=dense_block,
     TINY=TINY,
     variants=VARIANTS,
     hf_class="Qwen3ForCausalLM",

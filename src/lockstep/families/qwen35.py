@@ -8,7 +8,6 @@ Source: transformers modeling_qwen3_5; arXiv:2412.06464.
 
 from __future__ import annotations
 
-from lockstep.families import decoder
 from lockstep.families.decoder import Decoder
 from lockstep.families.delta_forms import Logarithm, Taps, ValueHeads
 from lockstep.families.family import Family
@@ -23,7 +22,7 @@ from lockstep.families.qwen35_config import (
     to_hf,
 )
 from lockstep.families.weight import Forms, Scheme, Table, Weight
-from lockstep.ir import Graph, InferenceShape, Value
+from lockstep.ir import Value
 from lockstep.ops import OPS
 from lockstep.ops.gated_delta import COLUMNS, blocks
 
@@ -114,21 +113,18 @@ def _value_heads(
     return ValueHeads(c.key_heads, per_key, width, tiles, first, axis, inner)
 
 
-def block(d: Decoder, at: str, x_MD: Value) -> Value:
+def block(d: Decoder[Config], at: str, x_MD: Value) -> Value:
     """One layer: a delta rule or attention, then a gated feed-forward block."""
-    assert isinstance(d.config, Config)
     h_MD = d.norm(f"{at}.norm1", x_MD)
     if d.config.is_attention(int(at.rpartition(".")[2])):
         x_MD = d.add(f"{at}.attn.add", x_MD, _attention(d, f"{at}.attn", h_MD))
     else:
-        x_MD = d.add(f"{at}.delta.add", x_MD, _delta(d, d.config, f"{at}.delta", h_MD))
+        x_MD = d.add(f"{at}.delta.add", x_MD, _delta(d, f"{at}.delta", h_MD))
     h_MD = d.norm(f"{at}.norm2", x_MD)
-    gate_MF, up_MF = d.linear(f"{at}.ffn.gate", h_MD), d.linear(f"{at}.ffn.up", h_MD)
-    act_MF = d.act_mul(f"{at}.ffn.act", gate_MF, up_MF)
-    return d.add(f"{at}.ffn.add", x_MD, d.linear(f"{at}.ffn.down", act_MF))
+    return d.add(f"{at}.ffn.add", x_MD, d.gated(f"{at}.ffn", h_MD))
 
 
-def _attention(d: Decoder, at: str, h_MD: Value) -> Value:
+def _attention(d: Decoder[Config], at: str, h_MD: Value) -> Value:
     both_MK = d.linear(f"{at}.q", h_MD)
     halves = d.graph.add_node(OPS["split_heads"], f"{at}.split", both_MK, heads=d.config.heads)
     q_MN, gate_MN = halves
@@ -140,8 +136,8 @@ def _attention(d: Decoder, at: str, h_MD: Value) -> Value:
     return d.linear(f"{at}.o", d.graph.add(OPS["sigmoid_mul"], f"{at}.gate", gate_MN, o_MN))
 
 
-def _delta(d: Decoder, c: Config, at: str, h_MD: Value) -> Value:
-    qkv_MN = d.linear(f"{at}.qkv", h_MD)
+def _delta(d: Decoder[Config], at: str, h_MD: Value) -> Value:
+    c, qkv_MN = d.config, d.linear(f"{at}.qkv", h_MD)
     gates = (d.linear(f"{at}.{name}", h_MD) for name in ("a", "b"))
     of_heads = (d.weights[f"{at}.{name}"] for name in ("dt", "rate"))
     decay_MH, beta_MH = d.graph.add_node(OPS["delta_gates"], f"{at}.gates", *gates, *of_heads)
@@ -157,28 +153,11 @@ def _delta(d: Decoder, c: Config, at: str, h_MD: Value) -> Value:
     return d.linear(f"{at}.o", d.graph.add(OPS["silu_mul"], f"{at}.gate", z_MO, normed_MO))
 
 
-def training_graph(config: Config, batch: int, tokens: int) -> Graph:
-    """The forward graph of a batch and its summed loss.
-
-    Raises: UsageError if the sequences are longer than the context.
-    """
-    return decoder.training_graph("qwen35", config, weights(config), block, batch, tokens)
-
-
-def inference_graph(config: Config, shape: InferenceShape) -> Graph:
-    """The graph of growing sequences with their caches and states.
-
-    Raises: UsageError if the context is too long.
-    """
-    return decoder.inference_graph("qwen35", config, weights(config), block, shape)
-
-
 FAMILY = Family(
     name="qwen35",
     Config=Config,
     weights=weights,
-    training_graph=training_graph,
-    inference_graph=inference_graph,
+    block=block,
     TINY=TINY,
     variants=VARIANTS,
     hf_class="Qwen3_5ForCausalLM",

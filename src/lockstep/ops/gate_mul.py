@@ -6,6 +6,7 @@ Source: arXiv:2002.05202 (silu, gelu), arXiv:1606.08415 (gelu), transformers mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +18,7 @@ from lockstep.ops.registry import OPS, source
 
 _SOURCE = source("gate_mul.c")
 _CASES = ({"M": 3, "F": 8}, {"M": 5, "F": 37})
-_ROOT, _CUBE = np.sqrt(2.0 / np.pi), 0.044715
+_ROOT, _CUBE = math.sqrt(2.0 / math.pi), 0.044715
 
 Curve = Callable[[Array], Array]
 
@@ -100,12 +101,17 @@ def _silu_slope(x: Array) -> Array:
     return _sigmoid(x) * (1.0 + x * (1.0 - _sigmoid(x)))
 
 
+def _gelu_tanh(x: Array) -> Array:
+    t: Array = np.tanh(_ROOT * (x + _CUBE * x**3))
+    return t
+
+
 def _gelu(x: Array) -> Array:
-    return 0.5 * x * (1.0 + np.tanh(_ROOT * (x + _CUBE * x**3)))
+    return 0.5 * x * (1.0 + _gelu_tanh(x))
 
 
 def _gelu_slope(x: Array) -> Array:
-    t = np.tanh(_ROOT * (x + _CUBE * x**3))
+    t = _gelu_tanh(x)
     return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t**2) * _ROOT * (1.0 + 3.0 * _CUBE * x**2)
 
 
