@@ -41,7 +41,7 @@ demo: environment
 	@$(BIN)/lockstep demo --force
 
 test: environment
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 init: doctor
 

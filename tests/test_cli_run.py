@@ -172,7 +172,7 @@ def chat(model: Path) -> Iterator[Callable[..., Any]]:
     def start(*flags: str) -> Any:
         command = ["-m", "lockstep.cli.main", "run", str(model), *flags]
         child = pexpect.spawn(
-            sys.executable, command, encoding="utf-8", timeout=60, echo=False,
+            sys.executable, command, encoding="utf-8", timeout=300, echo=False,
             env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"}, dimensions=(50, 200),
         )  # fmt: skip
         children.append(child)

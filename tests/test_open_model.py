@@ -39,6 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture
+def home(home: Path, _shared_home: Path) -> Path:
+    """A home without weights; it has the programs that other tests have built."""
+    (home / "build").mkdir()
+    for suffix in (".so", ".sha256"):
+        for file in (_shared_home / "build").glob(f"*{suffix}"):
+            (home / "build" / file.name).hardlink_to(file)
+    return home
+
+
 def opened(path: Path) -> OpenModel:
     return open_model(str(path), context=16, rows=8)
 
@@ -47,15 +57,15 @@ def logits(model: OpenModel) -> bytes:
     return model.session.prefill(IDS).tobytes()
 
 
+def test_a_directory_and_the_file_made_of_it_give_the_same_bits(folder: Path) -> None:
+    assert logits(opened(folder / "hf")) == logits(opened(folder / "model.gguf"))
+
+
 def test_a_second_start_reads_the_packed_weights_back(folder: Path, home: Path) -> None:
     first, second = opened(folder / "model.gguf"), opened(folder / "model.gguf")
     assert (first.filled.from_cache, second.filled.from_cache) == (False, True)
     assert first.filled.n_bytes == second.filled.n_bytes > 0
     assert logits(first) == logits(second)
-
-
-def test_a_directory_and_the_file_made_of_it_give_the_same_bits(folder: Path) -> None:
-    assert logits(opened(folder / "hf")) == logits(opened(folder / "model.gguf"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "sums"])

@@ -312,7 +312,7 @@ def post(
     server: Running, path: str, body: str | bytes, **headers: str
 ) -> tuple[int, Any, dict[str, str]]:
     """Status, document and headers of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         given = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): value for name, value in headers.items()
@@ -372,7 +372,7 @@ def test_a_key_is_asked_for_except_of_health() -> None:
             found, document, _ = post(server, "/v1/completions", body, **headers)
             assert found == status
             assert status == 200 or document["error"]["type"] == "authentication_error"
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         for path, status in (("/health", 200), ("/metrics", 401), ("/v1/models", 401)):
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -388,7 +388,7 @@ def test_the_metrics_count(client: openai.OpenAI, server: Running) -> None:
     after = server.metric("generated_tokens_total"), server.metric("prompt_tokens_total")
     assert after[0] - before[0] == answer.usage.completion_tokens
     assert after[1] - before[1] == answer.usage.prompt_tokens
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()

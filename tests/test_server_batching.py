@@ -166,16 +166,16 @@ def slowed(served: Served, seconds: float) -> Served:
 
 def soon(holds: Callable[[], bool]) -> None:
     """Waits until something holds."""
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 60
     while not holds():
-        assert time.monotonic() < ends, "not within five seconds"
+        assert time.monotonic() < ends, "not within a minute"
         time.sleep(0.01)
 
 
 def begin(server: Running, body: dict[str, Any], *, path: str = "completions") -> socket.socket:
     """A connection on which a request was sent and nothing was read."""
     text = json.dumps({"prompt": "the cat", "max_tokens": 150, **body}).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}\r\n\r\n"
     connection.sendall(head.encode() + text)
     return connection
@@ -185,7 +185,7 @@ def begin(server: Running, body: dict[str, Any], *, path: str = "completions") -
     "body", [{"stream": True}, {}, {"n": 9}], ids=["stream", "whole", "queued"]
 )
 def test_a_client_that_leaves_frees_its_slots(body: dict[str, Any]) -> None:
-    with running(slowed(tiny_served(), 0.05)) as server:
+    with running(slowed(tiny_served(), 0.2)) as server:
         connection = begin(server, body)
         soon(lambda: server.metric("slots_used") > 0)
         if body == {"stream": True}:
@@ -193,7 +193,7 @@ def test_a_client_that_leaves_frees_its_slots(body: dict[str, Any]) -> None:
         connection.close()
         began = time.monotonic()
         soon(lambda: server.metric("slots_used") == 0)
-        assert time.monotonic() - began < 2, "150 passes take 7.5 seconds"
+        assert time.monotonic() - began < 15, "150 passes take 30 seconds"
         assert server.metric("cancelled_requests_total") == 1
         assert server.metric("waiting_requests") == 0
 
@@ -212,7 +212,7 @@ def test_a_client_that_does_not_read_holds_nobody_up() -> None:
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
     with running(tiny_served(), Limits(body_s=0.3)) as server:
-        connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
         )
@@ -227,7 +227,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         soon(lambda: server.metric("slots_used") == 1)
         second = begin(server, {})
         soon(lambda: server.metric("waiting_requests") == 1)
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.request("POST", "/v1/completions", b'{"prompt": "a"}')
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (429, "queue_full")
@@ -306,16 +306,16 @@ def test_answers_go_on_while_a_long_prompt_is_read() -> None:
 
     def timed(pieces: Any) -> Any:
         rows = sum(len(piece.ids) for piece in pieces)
-        time.sleep(0.005 * rows)
+        time.sleep(0.006 * rows)
         passes.append((len(pieces), rows))
         return read(pieces)
 
     served.session.read = timed  # type: ignore[method-assign]
     with running(served) as server, ThreadPoolExecutor(2) as pool:
-        short = pool.submit(ask, server, "completions", {"prompt": "the", "max_tokens": 100})
+        short = pool.submit(ask, server, "completions", {"prompt": "the", "max_tokens": 150})
         soon(lambda: len(passes) > 3)
         ask(server, "completions", {"prompt": [9] * 180, "max_tokens": 1})
         mixed = [rows for n, rows in passes if n == 2]
         assert len(mixed) > 6
-        assert max(mixed[1:]) <= 1 + 0.1 / 0.005, "a tenth of a second, learned from the first"
+        assert max(mixed[1:]) <= 1 + 0.1 / 0.006, "a tenth of a second, learned from the first"
         assert short.result()["choices"][0]["finish_reason"] == "length"
