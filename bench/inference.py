@@ -67,6 +67,7 @@ DECODE = Case(name="decode 128", tokens=128, depth=0)
 DEEP = Case(name="decode 128 at 2048", tokens=128, depth=2048)
 # Cases that one process is timed with; its memory is that of the longest context.
 GROUPS = {"short": (PREFILL, DECODE), "deep": (DEEP,)}
+CASES = [case.name for cases in GROUPS.values() for case in cases]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +196,39 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[Row]) -> str:
+    """A line for each file and number of threads: ratios, our rates, memory and errors of both."""
+    lines = [
+        f"| file | threads | {' | '.join(CASES)} | decode, share of a read loop | peak MiB, ours / "
+        "llama.cpp | error, ours / llama.cpp |",
+        f"|---|---|{'---|' * len(CASES)}---|---|---|",
+    ]
+    for file, threads in dict.fromkeys((r.file, r.threads) for r in rows):
+        own = [r for r in rows if (r.file, r.threads) == (file, threads)]
+        found = {(r.case, r.engine): r for r in own}
+        pair = [next(r for r in own if r.engine == engine) for engine in ("lockstep", "llama.cpp")]
+        peak = " / ".join(f"{max(r.peak_mib or 0 for r in own if r.engine == side.engine):.0f}"
+                          for side in pair)  # fmt: skip
+        error = " / ".join("" if r.relative_error is None else f"{r.relative_error:.1e}"
+                           for r in pair)  # fmt: skip
+        decode = found.get((DECODE.name, "lockstep"))
+        share = "" if decode is None or decode.share is None else f"{decode.share:.0%}"
+        cells = [
+            cell(found.get((case, "lockstep")), found.get((case, "llama.cpp"))) for case in CASES
+        ]
+        lines.append(f"| {file} | {threads} | {' | '.join(cells)} | {share} | {peak} | {error} |")
+    return "\n".join(lines)
+
+
+def cell(ours: Row | None, peer: Row | None) -> str:
+    """The ratio with its spread, and our tokens per second; an asterisk where others disturbed."""
+    if ours is None or peer is None or peer.ratio is None or peer.ratio_spread is None:
+        return ""
+    disturbed = " *" if min(ours.busy or 0.0, peer.busy or 0.0) < BUSY_ENOUGH else ""
+    spread = f"{peer.ratio_spread[0]:.2f} to {peer.ratio_spread[1]:.2f}"
+    return f"**{peer.ratio:.2f}** ({spread}){disturbed}, {ours.tokens_per_s:.0f}/s"
+
+
 def bar(file: str, case: str) -> float:
     """The asked ratio against llama.cpp at two threads."""
     if file.startswith("qwen3.5"):
@@ -250,7 +284,7 @@ def main() -> None:
                 print(table(measured), end="\n\n", flush=True)
                 rows += measured
                 atomic_write_text(options.json, json.dumps([asdict(r) for r in rows], indent=2))
-    print(verdicts(rows))
+    print(summary(rows), verdicts(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
