@@ -12,7 +12,8 @@
 enum {
   QUANT_TASK_BYTES = 64 << 10, /* of panels, in a task of few rows */
   QUANT_AHEAD = 2048,          /* bytes that few rows fetch ahead: a fifth to a third faster */
-  QUANT_SLAB = 128,            /* rows of a task of many rows */
+  QUANT_PAGE = 4096,
+  QUANT_SLAB = 128, /* rows of a task of many rows */
 };
 
 /* The operands of one product; q holds int8, or int16 if wide. */
@@ -85,6 +86,9 @@ INLINE void quant_tile(const int f, const int wide, const int n_rows, const quan
   const char *q[QUANT_TALL];
   UNROLL for (int r = 0; r < n_rows; r++) {
     q[r] = (const char *)t->q + (row + r) * row_bytes + (i * PANEL_BLOCK << wide);
+    if (row_bytes > QUANT_PAGE) /* the next tile's lie on other pages: the processor does not look */
+      for (int64_t k = 0; k < n; k++)
+        __builtin_prefetch(q[r] + n_rows * row_bytes + (k * PANEL_BLOCK << wide));
     if (quant_is_turned(f, wide)) {
       char *to = turned + r * QUANT_CHUNK * PANEL_BLOCK;
       for (int64_t k = 0; k < n * PANEL_BLOCK; k += 4 * VL) {
