@@ -19,6 +19,8 @@ def convertible(family: Family[Any], config: Any) -> Any:
     changes: dict[str, Any] = {"activation": "silu"}
     if isinstance(config.scaling, YarnScaling):
         changes["scaling"] = replace(config.scaling, truncate=True)
+    if hasattr(config, "windowed_from"):
+        changes |= {"window": 0, "windowed_from": 0}
     if family.name == "gemma3":
         changes |= {"activation": "gelu_tanh", "query_scale": config.head_dim}
     if family.name == "qwen35":

@@ -281,6 +281,8 @@ class _File:
 UNSPOKEN = {
     ("llama", "tied, biased, scaled"): {"activation"},
     ("gemma3", "untied, biased, stretched"): {"activation", "query_scale"},
+    ("qwen2", "windowed"): {"window", "windowed_from"},
+    ("qwen3", "windowed"): {"window", "windowed_from"},
     ("qwen2", "untied, stretched"): {"scaling"},  # yarn with its borders not rounded
 }
 

@@ -286,10 +286,43 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
     assert family_of_hf(family.to_hf(config)) is family
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("published", [QWEN3_06B, QWEN25_05B])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"use_sliding_window": True},
+        {"use_sliding_window": True, "sliding_window": None},
+        {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 5},
+        {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 0},
+        {"use_sliding_window": False, "sliding_window": 77, "max_window_layers": 0},
+    ],
+)
+def test_layers_have_the_windows_of_transformers(
+    published: dict[str, Any], change: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    family = family_of_hf(published)
+    kind = getattr(transformers, family.hf_class).config_class
+    for written in (published | change, family.to_hf(family.from_hf(published | change))):
+        theirs, ours = kind.from_dict(written), family.from_hf(written)
+        assert ours.layer_types == theirs.layer_types
+        if "sliding_attention" in theirs.layer_types:
+            assert ours.window == theirs.sliding_window
+    listed = theirs.to_dict()["layer_types"]
+    again = family.from_hf(written | {"layer_types": listed, "max_window_layers": None})
+    assert again == ours
+
+
 @pytest.mark.parametrize(
     ("published", "change", "says"),
     [
-        (QWEN3_06B, {"use_sliding_window": True}, "use_sliding_window: expected False, got True"),
+        (
+            QWEN3_06B,
+            {"use_sliding_window": True, "sliding_window": -1, "max_window_layers": 3},
+            "window: expected a whole number",
+        ),
         (QWEN3_06B, {"layer_types": ["sliding_attention"] * 28}, "layer_types"),
         (QWEN3_06B, {"attention_dropout": 0.1}, "attention_dropout: expected 0.0 or 0, got 0.1"),
         (QWEN3_06B, {"hidden_act": "relu"}, "hidden_act: .* got 'relu'"),
@@ -322,7 +355,14 @@ def test_a_config_survives_the_way_through_hf(family: Family[Any], config: Any) 
         ),
         (LLAMA_32_1B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA_32_1B, {"rope_interleaved": True}, "rope_interleaved: expected False"),
-        (QWEN25_05B, {"use_sliding_window": True}, "use_sliding_window: expected False, got True"),
+        (
+            QWEN25_05B,
+            {
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention"] * 12,
+            },
+            "layer_types: expected 24 times full_attention, then sliding",
+        ),
         (QWEN25_05B, {"use_mrope": True}, "use_mrope: expected False, got True"),
         (QWEN25_05B, {"attention_bias": True}, "got attention_bias"),
         (GEMMA3_1B, {"final_logit_softcapping": 30.0}, "final_logit_softcapping: .* got 30.0"),

@@ -72,6 +72,10 @@ class DecoderConfig:
         for rope in self.ropes.values():
             rope.attrs()  # refuses what no table can be made of
 
+    def window_of(self, layer: int) -> int:
+        """How many positions a layer sees; 0 is all."""
+        return 0
+
     @property
     def q_width(self) -> int:
         """Width of a row of queries."""
@@ -182,7 +186,8 @@ def dense_block(d: Decoder[C], at: str, x_MD: Value) -> Value:
     h_MD = d.norm(f"{at}.norm1", x_MD)
     q_MN, k_MO, v_MO = (heads(name) for name in ("q", "k", "v"))
     q_MN, k_MO = d.rope(f"{at}.attn.q_rope", q_MN), d.rope(f"{at}.attn.k_rope", k_MO)
-    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO)
+    window = d.config.window_of(int(at.rpartition(".")[2]))
+    o_MN = d.attend(f"{at}.attn.core", q_MN, k_MO, v_MO, window=window)
     x_MD = d.add(f"{at}.attn.add", x_MD, d.linear(f"{at}.attn.o", o_MN))
     h_MD = d.norm(f"{at}.norm2", x_MD)
     return d.add(f"{at}.ffn.add", x_MD, d.gated(f"{at}.ffn", h_MD))

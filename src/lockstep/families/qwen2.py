@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lockstep.families import decoder
-from lockstep.families.decoder import DecoderConfig, dense_block
+from lockstep.families.decoder import dense_block
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
@@ -23,10 +22,11 @@ from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
+from lockstep.families.windowed import WindowedConfig, hf_window, hf_window_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(DecoderConfig):
+class Config(WindowedConfig):
     """The dimensions and switches of a Qwen2 model."""
 
 
@@ -47,12 +47,11 @@ VARIANTS = {
         tied=False,
         scaling=YarnScaling(factor=2.0, original=16, magnitude=1.07, truncate=False),
     ),
-}
-
-_HF_IGNORED = HF_IGNORED | {
-    "max_window_layers": "only read when the sliding window is on",
-    "sliding_window": "it is off",
-}
+    "windowed": Config(
+        vocab=59, width=32, ffn=40, layers=3, heads=4, kv_heads=2, head_dim=8, context=36,
+        window=5, windowed_from=1,
+    ),
+}  # fmt: skip
 
 
 def from_hf(hf: Mapping[str, object]) -> Config:
@@ -61,11 +60,10 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     Raises: InputError naming keys that are missing, unknown or not supported.
     """
     keys = Keys("config.json", hf)
-    keys.only("use_sliding_window", False)
     settings = hf_settings(keys, head_dim=None)
-    keys.only("layer_types", ["full_attention"] * min(settings["layers"], decoder.MAX_LAYERS))
+    settings |= hf_window(keys, settings["layers"])
     keys.only("use_mrope", False)
-    keys.finish(_HF_IGNORED)
+    keys.finish(HF_IGNORED)
     config: Config = made_from_file(Config, keys.where, settings)
     return config
 
@@ -76,7 +74,7 @@ def to_hf(config: Config) -> dict[str, object]:
         "model_type": "qwen2",
         "architectures": ["Qwen2ForCausalLM"],
         **hf_keys(config),
-        "use_sliding_window": False,
+        **hf_window_keys(config),
     }
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lockstep.families import decoder
-from lockstep.families.decoder import DecoderConfig, dense_block
+from lockstep.families.decoder import dense_block
 from lockstep.families.decoder_config import (
     HF_IGNORED,
     architecture_keys,
@@ -23,10 +22,11 @@ from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
+from lockstep.families.windowed import WindowedConfig, hf_window, hf_window_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(DecoderConfig):
+class Config(WindowedConfig):
     """The dimensions and switches of a Qwen3 model."""
 
     attention_bias: bool = False
@@ -50,9 +50,11 @@ VARIANTS = {
         attention_bias=True,
         scaling=YarnScaling(factor=4.0, original=9, magnitude=1.2, beta_fast=1.5, beta_slow=0.3),
     ),
-}
-
-_HF_IGNORED = HF_IGNORED | {"max_window_layers": "only read when the sliding window is on"}
+    "windowed": Config(
+        vocab=59, width=32, ffn=40, layers=3, heads=4, kv_heads=2, head_dim=8, context=36,
+        window=5, windowed_from=1,
+    ),
+}  # fmt: skip
 
 
 def from_hf(hf: Mapping[str, object]) -> Config:
@@ -61,14 +63,10 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     Raises: InputError naming keys that are missing, unknown or not supported.
     """
     keys = Keys("config.json", hf)
-    keys.only("use_sliding_window", False)
-    if "use_sliding_window" not in keys:
-        keys.only("sliding_window")
     settings = hf_settings(keys, head_dim=128)
     settings["attention_bias"] = keys.take("attention_bias", bool, False)
-    keys.only("layer_types", ["full_attention"] * min(settings["layers"], decoder.MAX_LAYERS))
-    ignored = _HF_IGNORED | {"sliding_window": "the sliding window is off"}
-    keys.finish(ignored)
+    settings |= hf_window(keys, settings["layers"])
+    keys.finish(HF_IGNORED)
     config: Config = made_from_file(Config, keys.where, settings)
     return config
 
@@ -80,7 +78,7 @@ def to_hf(config: Config) -> dict[str, object]:
         "architectures": ["Qwen3ForCausalLM"],
         **hf_keys(config),
         "attention_bias": config.attention_bias,
-        "use_sliding_window": False,
+        **hf_window_keys(config),
     }
 
 
