@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import numpy as np
 import pytest
 from hub_server import COMMIT, Hub
 from safetensors.numpy import save
+from tokenizer_files import sentencepiece_metadata, sentencepiece_model, write_gguf
 
+from lockstep.cli.main import main
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.formats import HFDirectory
 from lockstep.formats.hub import HubName, fetch, parse_hub_name
@@ -334,3 +337,59 @@ def test_names_are_read_as_the_library_reads_them(text: str) -> None:
     expected = HubName(theirs.id, theirs.revision or "main", theirs.path_in_repo)
     assert parse_hub_name(text) == expected
     assert parse_hub_name(expected.text) == expected
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_a_model_of_the_hub_runs_from_the_terminal(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metadata = sentencepiece_metadata(sentencepiece_model(gemma=False), gemma=False)
+    local = write_gguf(home / "local.gguf", metadata)
+    hub.files["m.gguf"] = local.read_bytes()
+    found = []
+    for name in (str(local), NAME, NAME):
+        assert main(["run", name, "-p", "hello world", "-n", "8", "--ctx=32", "--json"]) == 0
+        found.append(json.loads(capfd.readouterr().out)["tokens"])
+        if name == NAME:
+            offline(monkeypatch)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 0
+    assert len(hub.ranges()) == 1
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect", "export"])
+@pytest.mark.parametrize(
+    ("name", "refuses", "code", "says"),
+    [
+        ("hf://org/model/m.gguf", (404, "RepoNotFound"), 4, "the hub has none"),
+        ("hf://org/model/n.gguf", None, 4, "did you mean m.gguf"),
+        ("hf://org/model/m.gguf", (401, ""), 3, "401"),
+        ("hf://org/model/m.gguf", "offline", 3, "as HF_HUB_OFFLINE is set"),
+        ("hf://org", None, 2, "hf://"),
+        ("hf://org/model/m.gguf", "not a model", 4, "first bytes"),
+    ],
+)
+def test_what_the_hub_refuses_is_a_sentence_at_the_terminal(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    verb: str, name: str, refuses: Any, code: int, says: str,
+) -> None:  # fmt: skip
+    if isinstance(refuses, tuple):
+        hub.refuses["/api/"] = refuses
+    elif refuses == "offline":
+        offline(monkeypatch)
+    elif refuses == "not a model":
+        hub.files["m.gguf"] = b"words" * 99
+    more = {"run": ["-p", "x"], "export": ["--to", "hf", "-o", str(home / "out")]}
+    assert main([verb, name, *more.get(verb, [])]) == code
+    out, err = capfd.readouterr()
+    assert not out
+    assert says in err
+    assert "hint:" in err
+    assert "Traceback" not in err
+    assert "hf_secret" not in err
+    assert not (home / "out").exists()
