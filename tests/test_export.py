@@ -250,6 +250,19 @@ def test_an_export_that_is_not_the_model_is_not_kept(
     assert os.listdir(tmp_path) == ["m.gguf"]
 
 
+@pytest.mark.parametrize("target", ["gguf", "hf"])
+def test_a_proof_that_does_not_fit_into_memory_is_not_begun(
+    run: RunDir, source: Source, target: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    free = source.model.n_parameters * proof.BYTES_PER_PARAMETER - 1
+    monkeypatch.setattr(proof, "available_bytes", lambda: free)
+    out = tmp_path / "out"
+    assert main(["export", str(run.path), "--to", target, "-o", str(out)]) == 5
+    assert "to prove the export" in capfd.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
 def test_a_type_that_a_format_does_not_have_is_refused(run: RunDir, tmp_path: Path) -> None:
     out = str(tmp_path / "hf")
     assert main(["export", str(run.path), "--to", "hf", "--type", "Q8_0", "-o", out]) == 2

@@ -124,7 +124,7 @@ def test_a_file_that_changed_is_packed_anew(folder: Path, home: Path, tmp_path: 
 def test_a_model_that_does_not_fit_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_model, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(engine_model, "available_bytes", lambda: 1000)
     with pytest.raises(BudgetError, match="this machine has 0 MiB left"):
         opened(folder / "model.gguf")
 

@@ -79,16 +79,21 @@ def command(
 
 
 def _gguf(source: Source, path: Path, wanted: ExportType) -> list[Check]:
-    from lockstep.proof.export import prove_gguf  # with torch, which takes seconds to import
+    from lockstep.proof.export import (  # with torch, which takes seconds to import
+        expect_room_for_proof,
+        prove_gguf,
+    )
 
+    expect_room_for_proof(source)
     _say("writing")
     export_gguf(source, path, wanted)
     return prove_gguf(source, path, wanted, _say)
 
 
 def _hf(source: Source, path: Path, wanted: Any) -> list[Check]:
-    from lockstep.proof.export import prove_hf
+    from lockstep.proof.export import expect_room_for_proof, prove_hf
 
+    expect_room_for_proof(source)
     _say("writing")
     export_hf(source, path, wanted)
     return prove_hf(source, path, wanted, _say)

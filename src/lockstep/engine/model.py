@@ -134,7 +134,7 @@ def _expect_room(built: Built, source: Source) -> None:
     Raises: BudgetError.
     """
     needed = sum(arena.n_bytes for arena in built.program.manifest.arenas)
-    free = _available_bytes()
+    free = available_bytes()
     if free is not None and needed > free:
         raise BudgetError(
             f"{source.where}: expected room for {needed >> 20} MiB of weights, caches and results, "
@@ -143,7 +143,7 @@ def _expect_room(built: Built, source: Source) -> None:
         )
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """The memory that a program could take without swapping; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -13,10 +13,10 @@ import numpy as np
 from lockstep.artifacts import Check
 from lockstep.engine.export_gguf import ExportType
 from lockstep.engine.export_hf import HFType
-from lockstep.engine.model import load
+from lockstep.engine.model import available_bytes, load
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
-from lockstep.errors import EnvironmentLacks, GateError, LockstepError
+from lockstep.errors import BudgetError, EnvironmentLacks, GateError, LockstepError
 from lockstep.ir import Array
 from lockstep.proof.export_logits import (
     Answers,
@@ -31,6 +31,8 @@ from lockstep.proof.export_weights import expected_parameters, settings_check, w
 from lockstep.proof.twin import require_oracle
 from lockstep.tokenizers import ModelTokenizer, Tokenizer
 
+# In float32, and in float64 for the reference; other programs are asked before, and hold less.
+BYTES_PER_PARAMETER = 12
 STEPS = 24  # greedy tokens that are compared
 _PLAIN_PROMPT = "The <svg"
 Say = Callable[[str], None]
@@ -92,6 +94,20 @@ def prove_hf(
     expected = ids_of(case.tokenizer, case.texts, markup=True)
     checks.append(ids_check("tokenizer_transformers", "transformers", case.texts, expected, ids))
     return checks + _judged("transformers", answers, ours, truth)
+
+
+def expect_room_for_proof(source: Source) -> None:
+    """Refuses a model of which the proof would hold more than there is memory for.
+
+    Raises: BudgetError.
+    """
+    needed, free = source.model.n_parameters * BYTES_PER_PARAMETER, available_bytes()
+    if free is not None and needed > free:
+        raise BudgetError(
+            f"{source.where}: expected room for {needed >> 20} MiB to prove the export of "
+            f"{source.model.n_parameters:,} parameters, this machine has {free >> 20} MiB left",
+            hint="end other programs, or export on a machine with more memory",
+        )
 
 
 def _case(source: Source, exported: Source, wanted: ExportType) -> _Case:
