@@ -6,7 +6,7 @@ BENCH_ARGS ?=
 BIN = $(VENV)/bin
 C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c' ':!tests/golden')
 
-.PHONY: help demo test init doctor bench bench-inference bench-verify lint format docs mutations environment clean
+.PHONY: help demo test init doctor bench bench-inference prove-inference bench-verify lint format docs mutations environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make doctor   say what works on this machine'
 	@echo 'make bench    speed and memory against PyTorch, on this machine'
 	@echo 'make bench-inference  speed, memory and error against llama.cpp, on this machine'
+	@echo 'make prove-inference  logits of files of five families beside transformers and llama.cpp, with a verdict'
 	@echo 'make bench-verify  verification of checkpoints against cmp and Orbax, on this machine'
 	@echo 'make lint     ruff, mypy and clang-format'
 	@echo 'make format   let ruff and clang-format rewrite the files'
@@ -53,6 +54,9 @@ bench: environment
 
 bench-inference: environment
 	@$(BIN)/python bench/inference.py $(BENCH_ARGS)
+
+prove-inference: environment
+	@$(BIN)/python bench/numerics.py $(BENCH_ARGS)
 
 bench-verify: environment
 	@$(BIN)/python bench/verify.py $(BENCH_ARGS)

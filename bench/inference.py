@@ -2,7 +2,7 @@
 
 python bench/inference.py [FILE.gguf ...] [--threads 1,2] [--rounds 5] [--llama-python PATH]
 
-Without files: the models of bench/models.py, made where they are missing. Each file needs its
+Without files: those of bench/model_files.py, made where they are missing. Each file needs its
 Hugging Face directory, NAME-hf beside NAME-TYPE.gguf, because no speed is printed without the
 error of the same program against transformers. Both engines evaluate the same tokens in rounds
 that alternate; a ratio is made of two measurements of one round, a share of the memory bandwidth
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from llama_build import llama_python
+from model_files import model_files
 from numerics import POSITIONS, SCRIPTS, cache_of, engine_logits
 from peak import peaks
 from process import Worker
@@ -30,13 +30,10 @@ from reference import distance, folder_of, reference_logits
 from work import Work, work_of
 
 from lockstep.artifacts.record import atomic_write_text
-from lockstep.native.library import build_directory
 from lockstep.native.read_rate import read_rate
 
-HERE = Path(__file__).parent
-MODELS = build_directory().parent / "bench" / "models"
-DEFAULT_NAMES = ("qwen3-0.6b", "qwen2-0.5b", "gemma3-270m", "qwen3.5-0.8b")
-DEFAULT_TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M")
+NAMES = ("qwen3-0.6b", "qwen2-0.5b", "gemma3-270m", "qwen3.5-0.8b")
+TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M")
 REST_SECONDS = 0.5  # OpenMP's threads spin for a while after work, and would slow down who is next
 BUSY_ENOUGH = 0.9  # of the time of its threads; below, other work took the processors
 
@@ -249,20 +246,6 @@ def verdicts(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def default_files() -> list[Path]:
-    """The models of the issue; what is missing is made."""
-    missing = [
-        name
-        for name in DEFAULT_NAMES
-        if not all((MODELS / f"{name}-{kind}.gguf").exists() for kind in DEFAULT_TYPES)
-    ]
-    if missing:
-        command = [sys.executable, str(HERE / "models.py"), str(MODELS)]
-        command += ["--models", ",".join(missing), "--types", ",".join(DEFAULT_TYPES)]
-        subprocess.run([*command, "--llama-python", str(llama_python())], check=True)
-    return [MODELS / f"{name}-{kind}.gguf" for name in DEFAULT_NAMES for kind in DEFAULT_TYPES]
-
-
 def main() -> None:
     """Runs what the flags ask for, prints the tables and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -275,7 +258,7 @@ def main() -> None:
     options = parser.parse_args()
     options.llama_python = options.llama_python or llama_python()
     rows: list[Row] = []
-    for file in options.files or default_files():
+    for file in options.files or model_files(NAMES, TYPES):
         with tempfile.TemporaryDirectory() as directory:
             wanted = reference_logits(file, folder_of(file), POSITIONS, Path(directory))
         for threads in map(int, options.threads.split(",")):

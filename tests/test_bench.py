@@ -78,6 +78,34 @@ def test_the_distance_of_logits_names_what_differs(bench: ModuleType) -> None:
         distance(wanted[:, 1:], wanted)
 
 
+def test_the_proof_of_inference_names_each_bound_that_is_broken(bench: ModuleType) -> None:
+    from numerics import Found, broken
+    from reference import distance
+
+    rng = np.random.default_rng(0)
+    wanted = rng.standard_normal((8, 500))
+
+    def found(file: str, error: float, engine: str = "lockstep") -> Found:
+        logits = wanted + error * rng.standard_normal(wanted.shape)
+        return Found(file=file, engine=engine, evaluated="at once",
+                     distance=distance(logits, wanted))  # fmt: skip
+
+    near, far = found("m-Q8_0", 1e-3), found("m-Q8_0", 3e-2)
+    peer = found("m-Q8_0", 1e-2, "llama.cpp")
+    assert broken([found("m-F32", 1e-4), near, peer]) == []
+    assert "cosine" in broken([found("m-F16", 1e-2)])[0]
+    assert "at most llama.cpp's" in broken([far, peer])[0]
+    assert "not measured" in broken([near])[0]
+    swapped = wanted.copy()  # two logits of 500: hardly any angle, another token
+    swapped[2, :2] = 30.0, 30.1
+    wanted[2, :2] = 30.1, 30.0
+    flip = Found(file="m-F32", engine="lockstep", evaluated="at once",
+                 distance=distance(swapped, wanted))  # fmt: skip
+    assert [line.split(": ")[1] for line in broken([flip])] == [
+        f"expected flips below 4.5e-02, got {flip.distance.margin:.1e}"
+    ]
+
+
 def test_what_a_token_reads_grows_with_its_depth_up_to_the_window(
     bench: ModuleType, tmp_path: Path
 ) -> None:

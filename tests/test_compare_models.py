@@ -161,6 +161,30 @@ def test_a_transposed_square_projection_is_named(
     assert "transposed" in found["comparison"]["first_guilty"]["why"]
 
 
+@pytest.mark.parametrize(
+    ("family", "setting", "right", "wrong", "node"),
+    [
+        ("gemma3", "window", 30, 25, "layers.0.attn.core"),  # both longer than the tokens
+        ("qwen35", "rotary", 4, 8, "rope"),  # the tables of angles have other shapes
+    ],
+)
+def test_a_setting_that_these_tokens_cannot_show_is_named(
+    family: str, setting: str, right: int, wrong: int, node: str, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from dataclasses import replace
+
+    found = FAMILIES[family]
+    right_config = replace(found.TINY, **{setting: right})
+    changed = replace(found, TINY=right_config, variants={})  # type: ignore[arg-type]
+    monkeypatch.setitem(FAMILIES, family, changed)
+    files = pair(tmp_path, family, lambda tensors, config: replace(config, **{setting: wrong}))
+    code, said = compared(files, capfd)
+    guilty = said["comparison"]["first_guilty"]
+    assert (code, guilty["id"]) == (1, node)
+    assert f"is {wrong}, not {right}" in guilty["why"]
+
+
 def test_models_of_two_families_are_not_compared(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

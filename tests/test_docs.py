@@ -16,6 +16,8 @@ import pytest
 
 from lockstep import __version__
 from lockstep.cli.main import VERBS, lockstep
+from lockstep.families import FAMILIES
+from lockstep.formats.dequantise import SUPPORTED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -160,6 +162,11 @@ def test_the_readme_leads_to_every_page() -> None:
 def test_the_readme_lists_the_verbs_that_exist() -> None:
     rows = re.findall(r"^\| `lockstep ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert rows == list(VERBS), "give each verb one row in the table of the README"
+
+
+def test_the_page_of_chats_lists_the_models_that_run() -> None:
+    text = (ROOT / "docs" / "chat.md").read_text()
+    assert [name for name in (*FAMILIES, *SUPPORTED) if f"`{name}`" not in text] == []
 
 
 def test_the_changelog_has_this_version() -> None:

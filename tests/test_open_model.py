@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -15,6 +16,7 @@ from gguf_models import convertible, write_gguf
 
 from lockstep.cli.main import main
 from lockstep.engine import model as engine_model
+from lockstep.engine import packed
 from lockstep.engine.model import OpenModel, open_model
 from lockstep.engine.source import open_source
 from lockstep.errors import BudgetError, InputError
@@ -66,6 +68,22 @@ def test_a_second_start_reads_the_packed_weights_back(folder: Path, home: Path) 
     assert (first.filled.from_cache, second.filled.from_cache) == (False, True)
     assert first.filled.n_bytes == second.filled.n_bytes > 0
     assert logits(first) == logits(second)
+
+
+def test_packed_weights_that_were_not_used_for_longest_make_room(
+    folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [tmp_path / f"{name}.gguf" for name in "abc"]
+    for copy in copies:
+        copy.write_bytes((folder / "model.gguf").read_bytes() + copy.name.encode())
+    n_bytes = max(opened(copy).filled.n_bytes for copy in copies[:2])
+    monkeypatch.setattr(packed, "_MOST_BYTES", 2 * n_bytes)
+    for i, weights in enumerate(sorted((home / "build").glob("*.weights"))):
+        os.utime(weights, (i, i))  # long ago: the clock of a file system may tick too slowly
+    assert opened(copies[0]).filled.from_cache, "and is now the one that was used last"
+    assert not opened(copies[2]).filled.from_cache
+    assert opened(copies[0]).filled.from_cache
+    assert not opened(copies[1]).filled.from_cache
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "sums"])

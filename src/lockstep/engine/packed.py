@@ -26,6 +26,7 @@ Bytes = NDArray[np.uint8]
 
 _CHUNK_BYTES = 64 << 20
 _SPARE_BYTES = 1 << 30  # of the disk, which the cache leaves free
+_MOST_BYTES = 16 << 30  # of all packed weights; those that were not used for longest go first
 
 
 class StoredParameters(Protocol):
@@ -180,12 +181,15 @@ class _Cache:
                     found.append(_sum(chunk))
         except (OSError, ValueError):
             return False
+        with suppress(OSError):
+            os.utime(self._file)  # what was used last is kept longest
         return bool(found == sums)
 
     def write(self, arena: Bytes) -> None:
         """Keeps the arena for the next start; a disk without room only costs that start time."""
         directory = self._file.parent
         with suppress(OSError):
+            _make_room(directory, arena.nbytes)
             if shutil.disk_usage(directory).free < arena.nbytes + _SPARE_BYTES:
                 return
             with tempfile.TemporaryDirectory(dir=directory, prefix="packing-") as name:
@@ -198,6 +202,16 @@ class _Cache:
                 self._sums.unlink(missing_ok=True)  # a crash between the two leaves no pair
                 os.replace(made, self._file)
                 os.replace(sums, self._sums)
+
+
+def _make_room(directory: Path, n_bytes: int) -> None:
+    """Deletes the packed weights that were not used for longest, so that so many bytes fit in."""
+    kept = sorted(directory.glob("*.weights"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in kept:
+        n_bytes += path.stat().st_size
+        if n_bytes > _MOST_BYTES:
+            path.with_suffix(".sums").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _chunks(arena: Bytes) -> Iterator[Bytes]:

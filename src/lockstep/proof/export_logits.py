@@ -124,15 +124,19 @@ def probabilities_check(
     id: str, who: str, found: Sequence[Mapping[int, float]], tokens: Sequence[int],
     truth: Truth, ours: Sequence[int],
 ) -> Check:  # fmt: skip
-    """The same for logarithms of probabilities, which move by twice as much as logits do."""
+    """The same for logarithms of probabilities, less that of each step's likeliest token.
+
+    So what is compared are differences of logits, which move by twice as much as logits do, and not
+    the sum over the vocabulary, which llama.cpp's server adds up term by term in float32.
+    """
     n = _same_steps(tokens, ours)
-    shifted = truth.logits - truth.logits.max(axis=1, keepdims=True)
-    exact = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    likeliest = truth.logits.argmax(axis=1)
+    exact = truth.logits - truth.logits.max(axis=1, keepdims=True)
     differences = [
-        abs(value - exact[step, token])
+        abs(value - found[step][likeliest[step]] - exact[step, token])
         for step in range(n)
         for token, value in found[step].items()
-        if exact[step, token] > _FAINT
+        if exact[step, token] > _FAINT and likeliest[step] in found[step]
     ]
     return Check.measured(
         id=id, name=f"log-probabilities of {who}: largest difference",
