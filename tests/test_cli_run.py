@@ -138,6 +138,18 @@ def test_a_model_without_a_template_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [("--temperature", "1e-310"), ("--temperature", "0.5", "--repeat-penalty", "1e-308")],
+)
+def test_settings_at_the_edge_of_numbers_are_answered(
+    flags: tuple[str, ...], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("-p", "hello", "-n", "4", "--ignore-eos", *CTX, *flags, "--json")
+    assert main(["run", str(model), *asked]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tokens"]) == 4
+
+
+@pytest.mark.parametrize(
     ("flags", "culprit"),
     [
         (["--raw", "--system", "x"], "--system"),

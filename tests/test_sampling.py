@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lockstep.engine.initialise import Init, initialise
@@ -137,7 +137,57 @@ def test_low_temperature_sharpens() -> None:
     assert probabilities.sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("logits", [[np.nan, 1.0], [-np.inf, -np.inf]])
+def any_logits(width: Any) -> Any:
+    """All finite numbers, of any size."""
+    numbers = st.floats(allow_nan=False, allow_infinity=False, width=width)
+    kind = np.float32 if width == 32 else np.float64
+    return st.lists(numbers, min_size=1, max_size=20).map(lambda found: np.array(found, kind))
+
+
+EQUAL_V = np.zeros(7, np.float32)
+WIDE_V = np.array([3e38, -3e38, 1.0, 3e38], np.float32)
+PLAIN: dict[str, Any] = {"temperature": 0.5, "repeat_penalty": 1.0, "top_k": 0, "top_p": 1.0,
+                         "min_p": 0.0, "seed": 0}  # fmt: skip
+
+
+@given(
+    logits_V=any_logits(32) | any_logits(64),
+    temperature=st.floats(0, 100),
+    repeat_penalty=st.floats(0, 100, exclude_min=True),
+    top_k=st.integers(0, 30),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 2**64 - 1),
+)
+@example(logits_V=WIDE_V, **{**PLAIN, "temperature": 1e-310})
+@example(logits_V=WIDE_V, **{**PLAIN, "temperature": 5e-324, "top_k": 2, "top_p": 0.9})
+@example(logits_V=WIDE_V, **{**PLAIN, "repeat_penalty": 1e-308})
+@example(logits_V=WIDE_V, **{**PLAIN, "repeat_penalty": 5e-324, "min_p": 0.1})
+@example(logits_V=EQUAL_V, **{**PLAIN, "top_p": 1e-300})
+def test_whatever_is_asked_for_a_token_is_drawn(logits_V: np.ndarray, **asked: Any) -> None:
+    sampler = Sampler(Sampling(**asked))
+    history = list(range(0, len(logits_V), 2))
+    for _ in range(3):
+        assert 0 <= sampler.choose(logits_V, history) < len(logits_V)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-9])
+def test_a_temperature_that_nothing_can_be_divided_by_is_greedy(temperature: float) -> None:
+    logits_V = np.array([0.0, 3.0, 2.9, -1e30], np.float32)
+    for seed in range(20):
+        assert Sampler(Sampling(temperature=temperature, seed=seed)).choose(logits_V) == 1
+
+
+def test_a_penalty_that_leaves_no_number_keeps_what_is_forbidden() -> None:
+    scores_V = np.array([2.0, -2.0, -np.inf, 0.0])
+    for penalty in (5e-324, 1e-308, 100.0):
+        found = penalise(scores_V, [0, 1, 2, 3], penalty)
+        assert found[2] == -np.inf
+        assert np.isfinite(found[[0, 1, 3]]).all()
+        assert found[0] > 0 >= found[1]
+
+
+@pytest.mark.parametrize("logits", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
 def test_logits_that_are_no_numbers_are_refused(logits: list[float]) -> None:
     with pytest.raises(GateError, match="NaN or nothing but"):
         Sampler(Sampling()).choose(np.array(logits))

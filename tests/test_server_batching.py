@@ -15,6 +15,7 @@ import openai
 import pytest
 from server_harness import NARROW, SHAPE, Running, running, tiny_served
 
+from lockstep.server.chooser import Chooser
 from lockstep.server.served import Served
 from lockstep.server.service import Limits
 from lockstep.server.slots import Slots
@@ -290,6 +291,52 @@ def test_logits_that_are_no_numbers_end_one_request() -> None:
         assert ask(server, "completions", body) == expected
 
 
+EDGES: list[dict[str, Any]] = [
+    {"temperature": 1e-310}, {"temperature": 5e-324}, {"temperature": 100, "top_p": 1e-300},
+    {"temperature": 0.5, "repeat_penalty": 1e-308}, {"temperature": 0, "repeat_penalty": 5e-324},
+]  # fmt: skip
+
+
+def test_settings_at_the_edge_of_numbers_are_answered_beside_others(
+    server: Running, alone: list[Any]
+) -> None:
+    edges = [("completions", {"prompt": "the cat", "max_tokens": 4} | edge) for edge in EDGES]
+    found = at_once(server, [*edges, *REQUESTS])
+    assert found[len(edges) :] == alone
+    greedy = ask(server, "completions", {"prompt": "the cat", "max_tokens": 4, "temperature": 0})
+    assert [answer["choices"] for answer in found[:2]] == [greedy["choices"]] * 2
+
+
+@pytest.mark.parametrize("step", ["__init__", "choose"])
+def test_a_sequence_that_fails_ends_its_own_request_alone(
+    step: str, server: Running, alone: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, reached = getattr(Chooser, step), []
+
+    def broken(self: Any, first: Any, *more: Any) -> Any:
+        result = whole(self, first, *more)
+        if self._sampler.sampling.seed == 666:
+            reached.append(step)
+            raise IndexError("a planted fault")
+        return result
+
+    monkeypatch.setattr(Chooser, step, broken)
+    body = {"prompt": ["né", "the", "sat"], "max_tokens": 9, "seed": 665, "n": 2}
+
+    def fails(_: int) -> str:
+        with pytest.raises(AssertionError) as caught:
+            ask(server, "completions", body)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        failing = pool.map(fails, range(4))
+        assert at_once(server, REQUESTS * 2) == alone * 2
+        assert all("internal_error" in said for said in failing)
+    assert len(reached) >= 4
+    soon(lambda: server.metric("slots_used") == 0)
+    assert at_once(server, REQUESTS) == alone, "and every slot is as good as before"
+
+
 def test_a_large_request_does_not_shut_out_a_small_one() -> None:
     with running(slowed(tiny_served(), 0.005)) as server, ThreadPoolExecutor(2) as pool:
         many = [[20 + i, 30] for i in range(40)]
@@ -312,7 +359,8 @@ def test_answers_go_on_while_a_long_prompt_is_read() -> None:
 
     served.session.read = timed  # type: ignore[method-assign]
     with running(served) as server, ThreadPoolExecutor(2) as pool:
-        short = pool.submit(ask, server, "completions", {"prompt": "the", "max_tokens": 150})
+        long = {"prompt": "the", "max_tokens": 150, "ignore_eos": True}
+        short = pool.submit(ask, server, "completions", long)
         soon(lambda: len(passes) > 3)
         ask(server, "completions", {"prompt": [9] * 180, "max_tokens": 1})
         mixed = [rows for n, rows in passes if n == 2]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lockstep.errors import GateError, UsageError
 
 Logits = NDArray[Any]
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +65,13 @@ class Sampler:
     def choose(self, logits_V: Logits, history: Sequence[int] = ()) -> int:
         """The next token after `history`.
 
-        Raises: GateError if a logit is NaN, or all of them are minus infinity.
+        Raises: GateError if a logit is NaN or infinity, or all of them are minus infinity.
         """
         s = self.sampling
         likeliest = int(logits_V.argmax())  # a NaN beats every number
-        if not logits_V[likeliest] > -np.inf:
+        if not -np.inf < logits_V[likeliest] < np.inf:
             raise GateError(
-                "logits: expected numbers, got NaN or nothing but minus infinity",
+                "logits: expected numbers, got infinity, NaN or nothing but minus infinity",
                 hint="check the weights with `lockstep compare`",
             )
         if s.temperature == 0 and s.repeat_penalty == 1.0:
@@ -80,12 +81,15 @@ class Sampler:
         scores_V = penalise(scores_V, window, s.repeat_penalty)
         if s.temperature == 0:
             return int(scores_V.argmax())
-        scores_V, ids_V = scores_V / s.temperature, np.arange(scores_V.size)
+        ids_V = np.arange(scores_V.size)
+        with np.errstate(over="ignore"):  # what is beyond all numbers is never drawn
+            # The maximum goes first: at 0 it stands under any temperature, and the rest falls away.
+            scores_V = (scores_V - scores_V.max()) / s.temperature
         for keep in self._filters:
             scores_V = keep(scores_V)
             kept = np.flatnonzero(scores_V > -np.inf)  # few, and the rest costs nothing more
             scores_V, ids_V = scores_V[kept], ids_V[kept]
-        cumulative_V = np.cumsum(np.exp(scores_V - scores_V.max()))
+        cumulative_V = np.cumsum(np.exp(scores_V))
         # Scaled by the sum, so that rounding cannot push the draw past the last token.
         draw = self._random.random() * cumulative_V[-1]
         return int(ids_V[np.searchsorted(cumulative_V, draw, side="right")])
@@ -100,13 +104,17 @@ def softmax(scores_V: Logits) -> Logits:
 def penalise(scores_V: Logits, window: Sequence[int], penalty: float) -> Logits:
     """Lowers the score of every token in the window: divided if positive, multiplied if negative.
 
+    A score that is a number stays one, however small or large the penalty is.
     Source: arXiv:1909.05858.
     """
     if penalty == 1.0 or not len(window):
         return scores_V
     seen = np.unique(np.asarray(window))
     found = scores_V.copy()
-    found[seen] = np.where(found[seen] < 0, found[seen] * penalty, found[seen] / penalty)
+    own = found[seen]
+    with np.errstate(over="ignore"):
+        lowered = np.where(own < 0, own * penalty, own / penalty)
+    found[seen] = np.where(np.isinf(own), own, np.clip(lowered, -_LARGEST, _LARGEST))
     return found
 
 
@@ -126,8 +134,9 @@ def keep_top_p(scores_V: Logits, p: float) -> Logits:
     if p >= 1.0:
         return scores_V
     probabilities_V = softmax(scores_V)
-    # Tokens that do not even make up the rest if all were as likely are dropped in any order.
-    likely = np.flatnonzero(probabilities_V * scores_V.size > 1.0 - p)
+    # Tokens that do not even make up the rest if all were as likely are dropped in any order; a
+    # thousandth less of them, since the likeliest must stay whatever rounding does.
+    likely = np.flatnonzero(probabilities_V * scores_V.size > (1.0 - p) * 0.999)
     descending = likely[np.argsort(scores_V[likely], kind="stable")[::-1]]
     own = probabilities_V[descending]
     kept = descending[np.cumsum(own) - own < p]  # those likelier have not reached p

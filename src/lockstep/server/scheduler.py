@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.engine.session import InferenceSession, Piece
-from lockstep.errors import LockstepError
+from lockstep.errors import LockstepError, UsageError
 from lockstep.server.events import Event, Failed, PromptRead
 from lockstep.server.metrics import Metrics
 from lockstep.server.pace import Pace
@@ -26,6 +27,7 @@ from lockstep.server.slots import Slots
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Rows = NDArray[Any]
 # What a pass yielded, each request with its news.
 News = list[tuple["Job", list[Event]]]
@@ -133,7 +135,7 @@ class Scheduler:
             news: News = []
             try:
                 self._expire(news)
-                self._admit()
+                self._admit(news)
                 self._pass(news)
             except Exception:  # whatever it was, those that wait go on
                 log.exception("a pass failed")
@@ -147,7 +149,7 @@ class Scheduler:
         for job in [job for job in self._jobs if job.deadline <= now]:
             self._fail(job, Failed(504, "the request took longer than allowed", "timeout"), news)
 
-    def _admit(self) -> None:
+    def _admit(self, news: News) -> None:
         """Gives free slots away: first to the request that has fewest, then in order of arrival."""
         while self._slots.n_free:
             job = min(
@@ -158,8 +160,11 @@ class Scheduler:
             if job is None:
                 return
             sequence = job.waiting.popleft()
-            sequence.start(*self._slots.take(sequence.ids, reuse=sequence.reuses))
+            slot, n_cached = self._slots.take(sequence.ids, reuse=sequence.reuses)
             job.running.append(sequence)
+            failed = _alone(partial(sequence.start, slot, n_cached))
+            if isinstance(failed, Failed):
+                self._fail(job, failed, news)
 
     def _pass(self, news: News) -> None:
         running = [(job, s) for job in self._jobs for s in job.running]
@@ -267,7 +272,17 @@ class Scheduler:
 
 def _advance(work: tuple[Sequence, Piece, Rows, Rows]) -> list[Event] | Failed:
     sequence, piece, logits_BV, hidden_BD = work
+    return _alone(partial(sequence.advance, piece, logits_BV, hidden_BD))
+
+
+def _alone(step: Callable[[], T]) -> T | Failed:
+    """A step of one sequence, whose fault is its own: the others of the pass go on."""
     try:
-        return sequence.advance(piece, logits_BV, hidden_BD)
+        return step()
+    except UsageError as error:  # a grammar that came to its end
+        return Failed(400, error.message, "invalid_grammar")
     except LockstepError as error:
         return Failed(500, error.message, "generation_failed")
+    except Exception:
+        log.exception("a sequence failed")
+        return Failed(500, "this answer failed; the server's log says why", "internal_error")
