@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers
-from test_hf_tokenizer import written
+from tokenizer_files import write_hf_tokenizer
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
 
@@ -14,7 +14,7 @@ def write_chat_model(path: Path, *, template: str | None = "qwen3", context: int
     """A Hugging Face directory: Qwen3 of two layers, the tokenizer of the tests, a template."""
     import torch
 
-    written("qwen2", path)
+    write_hf_tokenizer("qwen2", path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     torch.manual_seed(5)
     config = transformers.Qwen3Config(
