@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lockstep.cli.run_display import Think
 from lockstep.engine.conversation import Conversation, Limits
-from lockstep.tokenizers import ChatTemplate, ModelTokenizer, Part
+from lockstep.tokenizers import ChatTemplate, ModelTokenizer, Part, begin_ids
 
 COMPLETION_TOKENS = 512
 
@@ -28,8 +28,7 @@ class Asked:
 
 def raw_prompt(tokenizer: ModelTokenizer, prompt: str, *, markup: bool) -> list[int]:
     """The ids of a prompt as it is, behind the beginning that the model wants."""
-    begin = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    return begin + tokenizer.encode_parts([Part(prompt, markup=markup)])
+    return begin_ids(tokenizer) + tokenizer.encode_parts([Part(prompt, markup=markup)])
 
 
 def conversation(template: ChatTemplate, tokenizer: ModelTokenizer, asked: Asked) -> Conversation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lockstep.engine.sampling import Sampler
 from lockstep.engine.session import InferenceSession, Logits, Piece
 from lockstep.engine.streaming import THINK_BEGIN, split_thinking, stream_text
 from lockstep.errors import UsageError
-from lockstep.tokenizers import ChatTemplate, ModelTokenizer
+from lockstep.tokenizers import ChatTemplate, Message, ModelTokenizer
 
 Finish = Literal["begun", "stop", "length", "context", "interrupted"]
 
@@ -161,6 +161,18 @@ class Speaker:
         return same
 
 
+def chat_prompt(
+    template: ChatTemplate, tokenizer: ModelTokenizer, messages: Sequence[Message], **variables: Any
+) -> tuple[list[int], bool]:
+    """The ids up to where the next answer begins, and whether they open its thinking.
+
+    Raises: UsageError if the template refuses the messages. InputError if it fails.
+    """
+    parts = template.parts(messages, tokenizer, **variables)
+    begun = bool(parts) and parts[-1].text.rstrip().endswith(THINK_BEGIN)
+    return tokenizer.encode_parts(parts), begun
+
+
 @dataclass(slots=True, kw_only=True)
 class Conversation:
     """Messages that grow by turns, and the template that makes a prompt of them."""
@@ -177,9 +189,7 @@ class Conversation:
         """
         knows = self.thinks is not None and self.template.can_think
         variables = {"enable_thinking": self.thinks} if knows else {}
-        parts = self.template.parts(self.messages, self.tokenizer, **variables)
-        begun = bool(parts) and parts[-1].text.rstrip().endswith(THINK_BEGIN)
-        return self.tokenizer.encode_parts(parts), begun
+        return chat_prompt(self.template, self.tokenizer, self.messages, **variables)
 
     @property
     def system(self) -> str | None:

@@ -20,6 +20,7 @@ from lockstep.errors import EnvironmentLacks
 from lockstep.native.compiler import find_compiler
 from lockstep.proof.export import prompt_text
 from lockstep.proof.export_tokenizer import corpus_of, ids_check, ids_of
+from lockstep.tokenizers import begin_ids
 
 STEPS = 48  # greedy tokens after a prompt
 SECONDS = 900  # for a build, or for all tokens of a prompt
@@ -124,8 +125,7 @@ def _greedy(opened: OpenModel, folder: Path, prompts: Sequence[str]) -> Check:
 def _our_tokens(opened: OpenModel, prompt: str) -> list[int]:
     """What our engine goes on with; nothing where the prompt leaves no room."""
     tokenizer, session = open_tokenizer(opened.source), opened.session
-    first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    ids = [*first, *tokenizer.encode(prompt)]
+    ids = begin_ids(tokenizer) + tokenizer.encode(prompt)
     if not ids or len(ids) >= session.context:
         return []
     session.reset()

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from lockstep.engine.conversation import chat_prompt
 from lockstep.engine.sampling import Sampling
-from lockstep.engine.streaming import THINK_BEGIN
 from lockstep.errors import LockstepError
 from lockstep.server.api_error import ApiError, invalid
 from lockstep.server.constraint import (
@@ -26,7 +26,7 @@ from lockstep.server.parameters import (
     Sampled,
 )
 from lockstep.server.service import Service
-from lockstep.tokenizers import ChatTemplate, ModelTokenizer
+from lockstep.tokenizers import ChatTemplate, ModelTokenizer, begin_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -65,9 +65,7 @@ def _conversation(
         variables["tools"] = [tool.model_dump() for tool in body.tools]
     messages = [message.model_dump(exclude_unset=True) for message in body.messages]
     try:
-        parts = template.parts(messages, tokenizer, **variables)
-        begun = bool(parts) and parts[-1].text.rstrip().endswith(THINK_BEGIN)
-        return tokenizer.encode_parts(parts), begun
+        return chat_prompt(template, tokenizer, messages, **variables)
     except LockstepError as error:
         raise invalid("messages", error.message) from None
 
@@ -127,9 +125,8 @@ def prompt_ids(service: Service, prompt: str | list[int], param: str) -> list[in
     """
     if isinstance(prompt, str):
         tokenizer = service.served.tokenizer
-        begin = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
         try:
-            ids = begin + tokenizer.encode(prompt)
+            ids = begin_ids(tokenizer) + tokenizer.encode(prompt)
         except LockstepError as error:
             raise invalid(param, error.message) from None
         if not ids:

@@ -12,7 +12,7 @@ from lockstep.server.exchange import ignored_header, read_body
 from lockstep.server.parameters import DetokenizeBody, TokenizeBody
 from lockstep.server.preparation import prompt_ids
 from lockstep.server.service import Service
-from lockstep.tokenizers import Part, decode
+from lockstep.tokenizers import Part, begin_ids, decode
 
 
 async def tokenize(request: Request) -> Response:
@@ -20,8 +20,7 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, TokenizeBody, service.limits)
     tokenizer = service.served.tokenizer
-    begins = body.add_special_tokens and tokenizer.add_bos and tokenizer.bos_id is not None
-    begin = [tokenizer.bos_id] if begins else []
+    begin = begin_ids(tokenizer) if body.add_special_tokens else []
     try:
         parts = [Part(body.prompt, markup=True)]
         ids = begin + await run_in_threadpool(tokenizer.encode_parts, parts)

@@ -13,7 +13,7 @@ from lockstep.tokenizers.chat import (
 from lockstep.tokenizers.chat_renderer import ChatRenderer
 from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
 from lockstep.tokenizers.hf_tokenizer import HFTokenizer
-from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, decode
+from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, begin_ids, decode
 from lockstep.tokenizers.round_trip import RoundTrip, RowTrip, round_trip
 from lockstep.tokenizers.tokenizer import FILE, Tokenizer
 from lockstep.tokenizers.train import MAX_VOCAB, train_tokenizer
@@ -48,6 +48,7 @@ __all__ = [
     "TemplateSource",
     "Tokenizer",
     "Vocabulary",
+    "begin_ids",
     "c_unicode",
     "c_vocabulary",
     "choose_template",

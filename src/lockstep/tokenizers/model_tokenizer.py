@@ -57,6 +57,11 @@ class ModelTokenizer(Protocol):
         """The pieces that markup may have and a user's text may not."""
 
 
+def begin_ids(tokenizer: ModelTokenizer) -> list[int]:
+    """What the model wants a text to begin with: its beginning token, or nothing."""
+    return [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+
+
 def decode(tokenizer: ModelTokenizer, ids: Iterable[int]) -> str:
     """The text of some ids without control tokens; bytes that are not UTF-8 become U+FFFD."""
     shown = (tokenizer.token_bytes(id) for id in ids if not tokenizer.is_control(id))
