@@ -21,6 +21,7 @@ from tokenizer_files import bpe_metadata, nasty_texts
 from lockstep.artifacts import Check, RunDir
 from lockstep.cli import export as verb
 from lockstep.cli.main import main
+from lockstep.engine import model as engine_model
 from lockstep.engine.export_gguf import (
     differing,
     export_gguf,
@@ -32,6 +33,7 @@ from lockstep.engine.source import Source, open_gguf, open_source
 from lockstep.errors import InputError, UsageError
 from lockstep.families import FAMILIES, Weight
 from lockstep.formats.gguf_write import TensorToWrite, write_gguf
+from lockstep.passes import Target
 from lockstep.proof import export as proof
 from lockstep.proof.export_logits import Answers, Truth, greedy_check, logits_check
 from lockstep.tokenizers import (
@@ -168,6 +170,26 @@ def test_a_fault_in_a_file_is_caught(
     given = {name: change for name, change in changes.items() if change is not None}
     checks = rewritten(source, tmp_path / "m.gguf", **given)
     assert failing(checks) == [caught_by]
+
+
+@pytest.mark.torch
+def test_products_of_q8_0_that_are_a_hundredth_off_are_caught(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scaled(text: str) -> str:
+        right = "vf y = vf_load(acc + v * VL);"
+        assert right in text
+        return text.replace(right, "vf y = vf_load(acc + v * VL) * 1.01f;")
+
+    # Rows as int16, which processors that take int8 would hide the fault behind.
+    monkeypatch.setattr(Target, "of", staticmethod(lambda features: Target(byte_dots=False)))
+    honest, path = engine_model.inference_program, tmp_path / "m.gguf"
+    export_gguf(source, path, "Q8_0")
+    assert failing(proof.prove_gguf(source, path, "Q8_0")) == []
+    monkeypatch.setattr(engine_model, "inference_program", partial(honest, source_patch=scaled))
+    checks = proof.prove_gguf(source, path, "Q8_0")
+    assert "logits" in failing(checks)
+    assert not {"settings", "weights", "tokenizer", "logits_transformers"} & set(failing(checks))
 
 
 @pytest.mark.torch
@@ -329,12 +351,13 @@ def test_what_gguf_cannot_say_is_refused_by_name(source: Source) -> None:
 
 def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
     logits = np.array([[0.0, 1.0, 0.5], [3.0, 2.9999, 1.0]])
-    truth = Truth(logits=logits, band=1e-5, wide=1e-4)
+    truth = Truth(logits=logits, band=1e-5, own=1e-5, wide=1e-4)
     ours = [1, 0]
-    assert greedy_check("g", "x", [1, 0], ours, truth, "us").verdict == "pass"
-    assert greedy_check("g", "x", [1, 1], ours, truth, "us").verdict == "pass"
-    assert greedy_check("g", "x", [1, 2], ours, truth, "us").verdict == "fail"
-    assert greedy_check("g", "x", [1], ours, truth, "us").verdict == "fail"
+    assert greedy_check("g", "x", [1, 0], ours, truth, truth.own, "us").verdict == "pass"
+    assert greedy_check("g", "x", [1, 1], ours, truth, truth.wide, "us").verdict == "pass"
+    assert greedy_check("g", "x", [1, 1], ours, truth, truth.own, "us").verdict == "fail"
+    assert greedy_check("g", "x", [1, 2], ours, truth, truth.wide, "us").verdict == "fail"
+    assert greedy_check("g", "x", [1], ours, truth, truth.wide, "us").verdict == "fail"
     for moved, verdict in ((5e-6, "pass"), (2e-5, "fail"), (np.nan, "fail")):
         answers = Answers(tokens=ours, logits=logits + moved)
         assert logits_check("l", "x", answers, truth, ours, truth.band).verdict == verdict

@@ -14,10 +14,13 @@ from lockstep.artifacts import Check
 from lockstep.engine.export_gguf import ExportType
 from lockstep.engine.export_hf import HFType
 from lockstep.engine.model import available_bytes, load
+from lockstep.engine.packed import packed_type
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
 from lockstep.errors import BudgetError, EnvironmentLacks, GateError, LockstepError
 from lockstep.ir import Array
+from lockstep.native.compiler import cpu_features
+from lockstep.passes import Target
 from lockstep.proof.export_logits import (
     Answers,
     Truth,
@@ -29,7 +32,7 @@ from lockstep.proof.export_logits import (
 from lockstep.proof.export_tokenizer import corpus_of, ids_check, ids_of, reader_check
 from lockstep.proof.export_weights import expected_parameters, settings_check, weights_check
 from lockstep.proof.twin import require_oracle
-from lockstep.tokenizers import ModelTokenizer, Tokenizer
+from lockstep.tokenizers import ModelTokenizer, Tokenizer, begin_ids
 
 # In float32 twice, and in float64 for the reference: 15 were measured at 135 million parameters,
 # beside what torch itself takes. Other programs are asked before, and hold less.
@@ -123,8 +126,7 @@ def _case(source: Source, exported: Source, wanted: ExportType) -> _Case:
 
 def prompt_of(tokenizer: ModelTokenizer) -> list[int]:
     """The ids of a prompt that every tokenizer can spell."""
-    ids = tokenizer.encode(prompt_text(tokenizer))
-    return [tokenizer.bos_id, *ids] if tokenizer.add_bos and tokenizer.bos_id is not None else ids
+    return begin_ids(tokenizer) + tokenizer.encode(prompt_text(tokenizer))
 
 
 def prompt_text(tokenizer: ModelTokenizer) -> str:
@@ -169,16 +171,19 @@ def _truth(case: _Case, ours: Answers) -> Truth:
     weights = model.family.weights(model.config)
     stored = {w.id: w.written_as(scheme, case.wanted) for w in weights}
     parameters = expected_parameters(case.source, case.wanted, scheme)
-    return truth_of(model, parameters, stored, case.prompt, ours.tokens)
+    target = Target.of(cpu_features())
+    bits = {id: target.bits(packed_type(case.exported.parameters, id)) for id in stored}
+    return truth_of(model, parameters, case.prompt, ours.tokens, stored=stored, bits=bits)
 
 
 def _own(case: _Case, ours: Answers, truth: Truth) -> list[Check]:
-    bound = truth.wide if case.wanted == "Q8_0" else truth.band
-    checks = [logits_check("logits", "lockstep", ours, truth, ours.tokens, bound)]
+    checks = [logits_check("logits", "lockstep", ours, truth, ours.tokens, truth.own)]
     if case.wanted == "F32":
         run = greedy_answers(case.source, case.prompt)
         checks.append(
-            greedy_check("greedy", "lockstep", ours.tokens, run.tokens, truth, "the model itself")
+            greedy_check(
+                "greedy", "lockstep", ours.tokens, run.tokens, truth, truth.own, "the model itself"
+            )
         )
     return checks
 
@@ -188,7 +193,9 @@ def _judged(who: str, theirs: Answers | Check, ours: Answers, truth: Truth) -> l
         return [theirs]
     return [
         logits_check(f"logits_{who}", who, theirs, truth, ours.tokens, truth.band),
-        greedy_check(f"greedy_{who}", who, theirs.tokens, ours.tokens, truth, "lockstep"),
+        greedy_check(
+            f"greedy_{who}", who, theirs.tokens, ours.tokens, truth, truth.own, "lockstep"
+        ),
     ]
 
 
@@ -241,7 +248,8 @@ def _llama_cpp(case: _Case, path: Path, ours: Answers, truth: Truth) -> list[Che
                   told.plain_ids + told.markup_ids),
         probabilities_check("logits_llama_cpp", "llama.cpp", told.log_probabilities, told.tokens,
                             truth, ours.tokens),
-        greedy_check("greedy_llama_cpp", "llama.cpp", told.tokens, ours.tokens, truth, "lockstep"),
+        greedy_check("greedy_llama_cpp", "llama.cpp", told.tokens, ours.tokens, truth, truth.wide,
+                     "lockstep"),
     ]  # fmt: skip
 
 

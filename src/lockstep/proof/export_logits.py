@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from lockstep.formats.dequantise import dequantise
 from lockstep.formats.quantise import quantise
 from lockstep.ir import Array, InferenceShape
 from lockstep.ir.interpret import run_reference
+from lockstep.ops.quantize_rows import BLOCK, quantized
+from lockstep.passes.quantize import FLOAT_BITS
 from lockstep.proof.tolerances import COMPARE_FACTOR, COMPARE_FLOOR
 
 _FAINT = -60.0  # logarithms of probabilities that float32 sums to nothing
+Rows = Callable[[str, Array], Array]  # (a weight, the rows that meet it) -> these, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,50 +35,82 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Logits in float64, and how far from them two kinds of honest arithmetic may be.
+    """Logits in float64, and how far from them three kinds of honest arithmetic may be.
 
-    `band` is for float32; `wide` for programs that also round the rows that meet a weight, to the
-    type of its elements, as llama.cpp does and our kernels do for Q8_0.
+    `band` is for float32; `own` for our program, which also rounds the rows that meet a weight of
+    few bits, to int16 or int8; `wide` for llama.cpp, which rounds them to the type of its elements.
     Shapes: logits (tokens, V)
     """
 
     logits: Array
     band: float
+    own: float
     wide: float
 
 
 def truth_of(
     model: Model,
     parameters: Mapping[str, Array],
-    stored: Mapping[str, str],
     prompt: Sequence[int],
     tokens: Sequence[int],
+    *,
+    stored: Mapping[str, str],
+    bits: Mapping[str, int],
 ) -> Truth:
     """The logits from which each of `tokens` is chosen, and their bands.
 
     A band is a multiple of the error that the same graph makes in float64 when its values are
-    rounded: each to float32, and for the wide one the rows before a weight to its type as well.
+    rounded: each to float32, and the rows before a weight as well: to the type in which it is
+    `stored` for the wide one, to so many `bits` for our own.
     """
     ids = [*prompt, *tokens[:-1]]
-    exact, rounded, coarse = (
-        _interpreted(model, parameters, ids, types)[len(prompt) - 1 :]
-        for types in (None, {}, stored)
-    )
+
+    def logits(rounding: _Rounding | None) -> Array:
+        return _interpreted(model, parameters, ids, rounding)[len(prompt) - 1 :]
+
+    def off(rounding: _Rounding) -> float:
+        return COMPARE_FACTOR.value * float(np.abs(logits(rounding) - exact).max()) + floor
+
+    exact = logits(None)
     floor = COMPARE_FLOOR.value * float(np.abs(exact).max())
-    band, wide = (
-        COMPARE_FACTOR.value * float(np.abs(each - exact).max()) + floor
-        for each in (rounded, coarse)
-    )
-    return Truth(logits=exact, band=band, wide=max(band, wide))
+    band = off(_Rounding())
+    own = band
+    if any(n != FLOAT_BITS for n in bits.values()):
+        own = max(band, off(_Rounding(rows=lambda id, rows: _as_ours(rows, bits[id]))))
+    theirs = _Rounding(rows=lambda id, rows: _as_stored(rows, stored[id], id), gelu_in_halves=True)
+    return Truth(logits=exact, band=band, own=own, wide=max(band, off(theirs)))
+
+
+def _as_ours(rows_MK: Array, bits: int) -> Array:
+    """What our kernels hold of rows that meet a weight."""
+    if bits == FLOAT_BITS:
+        return rows_MK
+    q_MK, scale_MJ, _ = quantized(rows_MK, bits)
+    blocks = q_MK.reshape(*scale_MJ.shape, BLOCK) * scale_MJ[..., None].astype(np.float64)
+    return blocks.reshape(rows_MK.shape)
+
+
+def _as_stored(rows_MK: Array, kind: str, where: str) -> Array:
+    """What ggml's kernels hold of rows that meet a weight of this type."""
+    rows = np.ascontiguousarray(rows_MK, np.float32)
+    return dequantise(quantise(rows, kind, where), kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounding:
+    """What is rounded beside each value, which becomes a float32: rows before a weight, gelu."""
+
+    rows: Rows = lambda id, rows: rows
+    gelu_in_halves: bool = False  # as ggml rounds what meets its table of gelu
 
 
 def _interpreted(
     model: Model,
     parameters: Mapping[str, Array],
     ids: Sequence[int],
-    stored: Mapping[str, str] | None,
+    rounding: _Rounding | None,
 ) -> Array:
-    """Logits after each token, with rounding where types are given."""
+    """Logits after each token: in float64, or rounded."""
     n = len(ids)
     shape = InferenceShape(context=n, rows=n, outs=n, cache="f32")
     graph = model.family.inference_graph(model.config, shape)
@@ -86,25 +122,22 @@ def _interpreted(
     values |= {"tokens": np.asarray(ids, np.int32), "positions": counted, "wanted": counted,
                "slots": np.zeros(n, np.int32)}  # fmt: skip
     for node in graph.nodes:
-        given = values
-        kind = (stored or {}).get(str(node.inputs[1])) if node.op.name == "linear" else None
-        if kind is not None:
-            x = str(node.inputs[0])
-            rows = np.ascontiguousarray(values[x], np.float32)
-            given = {**values, x: dequantise(quantise(rows, kind, node.id), kind)}
-        if node.op.name == "gelu_mul" and stored:
-            given = {**values, **{str(id): _halves(values[str(id)]) for id in node.inputs[:1]}}
+        inputs, given = [str(id) for id in node.inputs], values
+        in_halves = node.op.name == "gelu_mul" and rounding is not None and rounding.gelu_in_halves
+        if in_halves:
+            given = {**values, inputs[0]: _rounded(values[inputs[0]], np.float16)}
+        if node.op.name == "linear" and rounding is not None:
+            given = {**values, inputs[0]: rounding.rows(inputs[1], values[inputs[0]])}
         for value, array in zip(node.outputs, run_reference(node, given), strict=True):
-            if node.op.name == "gelu_mul" and stored:
-                array = _halves(array)
-            is_float = stored is not None and array.dtype.kind == "f"
-            values[value.id] = array.astype(np.float32).astype(np.float64) if is_float else array
+            if in_halves:
+                array = _rounded(array, np.float16)
+            is_rounded = rounding is not None and array.dtype.kind == "f"
+            values[value.id] = _rounded(array, np.float32) if is_rounded else array
     return values[graph.outputs["logits"]]
 
 
-def _halves(array: Array) -> Array:
-    """Rounded as ggml rounds what meets its table of gelu."""
-    return array.astype(np.float16).astype(np.float64)
+def _rounded(array: Array, kind: type[np.floating[Any]]) -> Array:
+    return array.astype(kind).astype(np.float64)
 
 
 def logits_check(
@@ -146,15 +179,16 @@ def probabilities_check(
 
 
 def greedy_check(
-    id: str, who: str, tokens: Sequence[int], ours: Sequence[int], truth: Truth, against: str
-) -> Check:
-    """Whether the greedy tokens are the same, up to a choice that is a tie within the band."""
+    id: str, who: str, tokens: Sequence[int], ours: Sequence[int], truth: Truth, bound: float,
+    against: str,
+) -> Check:  # fmt: skip
+    """Whether the greedy tokens are the same, up to a choice that is a tie within the bound."""
     n = next((i for i, (a, b) in enumerate(zip(tokens, ours, strict=False)) if a != b), None)
     reason, bad, compared = "", 0, min(len(tokens), len(ours))
     if n is not None:
         row = truth.logits[n]
         gap, compared = abs(float(row[tokens[n]] - row[ours[n]])), n
-        is_tie = gap <= 2 * truth.wide
+        is_tie = gap <= 2 * bound
         bad = 0 if is_tie else 1
         reason = f"token {n}: {tokens[n]} against {ours[n]}, apart by {gap:.3g} in float64"
     elif len(tokens) != len(ours):
