@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from export_run import promoted_run
 from family_harness import drawn_parameters
@@ -26,6 +28,7 @@ from lockstep.artifacts import Check
 from lockstep.cli.main import main
 from lockstep.engine.export_c import export_c
 from lockstep.engine.model import OpenModel
+from lockstep.engine.packed import SUM_BYTES, word_sums
 from lockstep.engine.source import open_source
 from lockstep.errors import UsageError
 from lockstep.families import FAMILIES, write_parameters
@@ -126,7 +129,36 @@ def test_a_weight_with_another_sign_is_caught(built: Built, tmp_path: Path) -> N
     folder = copied(built, tmp_path / "m")
     for at in range(3, 4096, 4):
         changed(folder / "weights.bin", at, 0x80)
+    # The program of such weights: with the sums of others it would end before it reads a prompt.
+    sums = ", ".join(map(hex, word_sums(np.fromfile(folder / "weights.bin", np.uint8))))
+    header = re.sub(r"(MODEL_SUMS\[\] = ){.*}", rf"\1{{{sums}}}", (folder / "model.h").read_text())
+    (folder / "model.h").write_text(header)
+    make(folder)
+    assert lm(folder, "-p", "[circle]", "-n", "1").returncode == 0
     assert failing(list(answer_checks(built.opened, folder))) == ["greedy"]
+
+
+def test_a_flipped_byte_of_the_weights_is_refused_with_its_place(
+    built: Built, tmp_path: Path
+) -> None:
+    folder = copied(built, tmp_path / "m")
+    file = folder / "weights.bin"
+    n_bytes = file.stat().st_size
+    for at in (0, n_bytes // 2 + 5, n_bytes - 1):
+        changed(file, at, 1)
+        done = lm(folder, "-p", "[circle]", "-n", "1")
+        assert done.returncode == 4
+        assert f"weights.bin: bytes 0 to {n_bytes} are not".encode() in done.stderr
+        assert done.stdout == b""
+        changed(file, at, 1)
+    assert lm(folder, "-p", "[circle]", "-n", "1").returncode == 0
+
+
+def test_sums_are_those_of_each_part() -> None:
+    part = np.arange(SUM_BYTES // 8, dtype=np.uint64)
+    arena = np.concatenate([part, part[::-1], part[:16] + 2**63]).view(np.uint8)
+    total = int(part.sum())
+    assert word_sums(arena) == [total, total, 120]
 
 
 def test_a_merge_of_other_tokens_is_caught(built: Built, tmp_path: Path) -> None:

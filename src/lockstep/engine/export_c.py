@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from lockstep.engine.model import OpenModel, load
+from lockstep.engine.packed import SUM_BYTES, word_sums
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_tokenizer
 from lockstep.errors import EnvironmentLacks
 from lockstep.formats.atomic import sync
-from lockstep.native import Manifest
 from lockstep.tokenizers import c_unicode, c_vocabulary, padded, vocabulary_of
 from lockstep.tokenizers.vocabulary import USER_DEFINED
 
@@ -87,31 +88,13 @@ def _write_weights(opened: OpenModel, path: Path) -> None:
 
 def _header(opened: OpenModel) -> str:
     """The text of model.h: what main.c must know of the program, from its manifest."""
-    manifest, session = opened.built.program.manifest, opened.session
-    arenas = [arena.name for arena in manifest.arenas]
-    counts = list(manifest.symbols)
+    manifest = opened.built.program.manifest
     places = {id: id for id in ("tokens", "positions", "slots", "wanted")}
     places["logits"] = manifest.outputs["logits"]
-    numbers = {
-        "MODEL_CONTEXT": session.context,
-        "MODEL_ROWS": session.shape.rows,
-        "MODEL_VOCAB": session.n_vocab,
-        "MODEL_INIT": manifest.entries["init"],
-        "MODEL_FORWARD": manifest.entries["forward"],
-        "MODEL_PARAMS": arenas.index("params"),
-        "MODEL_N_ARENAS": len(arenas),
-        "MODEL_COUNT_ROWS": counts.index("rows"),
-        "MODEL_COUNT_OUTS": counts.index("outs"),
-        "MODEL_N_COUNTS": len(counts),
-        **{f"MODEL_{name.upper()}_ARENA": _arena(manifest, id) for name, id in places.items()},
-    }
-    lines = [f"  {name} = {value}," for name, value in numbers.items()]
-    offsets = [
-        f"#define MODEL_{name.upper()}_OFFSET {manifest.values[id].offset}"
-        for name, id in places.items()
-    ]
+    names = ", ".join(arena.name for arena in manifest.arenas)
     sizes = ", ".join(str(arena.n_bytes) for arena in manifest.arenas)
     most = ", ".join(map(str, manifest.symbols.values()))
+    sums = ", ".join(f"{n:#x}" for n in word_sums(opened.built.program.arena("params")))
     return "\n".join(
         [
             f"/* {manifest.name}: sizes and places, from the plan of the program in model.c. */",
@@ -120,13 +103,18 @@ def _header(opened: OpenModel) -> str:
             "#include <stddef.h>",
             "#include <stdint.h>",
             "",
-            f"/* The memories: {', '.join(arenas)}. Values lie at byte offsets of one of them. */",
+            f"/* The memories: {names}. Values lie at byte offsets of one of them. */",
             "enum {",
-            *lines,
+            *(f"  {name} = {value}," for name, value in _numbers(opened, places).items()),
             "};",
-            *offsets,
+            *(
+                f"#define MODEL_{name.upper()}_OFFSET {manifest.values[id].offset}"
+                for name, id in places.items()
+            ),
             f"static const size_t MODEL_BYTES[] = {{{sizes}}};",
             f"static const int64_t MODEL_MOST[] = {{{most}}}; /* rows and logits of a call */",
+            "/* Of the 64-bit words of each MODEL_SUM_BYTES of the weights. */",
+            f"static const uint64_t MODEL_SUMS[] = {{{sums}}};",
             "",
             "int32_t lockstep_call(int32_t entry, void *const *arenas, const int64_t *counts);",
             "void lockstep_set_threads(int32_t n_threads);",
@@ -136,6 +124,24 @@ def _header(opened: OpenModel) -> str:
     )
 
 
-def _arena(manifest: Manifest, id: str) -> int:
-    names = [arena.name for arena in manifest.arenas]
-    return names.index(manifest.values[id].arena)
+def _numbers(opened: OpenModel, places: Mapping[str, str]) -> dict[str, int]:
+    """The numbers by the names that main.c has for them; `places` are values by such a name."""
+    manifest, session = opened.built.program.manifest, opened.session
+    arenas, counts = [arena.name for arena in manifest.arenas], list(manifest.symbols)
+    return {
+        "MODEL_CONTEXT": session.context,
+        "MODEL_ROWS": session.shape.rows,
+        "MODEL_VOCAB": session.n_vocab,
+        "MODEL_INIT": manifest.entries["init"],
+        "MODEL_FORWARD": manifest.entries["forward"],
+        "MODEL_PARAMS": arenas.index("params"),
+        "MODEL_N_ARENAS": len(arenas),
+        "MODEL_SUM_BYTES": SUM_BYTES,
+        "MODEL_COUNT_ROWS": counts.index("rows"),
+        "MODEL_COUNT_OUTS": counts.index("outs"),
+        "MODEL_N_COUNTS": len(counts),
+        **{
+            f"MODEL_{name.upper()}_ARENA": arenas.index(manifest.values[id].arena)
+            for name, id in places.items()
+        },
+    }

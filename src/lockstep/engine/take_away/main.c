@@ -134,6 +134,21 @@ static void *zeros(size_t n) {
   return memory;
 }
 
+/* The words of each part must add up to what they did when they were written. */
+static void check_sums(const char *path, const uint64_t *words, size_t n) {
+  for (size_t at = 0, i = 0; at < n; at += MODEL_SUM_BYTES, i++) {
+    const size_t end = n - at < MODEL_SUM_BYTES ? n : at + MODEL_SUM_BYTES;
+    uint64_t sum = 0;
+    for (size_t k = at / sizeof *words; k < end / sizeof *words; k++) sum += words[k];
+    if (sum != MODEL_SUMS[i]) {
+      char why[120];
+      snprintf(why, sizeof why, "bytes %zu to %zu are not those of the model; export it again", at,
+               end);
+      fail(4, path, why);
+    }
+  }
+}
+
 static void *map_weights(const char *path, size_t n) {
   struct stat status;
   const int file = open(path, O_RDONLY);
@@ -142,6 +157,7 @@ static void *map_weights(const char *path, size_t n) {
   void *memory = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
   if (memory == MAP_FAILED) fail(5, path, strerror(errno));
   close(file);
+  check_sums(path, memory, n);
   return memory;
 }
 
