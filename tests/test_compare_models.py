@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3", "qwen35")
 BEYOND_ONE = ("gemma3", "qwen35")  # whose gains are 1 + w in Hugging Face
 
 
-def pair(folder: Path, family: str, fault: Callable[[Tensors, Any], Any] | None) -> list[str]:
-    """A Hugging Face directory and a GGUF file that was converted from it, with a fault."""
+def pair(
+    folder: Path, family: str, fault: Callable[[Tensors, Any], Any] | None, *, square: bool = False
+) -> list[str]:
+    """A Hugging Face directory and a GGUF file that was converted from it, with a fault.
+
+    `square` makes the output projections of attention so.
+    """
     found = FAMILIES[family]
     # The second layer of this one is attention, and the order of its value heads matters.
     small = found.small_configs.get("untied, biased, value heads in groups", found.TINY)
-    config = convertible(found, small)
+    config = convertible(found, replace(small, width=small.q_width) if square else small)
     hf = write_parameters(found.weights(config), drawn_parameters(found, config), "hf")
     write_hf_directory(folder / "hf", found.to_hf(config), hf)
     converted = dict(hf)
@@ -57,8 +63,6 @@ def left_in_pairs(tensors: Tensors, config: Any) -> None:
 
 
 def another_theta(tensors: Tensors, config: Any) -> Any:
-    from dataclasses import replace
-
     return replace(config, theta=500.0)
 
 
@@ -147,15 +151,12 @@ def test_value_heads_that_were_not_reordered_are_named(
     assert "value heads as Hugging Face orders them" in guilty["why"]
 
 
+@pytest.mark.parametrize("family", CONVERTIBLE)
 def test_a_transposed_square_projection_is_named(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
-    family = FAMILIES["qwen3"]
-    square = replace(family.TINY, width=family.TINY.q_width)
-    monkeypatch.setitem(FAMILIES, "qwen3", replace(family, TINY=square))  # type: ignore[arg-type]
-    code, found = compared(pair(tmp_path, "qwen3", transposed), capfd)
+    assert compared(pair(tmp_path / "right", family, None, square=True), capfd)[0] == 0
+    code, found = compared(pair(tmp_path / "wrong", family, transposed, square=True), capfd)
     assert code == 1
     assert found["comparison"]["first_guilty"]["id"] == "layers.1.attn.o"
     assert "transposed" in found["comparison"]["first_guilty"]["why"]

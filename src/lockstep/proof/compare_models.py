@@ -20,20 +20,14 @@ from lockstep.engine.source import Source
 from lockstep.errors import GateError, UsageError
 from lockstep.ir import Array, Attr, Graph, Node
 from lockstep.ir.op import as_f64
-from lockstep.proof.weight_faults import explain
-
-# What float32 loses where a form computes (1 + w, -exp), with a margin of ten.
-FLOOR = 1e-6
-FLOAT32 = 2.0**-23  # what a number may be off that went through float32
-# Relative root mean square of what a type loses. A block that reaches six times its deviation,
-# twice what a normal one of 32 does, in 2^bits steps: 12 / 2^bits a step, over the root of 12.
-_STEPS = {"Q8_0": 8, "Q6_K": 6, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q4_0": 4, "Q4_1": 4, "Q4_K": 4,
-          "MXFP4": 3, "Q3_K": 3, "Q2_K": 2}  # fmt: skip
-_ROUNDED = {"F32": 0.0, "F16": 2.0**-10, "BF16": 2.0**-7}
-LOST = {**_ROUNDED, **{name: 12.0 / 2**bits / 12**0.5 for name, bits in _STEPS.items()}}
-
-# Ten times the worst that float32 of transformers is off over these families at their real sizes.
-TRANSFORMERS_F32 = 4e-5
+from lockstep.proof.tolerances import (
+    COMPARE_FACTOR,
+    COMPARE_FLOOR,
+    METADATA_FLOAT,
+    MODELS_FLOOR,
+    TYPE_LOST,
+)
+from lockstep.proof.weight_faults import apart, explain
 
 Progress = Callable[[str], None]
 
@@ -61,7 +55,7 @@ class Side:
     def lost(self, node: Node) -> float:
         """How much the stored types of the node's parameters may have lost."""
         ids = [id for id in node.inputs if id is not None and self.is_parameter(id)]
-        return sum((LOST[self.source.parameters.stored(id)] for id in ids), 0.0)
+        return sum((TYPE_LOST[self.source.parameters.stored(id)].value for id in ids), 0.0)
 
 
 def compare_models(
@@ -84,7 +78,7 @@ def compare_models(
         rows.append(row)
         first = first or guilty
     pair = _comparison(left, right, rows, first)
-    return pair, _beside_transformers(right, ids, theirs["head"])
+    return pair, _beside_transformers(sides[1], inputs, theirs["head"])
 
 
 def _comparison(
@@ -138,9 +132,7 @@ def _walk(
     Where results have other shapes, the left side ends: nothing behind can be compared.
     """
     is_parted = has_ended = False
-    for a, b in zip(left.graph.nodes, right.graph.nodes, strict=True):
-        if a.section not in ("init", "forward") or a.op.name == "cross_entropy":
-            break
+    for a, b in zip(_up_to_logits(left.graph), _up_to_logits(right.graph), strict=True):
         progress(a.id)
         expected = _run(right, b, theirs)
         theirs.update({v.id: x for v, x in zip(b.outputs, expected, strict=True)})
@@ -157,13 +149,24 @@ def _walk(
         yield row, _guilty(left, right, a, b, row) if row.verdict == "culprit" else None
 
 
+def _up_to_logits(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        if node.section not in ("init", "forward") or node.op.name == "cross_entropy":
+            return
+        yield node
+
+
 def _run(side: Side, node: Node, values: Mapping[str, Array]) -> tuple[Array, ...]:
+    return tuple(as_f64(x) for x in _referred(side, node, values))
+
+
+def _referred(side: Side, node: Node, values: Mapping[str, Array]) -> tuple[Array, ...]:
     arguments = (
         None if id is None else side.parameter(id) if side.is_parameter(id) else values[id]
         for id in node.inputs
     )
     with np.errstate(all="ignore"):  # a fault makes NaN and infinities, which are judged below
-        return tuple(as_f64(x) for x in node.op.reference(*arguments, **node.attrs))
+        return node.op.reference(*arguments, **node.attrs)
 
 
 def _row(
@@ -175,7 +178,7 @@ def _row(
     is_parted: bool,
 ) -> NodeRow:
     got, local, expected = values
-    bound = FLOOR + left.lost(a) + right.lost(b)
+    bound = MODELS_FLOOR.value + left.lost(a) + right.lost(b)
     errors = distance(got, expected), distance(local, expected)
     # A NaN is no less than anything. What differs in an attribute is another function, even where
     # these tokens do not show it: a window that is longer than they are, for example.
@@ -219,7 +222,7 @@ def _why(left: Side, right: Side, a: Node, b: Node, row: NodeRow) -> str:
         if ours is None or theirs is None or not left.is_parameter(ours):
             continue
         stored = left.source.parameters.stored(ours), right.source.parameters.stored(theirs)
-        bound = FLOOR + sum(LOST[name] for name in stored)
+        bound = MODELS_FLOOR.value + sum(TYPE_LOST[name].value for name in stored)
         if (found := explain(left.source, right.source, ours, theirs, bound)) is not None:
             return found
     return f"its result is {row.local_error} off on the same inputs, {row.bound:.2g} allowed"
@@ -236,12 +239,16 @@ def _changed(a: Node, b: Node) -> list[str]:
 
 def _is_same(a: Attr, b: Attr) -> bool:
     if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=2 * FLOAT32)
+        return math.isclose(a, b, rel_tol=METADATA_FLOAT.value)
     return a == b
 
 
-def _beside_transformers(source: Source, ids: Array, logits_TV: Array) -> Check:
-    """Our float64 logits of a Hugging Face directory, and transformers' own float32 ones."""
+def _beside_transformers(side: Side, inputs: Mapping[str, Array], logits_TV: Array) -> Check:
+    """Our float64 logits of a Hugging Face directory, and transformers' own float32 ones.
+
+    These may be off by a multiple of what the graph itself is when it runs in float32.
+    """
+    source = side.source
     row: dict[str, Any] = {
         "id": "original_beside_transformers",
         "name": "logits of the original",
@@ -255,21 +262,24 @@ def _beside_transformers(source: Source, ids: Array, logits_TV: Array) -> Check:
         from lockstep.oracle import logits_of_directory
     except ImportError as error:
         return Check.missing(**row, reason=f"torch and transformers are not installed: {error}")
-    found = distance((logits_of_directory(source.path, ids),), (logits_TV,))
-    return Check.measured(
-        **row, compared=logits_TV.size, figure=found, relation="<=", bound=TRANSFORMERS_F32
-    )
+    found = apart(logits_of_directory(source.path, inputs["tokens"]), logits_TV)
+    honest = apart(_logits_in_float32(side, inputs), logits_TV)
+    bound = COMPARE_FACTOR.value * honest + COMPARE_FLOOR.value
+    return Check.measured(**row, compared=logits_TV.size, figure=found, relation="<=", bound=bound)
+
+
+def _logits_in_float32(side: Side, inputs: Mapping[str, Array]) -> Array:
+    values = dict(inputs)
+    for node in _up_to_logits(side.graph):
+        for value, x in zip(node.outputs, _referred(side, node, values), strict=True):
+            values[value.id] = x.astype(np.float32) if x.dtype.kind == "f" else x
+    return values["head"]
 
 
 def distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> float:
-    """Root mean square of the difference over that of the reference; NaN where it is none."""
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            return math.nan
-        scale = float(np.sqrt(np.mean(np.square(y)))) or 1.0
-        worst = max(worst, float(np.sqrt(np.mean(np.square(x - y)))) / scale, key=_nan_last)
-    return worst
+    """How far the worst of some values is apart from its reference; NaN where it is none."""
+    pairs = zip(a, b, strict=True)
+    return max((apart(x, y) if x.shape == y.shape else math.nan for x, y in pairs), key=_nan_last)
 
 
 def _nan_last(x: float) -> tuple[bool, float]:

@@ -38,4 +38,23 @@ COMPARE_FLOOR = Bound(
     "would decide by luck",
 )
 
+MODELS_FLOOR = Bound(
+    1e-6, "what float32 loses where a form computes (1 + w, -exp), with a margin of ten"
+)
+METADATA_FLOAT = Bound(
+    2 * 2.0**-23, "an ulp of float32 on each side, through which a setting may have gone"
+)
+_BLOCK = (
+    "root mean square over that of the values, of a block that reaches six times its deviation, "
+    "twice what a normal one of 32 does, in 2^bits steps: 12 / 2^bits a step, over the root of 12"
+)
+_BITS = {"Q8_0": 8, "Q6_K": 6, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q4_0": 4, "Q4_1": 4, "Q4_K": 4,
+         "MXFP4": 3, "Q3_K": 3, "Q2_K": 2}  # fmt: skip
+TYPE_LOST = {
+    "F32": Bound(0.0, "the numbers themselves"),
+    "F16": Bound(2.0**-10, "an ulp of 11 significant bits"),
+    "BF16": Bound(2.0**-7, "an ulp of 8 significant bits"),
+    **{name: Bound(12.0 / 2**bits / 12**0.5, _BLOCK) for name, bits in _BITS.items()},
+}
+
 FAULTS_NAMED = Bound(0.95, "the share of planted faults whose node must be named")
