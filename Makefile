@@ -6,12 +6,13 @@ BENCH_ARGS ?=
 BIN = $(VENV)/bin
 C_FILES = $$(git ls-files 'src/*.c' 'src/*.h' 'tests/*.c' 'bench/*.c' ':!tests/golden')
 
-.PHONY: help demo test init doctor bench bench-inference prove-inference bench-verify lint format docs mutations environment clean
+.PHONY: help demo test test-slow init doctor bench bench-inference prove-inference bench-verify lint format docs mutations environment clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo     data -> train -> prove -> compile -> draw, about two minutes on 2 cores'
-	@echo 'make test     the whole test suite'
+	@echo 'make test     the test suite, all but the slow proofs'
+	@echo 'make test-slow  those: small models of every family through every proof'
 	@echo 'make init     set up the local environment and say what works on this machine'
 	@echo 'make doctor   say what works on this machine'
 	@echo 'make bench    speed and memory against PyTorch, on this machine'
@@ -43,6 +44,9 @@ demo: environment
 
 test: environment
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-slow: environment
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(PYTEST_ARGS)
 
 init: doctor
 
