@@ -75,7 +75,8 @@ def test_an_answer_of_a_gguf_file_is_that_of_llama_cpp(
     path = write_gguf(tmp_path / "tiny.gguf", facts, template)
     said = "What's 2+2? é😀"
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]
-    (theirs,) = ask_llama_cpp(path, [{"messages": asked, "max_tokens": 24}])
+    body = {"messages": asked, "max_tokens": 24, "temperature": 0}
+    (theirs,) = ask_llama_cpp(path, [("/v1/chat/completions", body)])
     flags = ("--system", "Be brief.", "-n", "24", "--kv", "f32", *CTX)
     assert main(["run", str(path), "-p", said, *flags, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

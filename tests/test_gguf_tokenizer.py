@@ -27,9 +27,10 @@ from tokenizer_files import (
 
 from lockstep.engine.streaming import stream_text
 from lockstep.errors import InputError
+from lockstep.oracle.llama_cpp import Post
 from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
 from lockstep.tokenizers.merging import merge
-from lockstep.tokenizers.model_tokenizer import Part, decode
+from lockstep.tokenizers.model_tokenizer import Part, begin_ids, decode
 from lockstep.tokenizers.pre_tokenizers import SPLITS, pre_tokenizer
 
 TEXTS = nasty_texts()
@@ -60,9 +61,14 @@ def ours(make: str) -> GGUFTokenizer:
 def test_ids_and_bytes_are_those_of_llama_cpp(make: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "vocab.gguf", metadata(make))
     tokenizer = ours(make)
-    kinds = [{"texts": TEXTS, "add_special": s, "parse_special": s} for s in (False, True)]
-    for markup, answers in zip((False, True), ask_llama_cpp(path, kinds), strict=True):
-        begin = [tokenizer.bos_id] if markup and tokenizer.add_bos else []
+    posts: list[Post] = [
+        ("/tokenize", {"content": t, "add_special": s, "parse_special": s, "with_pieces": True})
+        for s in (False, True)
+        for t in TEXTS
+    ]
+    told = [answer["tokens"] for answer in ask_llama_cpp(path, posts)]
+    for markup, answers in ((False, told[: len(TEXTS)]), (True, told[len(TEXTS) :])):
+        begin = begin_ids(tokenizer) if markup else []
         found = [[*begin, *tokenizer.encode_parts([Part(text, markup)])] for text in TEXTS]
         assert not differing(TEXTS, found, [[t["id"] for t in answer] for answer in answers])
         pieces = {t["id"]: t["piece"] for answer in answers for t in answer}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, trainers
 
+from lockstep.oracle.llama_cpp import Post, ask_server
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
-
-_WORKER = Path(__file__).parent / "llama_cpp_worker.py"
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 USER_DEFINED = ("<think>", "</think>", "<think", "[circle]")
@@ -231,13 +228,8 @@ def differing(texts: Sequence[str], ours: Iterable[Any], theirs: Iterable[Any]) 
     return [f"{text!r:.70}: ours {a!s:.90}, theirs {b!s:.90}" for text, a, b in answers if a != b]
 
 
-def ask_llama_cpp(path: Path, requests: Sequence[dict[str, Any]]) -> list[Any]:
-    """What llama.cpp says; see its worker for the requests."""
+def ask_llama_cpp(path: Path, posts: Sequence[Post]) -> list[Any]:
+    """What llama.cpp's server answers."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is in the extra dev")
-    sent = json.dumps({"path": str(path), "requests": list(requests)})
-    done = subprocess.run(
-        [sys.executable, str(_WORKER)], input=sent, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[Any] = json.loads(done.stdout)
+    answers: list[Any] = ask_server(path, 512, posts)["answers"]
     return answers

@@ -1,8 +1,8 @@
 """The process that asks llama.cpp: it aborts on a vocabulary that it dislikes, so it is alone.
 
-Reads a JSON object with `path`, `context`, `completion` and `tokenize`: bodies for two paths of its
-server. Writes the greedy tokens, for each of them the probabilities of the step, and the ids of the
-texts.
+Reads a JSON object with `path`, `context`, `completion` (a body for this path of its server, or
+null) and `posts` (other paths and bodies). Writes the tokens of the completion, for each of them
+the probabilities of the step, and the answers to the posts.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def main() -> None:
     # Where a token ends inside of a character the server leaves its probabilities out of the answer
     # to a longer request, so each step is asked for by itself.
     first = asked["completion"]
-    answer = post("/completion", first)
-    tokens = answer["tokens"]
+    tokens = post("/completion", first)["tokens"] if first else []
     steps = [
         post("/completion", {**first, "prompt": first["prompt"] + tokens[:i], "n_predict": 1})
         for i in range(len(tokens))
@@ -52,7 +51,7 @@ def main() -> None:
     answers = {
         "tokens": tokens,
         "steps": [step.get("completion_probabilities", []) for step in steps],
-        "ids": [post("/tokenize", body)["tokens"] for body in asked["tokenize"]],
+        "answers": [post(path, body) for path, body in asked["posts"]],
     }
     with os.fdopen(out, "w") as file:
         json.dump(answers, file)
