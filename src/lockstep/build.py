@@ -32,6 +32,7 @@ from lockstep.passes import (
     schedule,
 )
 from lockstep.passes.plan_memory import GUARD_BYTES
+from lockstep.passes.quantize import PANEL_READERS
 
 __all__ = [
     "FAMILY_NAMES",
@@ -188,7 +189,7 @@ def packed_formats(graph: Graph, stored: Callable[[str], str]) -> dict[str, str]
     return {
         id: stored(id)
         for node in graph.nodes
-        if node.op.name in ("linear", "embedding")
+        if node.op.name in PANEL_READERS
         for id in [node.inputs[1]]
         if id is not None and id in graph.inputs
     }

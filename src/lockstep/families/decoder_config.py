@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lockstep.errors import InputError
 from lockstep.families.decoder import Activation, DecoderConfig
 from lockstep.families.keys import Keys
+from lockstep.families.rope import Scaling
 from lockstep.families.rope_config import (
     gguf_scaling,
     gguf_scaling_keys,
@@ -43,16 +44,25 @@ HF_IGNORED = {
 }
 
 
-def hf_settings(keys: Keys, *, head_dim: int | None) -> dict[str, Any]:
-    """The fields of `DecoderConfig` from a Hugging Face config; `head_dim` is the class's default.
+def hf_settings(
+    keys: Keys,
+    *,
+    head_dim: int | None,
+    tied: bool = False,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+    rope: Callable[[Keys, int], tuple[float, Scaling | None]] = hf_rope,
+) -> dict[str, Any]:
+    """The fields of `DecoderConfig` from a Hugging Face config.
 
+    `head_dim` and `tied` are the class's defaults, `activation` its key for that and the default;
+    `rope` reads theta and scaling of a context.
     Raises: InputError naming the key that is missing, of another type or not supported.
     """
     width, heads = keys.take("hidden_size", int), keys.take("num_attention_heads", int)
     keys.only("attention_dropout", 0.0, 0)
-    keys.only("hidden_act", *ACTIVATIONS)
+    keys.only(activation[0], *ACTIVATIONS)
     context = keys.take("max_position_embeddings", int)
-    theta, scaling = hf_rope(keys, context)
+    theta, scaling = rope(keys, context)
     return {
         "vocab": keys.take("vocab_size", int),
         "width": width,
@@ -64,8 +74,8 @@ def hf_settings(keys: Keys, *, head_dim: int | None) -> dict[str, Any]:
         "context": context,
         "eps": keys.take("rms_norm_eps", float, 1e-6),
         "theta": theta,
-        "tied": keys.take("tie_word_embeddings", bool, False),
-        "activation": ACTIVATIONS[keys.take("hidden_act", str, "silu")],
+        "tied": keys.take("tie_word_embeddings", bool, tied),
+        "activation": ACTIVATIONS[keys.take(activation[0], str, activation[1])],
         "scaling": scaling,
     }
 

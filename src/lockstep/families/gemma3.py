@@ -16,12 +16,12 @@ from lockstep.errors import InputError, UsageError
 from lockstep.families import decoder
 from lockstep.families.decoder import MAX_SIZE, Activation, Decoder, DecoderConfig
 from lockstep.families.decoder_config import (
-    ACTIVATIONS,
     HF_IGNORED,
     architecture_keys,
     gguf_keys,
     gguf_settings,
     hf_keys,
+    hf_settings,
 )
 from lockstep.families.family import Family
 from lockstep.families.form import LessOne
@@ -162,32 +162,19 @@ def from_hf(hf: Mapping[str, object]) -> Config:
 
 
 def _hf_settings(keys: Keys) -> dict[str, Any]:
-    keys.only("attention_dropout", 0.0, 0)
     keys.only("attn_logit_softcapping")
     keys.only("final_logit_softcapping")
     keys.only("use_bidirectional_attention", False)
-    keys.only("hidden_activation", *ACTIVATIONS)
-    context = keys.take("max_position_embeddings", int)
-    theta, local_theta, scaling = _hf_ropes(keys, context)
-    layers = keys.take("num_hidden_layers", int)
-    return {
-        "vocab": keys.take("vocab_size", int),
-        "width": keys.take("hidden_size", int),
-        "ffn": keys.take("intermediate_size", int),
-        "layers": layers,
-        "heads": keys.take("num_attention_heads", int),
-        "kv_heads": keys.take("num_key_value_heads", int),
-        "head_dim": keys.take("head_dim", int),
-        "context": context,
-        "eps": keys.take("rms_norm_eps", float, 1e-6),
-        "theta": theta,
-        "tied": keys.take("tie_word_embeddings", bool, True),
-        "activation": ACTIVATIONS[keys.take("hidden_activation", str, "gelu_pytorch_tanh")],
+    theta, local_theta, scaling = _hf_ropes(keys, keys.take("max_position_embeddings", int))
+    settings = hf_settings(
+        keys, head_dim=256, tied=True, activation=("hidden_activation", "gelu_pytorch_tanh"),
+        rope=lambda keys, context: (theta, scaling),
+    )  # fmt: skip
+    return settings | {
         "attention_bias": keys.take("attention_bias", bool, False),
-        "scaling": scaling,
         "query_scale": keys.take("query_pre_attn_scalar", int),
         "window": keys.take("sliding_window", int),
-        "period": _hf_period(keys, layers),
+        "period": _hf_period(keys, settings["layers"]),
         "local_theta": local_theta,
     }
 

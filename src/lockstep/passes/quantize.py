@@ -15,6 +15,7 @@ from lockstep.ops.quantize_rows import QUANTIZE_ROWS
 # Features of a processor that sum products of bytes without saturation.
 _BYTE_DOTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
 FLOAT_BITS = 32
+PANEL_READERS = ("linear", "embedding")  # ops whose second input may be packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +80,9 @@ def _add(made: Graph, graph: Graph, node: Node, stored: Mapping[str, str], targe
     if not read:
         made.append(node)
         return
-    if node.op.name not in ("linear", "embedding") or read != [node.inputs[1]]:
+    if node.op.name not in PANEL_READERS or read != [node.inputs[1]]:
         raise UsageError(
-            f"quantize {read[0]}: expected only linear and embedding to read it, "
+            f"quantize {read[0]}: expected only {' and '.join(PANEL_READERS)} to read it, "
             f"got {node.op.name} of {node.id}",
             hint="leave this parameter out of the types",
         )
