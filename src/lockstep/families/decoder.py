@@ -193,6 +193,29 @@ def dense_block(d: Decoder[C], at: str, x_MD: Value) -> Value:
     return d.add(f"{at}.ffn.add", x_MD, d.gated(f"{at}.ffn", h_MD))
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """What looks back over the sequences of a batch, each of so many tokens."""
+
+    graph: Graph
+    config: DecoderConfig
+    tokens: int
+
+    def attend(
+        self, id: str, q_MN: Value, k_MO: Value, v_MO: Value, *, window: int = 0, scale: float = 0.0
+    ) -> Value:
+        c = self.config
+        return self.graph.add(
+            OPS["attention"], id, q_MN, k_MO, v_MO, heads=c.heads, kv_heads=c.kv_heads,
+            tokens=self.tokens, window=window, scale=scale or c.head_dim**-0.5,
+        )  # fmt: skip
+
+    def recur(
+        self, op: str, id: str, *inputs: Value, state: tuple[int, ...], **attrs: Attr
+    ) -> Value:
+        return self.graph.add(OPS[op], id, *inputs, **attrs, tokens=self.tokens)
+
+
 def training_graph(
     name: str,
     config: C,
@@ -214,19 +237,8 @@ def training_graph(
     scale = graph.input("scale", f32(), "input")
     decoder = Decoder(config, graph, weights)
     decoder.prepare_rope(positions_M, tokens)
-
-    def attend(
-        id: str, q_MN: Value, k_MO: Value, v_MO: Value, *, window: int = 0, scale: float = 0.0
-    ) -> Value:
-        return graph.add(
-            OPS["attention"], id, q_MN, k_MO, v_MO, heads=config.heads, kv_heads=config.kv_heads,
-            tokens=tokens, window=window, scale=scale or config.head_dim**-0.5,
-        )  # fmt: skip
-
-    def recur(op: str, id: str, *inputs: Value, state: tuple[int, ...], **attrs: Attr) -> Value:
-        return graph.add(OPS[op], id, *inputs, **attrs, tokens=tokens)
-
-    decoder.attend, decoder.recur = attend, recur
+    sequences = _Sequences(graph, config, tokens)
+    decoder.attend, decoder.recur = sequences.attend, sequences.recur
     x_MD = decoder.embed(tokens_M)
     for layer in range(config.layers):
         x_MD = block(decoder, f"layers.{layer}", x_MD)

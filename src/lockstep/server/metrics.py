@@ -22,7 +22,11 @@ class Metrics:
     """The counters of one server."""
 
     def __init__(self) -> None:
-        self.registry = r = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self._count(self.registry)
+        self._measure(self.registry)
+
+    def _count(self, r: CollectorRegistry) -> None:
         self.requests = Counter(
             "lockstep_requests", "Answered requests.", ("endpoint", "status"), registry=r
         )
@@ -43,6 +47,8 @@ class Metrics:
         )
         self.slots = Gauge("lockstep_slots", "Sequences that fit at once.", registry=r)
         self.slots_used = Gauge("lockstep_slots_used", "Sequences that run now.", registry=r)
+
+    def _measure(self, r: CollectorRegistry) -> None:
         self.pass_s = Histogram(
             "lockstep_pass_seconds", "Time of a forward pass.", registry=r, buckets=_PASS_S
         )

@@ -22,7 +22,7 @@ _KEY = "tokenizer.ggml."
 _HINT = "convert the model again with llama.cpp, or download it again"
 
 # Pieces that end an answer whatever kind the file gives to them.
-# Source: special_eog_ids in https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
+# Source: special_eog_ids in https://github.com/ggml-org/llama.cpp/blob/00ad355e009e/src/llama-vocab.cpp
 ENDINGS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<eos>"),
     *("<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>"),
@@ -94,19 +94,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
     Raises: InputError if a part is missing, contradicts another, or is of a make that is not known.
     """
     facts = _Facts(metadata, where)
-    model = facts.value("model", str, "")
-    if model not in MODELS:
-        raise facts.wrong(
-            "model",
-            f"one of {', '.join(MODELS)}",
-            model or "none",
-            f"{nearest(model, MODELS)}use a model whose tokenizer is one of these",
-        )
-    pre = facts.value("pre", str, "default") or "default"
-    if model == "gpt2" and pre not in SPLITS:
-        raise facts.wrong(
-            "pre", f"one of {', '.join(SPLITS)}", pre, f"{nearest(pre, SPLITS)}use another model"
-        )
+    model, pre = _make(facts)
     pieces = _named(facts.array("tokens", str))
     ids = dict(zip(pieces, range(len(pieces)), strict=True))
     if not pieces or len(ids) != len(pieces) or len(pieces) > MAX_TOKENS:
@@ -131,6 +119,24 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
         add_eos=facts.adds("eos", False, eos_id),
         add_space_prefix=spm and facts.value("add_space_prefix", bool, True),
     )  # fmt: skip
+
+
+def _make(facts: _Facts) -> tuple[str, str]:
+    """Which tokenizer it is, and how that splits a text first."""
+    model = facts.value("model", str, "")
+    if model not in MODELS:
+        raise facts.wrong(
+            "model",
+            f"one of {', '.join(MODELS)}",
+            model or "none",
+            f"{nearest(model, MODELS)}use a model whose tokenizer is one of these",
+        )
+    pre = facts.value("pre", str, "default") or "default"
+    if model == "gpt2" and pre not in SPLITS:
+        raise facts.wrong(
+            "pre", f"one of {', '.join(SPLITS)}", pre, f"{nearest(pre, SPLITS)}use another model"
+        )
+    return model, pre
 
 
 class _Facts:
