@@ -68,7 +68,7 @@ def gguf_metadata(source: Source, wanted: ExportType) -> dict[str, Any]:
         "general.name": source.path.stem if source.kind == "gguf" else source.path.name,
         "general.file_type": _FILE_TYPES[wanted],
         "general.quantization_version": 2,
-        "general.source.url": f"lockstep {__version__}",
+        "general.description": f"exported by lockstep {__version__}",
     }
     return general | _settings(source.model) | _tokenizer(source)
 

@@ -60,6 +60,7 @@ def open_model(
 ) -> OpenModel:
     """Opens a GGUF file, a Hugging Face directory, hf://... or a run, compiles it, loads it.
 
+    Where a program in Python begins, as the bench does; verbs open the source first, to say more.
     A pass gives as many rows of logits as there are slots, or `outs` if these are more. Keys and
     values are kept as float16 unless all weights are float32, or `cache` says otherwise.
 

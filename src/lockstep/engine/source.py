@@ -18,6 +18,7 @@ from lockstep.engine.promotion import promoted_directory
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
+from lockstep.formats.hub import fetch, is_hub_name
 from lockstep.formats.leaf import FileIdentity
 
 CONFIG = "config.json"
@@ -64,9 +65,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
 
     Raises: InputError if there is no such thing, or it is not a model that can be read.
     """
-    if name.startswith("hf://"):
-        from lockstep.formats.hub import fetch  # huggingface_hub takes a while to import
-
+    if is_hub_name(name):
         name = str(fetch(name, lockstep_home() / "models" / "hub"))
     path = Path(name).expanduser()
     if path.is_file():

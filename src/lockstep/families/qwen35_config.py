@@ -178,7 +178,8 @@ def _without_sections(text: Mapping[str, object], where: str) -> tuple[dict[str,
     part = outer
     if rope is not None:
         part = Keys(f"{where} {name}", rope).take("partial_rotary_factor", float, outer)
-        dropped = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")  # _ONE_POSITION
+        # A token of text has the same position in every section of M-RoPE.
+        dropped = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
         plain[name] = {k: v for k, v in rope.items() if k not in dropped}
     if not 0.0 < part <= 1.0:
         raise InputError(f"{where} partial_rotary_factor: expected above 0, at most 1, got {part}")

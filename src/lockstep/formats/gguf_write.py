@@ -1,6 +1,6 @@
 """GGUF files written whole: metadata, then one tensor after the other, never all in memory.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Source: https://github.com/ggml-org/ggml/blob/01f0d4da3e44/docs/gguf.md
 """
 
 from __future__ import annotations

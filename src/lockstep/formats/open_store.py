@@ -196,7 +196,7 @@ def _of_json(path: Path, size: int) -> str | None:
 def _is_onnx(file: BinaryIO, size: int) -> bool:
     """Whether the file is a row of the fields of an ONNX model with a graph among them.
 
-    Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (ModelProto)
+    Source: https://github.com/onnx/onnx/blob/64209faab4da/onnx/onnx.proto (ModelProto)
     """
     at, has_graph = 0, False
     for _ in range(10_000):

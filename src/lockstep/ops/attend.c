@@ -16,7 +16,7 @@ INLINE AttendCache attend_cache(const int type, const AttendCall *c, int64_t slo
   int64_t at = (slot * c->G + g) * c->C, size = type == ATTEND_F32 ? 4 : type == ATTEND_F16 ? 2 : 1;
   AttendCache own = {(const char *)c->all.keys + at * c->E * size,
                      (const char *)c->all.values + at * c->E * size, NULL, NULL};
-  if (type == ATTEND_Q8) {
+  if (type == ATTEND_Q8_0) {
     own.key_scales = c->all.key_scales + at * attend_scales(c->E);
     own.value_scales = c->all.value_scales + at * attend_scales(c->E);
   }
@@ -132,7 +132,7 @@ ATTEND_SHARED void attend_block_f16(AttendTile *t, const AttendCache *cache, int
 
 ATTEND_SHARED void attend_block_q8_0(AttendTile *t, const AttendCache *cache, int queries,
                                      int64_t block, int64_t E, vf unit) {
-  attend_block_of(ATTEND_Q8, t, cache, queries, block, E, unit);
+  attend_block_of(ATTEND_Q8_0, t, cache, queries, block, E, unit);
 }
 
 INLINE void attend_block(const int type, AttendTile *t, const AttendCache *cache, int queries,
@@ -330,7 +330,7 @@ KERNEL void attend_q8_0_naive(float *o_MN, const float *q_MN, const int8_t *keys
   (void)S;
   const AttendCache all = {keys_LGJEQ, values_LGCE, kscale_LGJSQ, vscale_LGCS};
   ATTEND_CALL;
-  attend_naive(ATTEND_Q8, &c);
+  attend_naive(ATTEND_Q8_0, &c);
 }
 
 KERNEL int64_t attend_q8_0_tiles(ATTEND_SIZES, int64_t S, int64_t C, int64_t P, ATTEND_ATTRS) {
@@ -346,7 +346,7 @@ KERNEL void attend_q8_0(float *o_MN, const float *q_MN, const int8_t *keys_LGJEQ
   (void)S;
   const AttendCache all = {keys_LGJEQ, values_LGCE, kscale_LGJSQ, vscale_LGCS};
   ATTEND_CALL;
-  attend_tile(ATTEND_Q8, &c, P, tile);
+  attend_tile(ATTEND_Q8_0, &c, P, tile);
 }
 
 /* attend_room: the room that attend borrows; whole numbers, so that zeros are zeros. */

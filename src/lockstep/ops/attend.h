@@ -40,7 +40,7 @@
 #endif
 #define ATTEND_WIDE (ATTEND_BLOCKS(1) * ATTEND_VECS) /* vectors of lanes at once, at most */
 
-enum { ATTEND_F32, ATTEND_F16, ATTEND_Q8 };
+enum { ATTEND_F32, ATTEND_F16, ATTEND_Q8_0 };
 
 /* The caches of one sequence and one head of keys. */
 typedef struct {
@@ -72,7 +72,7 @@ INLINE int64_t attend_first(int64_t position, int64_t window) {
 
 /* Where the scales at this place lie; caches of other types have none. */
 INLINE const uint16_t *attend_scale(const int type, const uint16_t *scales, int64_t at) {
-  return type == ATTEND_Q8 ? scales + at : NULL;
+  return type == ATTEND_Q8_0 ? scales + at : NULL;
 }
 
 /* One element of a cache; exact. */
@@ -101,7 +101,7 @@ INLINE void attend_near_keys(const int type, float *near, const void *keys, cons
     int64_t end = begin + ATTEND_GROUP < E ? begin + ATTEND_GROUP : E;
   UNROLL for (int w = 0; w < ATTEND_VECS; w++) {
       vf scale = vf_zero();
-      if (type == ATTEND_Q8)
+      if (type == ATTEND_Q8_0)
         scale = vf_load_half(scales + begin / ATTEND_GROUP * ATTEND_LANES + w * VL);
       for (int64_t e = begin; e < end; e++) {
         int64_t at = e * ATTEND_LANES + w * VL;
@@ -120,7 +120,7 @@ INLINE void attend_near_values(const int type, float *near, const void *values,
     const uint16_t *own = attend_scale(type, scales, i * S + e / ATTEND_GROUP);
     float *x = near + i * ATTEND_LANES;
     if (n == ATTEND_LANES) {
-      vf scale = type == ATTEND_Q8 ? vf_set_half(*own) : vf_zero();
+      vf scale = type == ATTEND_Q8_0 ? vf_set_half(*own) : vf_zero();
       UNROLL for (int w = 0; w < ATTEND_VECS; w++)
         vf_store(x + w * VL, attend_load(type, values, i * E + e + w * VL, scale));
     } else {
@@ -145,7 +145,7 @@ INLINE void attend_dots_step(const int type, float *s, const float *q, const voi
       int64_t end = part + ATTEND_GROUP < E ? part + ATTEND_GROUP : E;
       UNROLL for (int w = 0; w < wide; w++) {
         int64_t at = (w / ATTEND_VECS * S + part / ATTEND_GROUP) * ATTEND_LANES;
-        scale[w] = type == ATTEND_Q8 ? vf_load_half(scales + at + w % ATTEND_VECS * VL) : vf_zero();
+        scale[w] = type == ATTEND_Q8_0 ? vf_load_half(scales + at + w % ATTEND_VECS * VL) : vf_zero();
       }
       for (int64_t e = part; e < end; e++) {
         vf lanes[ATTEND_WIDE];

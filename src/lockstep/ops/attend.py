@@ -210,11 +210,11 @@ _CASES: tuple[dict[str, Attr], ...] = (
 )
 
 
-def _register(element: Element) -> Op:
+def _register(element: Element) -> None:
     name, is_q8_0 = f"attend_{element}", element == "q8_0"
     keys = ("keys_LGJEQ", "kscale_LGJSQ") if is_q8_0 else ("keys_LGJEQ",)
     values = ("values_LGCE", "vscale_LGCS") if is_q8_0 else ("values_LGCE",)
-    return OPS.register(
+    OPS.register(
         Op(
             name=name,
             inputs=("q_MN", *keys, *values, "positions_M", "slots_M", "room_P?"),
@@ -236,9 +236,10 @@ def _register(element: Element) -> Op:
     )
 
 
-ATTEND = {element: _register(element) for element in ELEMENTS}
+for _element in ELEMENTS:
+    _register(_element)
 
-ATTEND_ROOM = OPS.register(
+OPS.register(
     Op(
         name="attend_room",
         inputs=(),

@@ -40,7 +40,7 @@ INLINE void attend_row_step(const int type, float *part, int64_t stride, const f
   for (int i = from; i < to; i++) {
     vf lanes[ATTEND_WIDE], scale = vf_zero();
     UNROLL for (int w = 0; w < wide; w++) {
-      if (type == ATTEND_Q8 && w * VL % ATTEND_GROUP == 0)
+      if (type == ATTEND_Q8_0 && w * VL % ATTEND_GROUP == 0)
         scale = vf_set_half(scales[i * S + w * VL / ATTEND_GROUP]);
       lanes[w] = attend_load(type, values, i * E + w * VL, scale);
       if (w % ATTEND_VECS == 0) attend_fetch(type, values, (i + ATTEND_FEW) * E + w * VL);

@@ -140,7 +140,7 @@ def _example_take(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[A
     return x_MD, indices(rng, len(x_MD), size(case, "B"))
 
 
-TAKE_ROWS = OPS.register(
+OPS.register(
     Op(
         name="take_rows",
         inputs=("x_MD", "index_B"),
@@ -159,11 +159,11 @@ TAKE_ROWS = OPS.register(
 )
 
 
-def _register_put(kind: Kind, element: Element) -> Op:
+def _register_put(kind: Kind, element: Element) -> None:
     name, axes = f"cache_{kind}_{element}", "LGJEQ" if kind == "keys" else "LGCE"
     caches = (f"{kind}_{axes}", f"scale_{axes.replace('E', 'S')}")[: 2 if element == "q8_0" else 1]
     x = f"{kind[0]}_MO"
-    return OPS.register(
+    OPS.register(
         Op(
             name=name,
             inputs=(x, *caches, "positions_M", "slots_M"),
@@ -187,5 +187,6 @@ def _register_put(kind: Kind, element: Element) -> Op:
 
 
 ELEMENTS: tuple[Element, ...] = ("f32", "f16", "q8_0")
-CACHE_KEYS = {element: _register_put("keys", element) for element in ELEMENTS}
-CACHE_VALUES = {element: _register_put("values", element) for element in ELEMENTS}
+for _element in ELEMENTS:
+    _register_put("keys", _element)
+    _register_put("values", _element)

@@ -14,7 +14,7 @@ def merge(text: str, priority: Priority) -> list[str]:
     Of all pairs of neighbours the one with the lowest priority merges first, of equals the one
     furthest left; None does not merge.  Time: n log n in the length.
 
-    Source: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
+    Source: https://github.com/ggml-org/llama.cpp/blob/00ad355e009e/src/llama-vocab.cpp
     """
     parts = list(text)
     n = len(parts)

@@ -1,6 +1,6 @@
 """GGUF files, single and split: metadata, and each tensor as elements or packed blocks.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Source: https://github.com/ggml-org/ggml/blob/01f0d4da3e44/docs/gguf.md
 """
 
 from __future__ import annotations
