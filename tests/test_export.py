@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -270,6 +274,31 @@ def test_an_export_that_is_not_the_model_is_not_kept(
     assert main(["export", str(run.path), "--to", "gguf", "-o", str(out), "--force"]) == 1
     assert out.read_text() == "mine"
     assert os.listdir(tmp_path) == ["m.gguf"]
+
+
+EXPORT = "import sys; from lockstep.cli.main import main; sys.exit(main(['export', *sys.argv[1:]]))"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_ended_leaves_nothing(
+    run: RunDir, tmp_path: Path, number: signal.Signals
+) -> None:
+    flags = ("--to", "gguf", "-o", str(tmp_path / "m.gguf"))
+    command = [sys.executable, "-c", EXPORT, str(run.path), *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            ends = time.monotonic() + 120
+            while not [*tmp_path.glob(".m.gguf.*/m.gguf")]:  # the model is there, and unproved
+                assert process.poll() is None
+                assert time.monotonic() < ends
+                time.sleep(0.005)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["gguf", "hf"])

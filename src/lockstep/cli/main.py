@@ -20,6 +20,7 @@ from importlib import import_module
 import click
 
 from lockstep import __version__
+from lockstep.cli.termination import Terminated, raising_on_sigterm
 from lockstep.cli.verb import Outcome
 from lockstep.errors import EnvironmentLacks, LockstepError, UsageError
 
@@ -45,6 +46,7 @@ VERBS = {
 
 # Ends that are no verdict have the codes that a shell gives to them.
 INTERRUPTED = 130
+TERMINATED = 143
 READER_GONE = 141
 
 
@@ -95,6 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; never raises what a user can cause."""
     _open_streams()
     args = list(sys.argv[1:] if argv is None else argv)
+    with raising_on_sigterm():
+        try:
+            return _main(args)
+        except Terminated:  # while the outcome was printed
+            return TERMINATED
+
+
+def _main(args: list[str]) -> int:
     as_json = _wants_json(args)
     try:
         with _stdout_for_the_document() if as_json else nullcontext():
@@ -139,6 +149,8 @@ def _guarded(work: Callable[[], Outcome]) -> Outcome:
         return _click_failure(error)
     except (click.Abort, KeyboardInterrupt, EOFError):
         return _failure("Interrupted", "interrupted", "", INTERRUPTED)
+    except Terminated:
+        return _failure("Terminated", "terminated", "", TERMINATED)
     except BrokenPipeError:
         raise
     except (OSError, MemoryError) as error:
