@@ -44,6 +44,12 @@ class Logarithm(Form):
     Source: llama.cpp convert_hf_to_gguf.py, `A_log`.
     """
 
+    def fault(self, stored: Array) -> str:
+        """The first number that is no rate of decay, such as a logarithm that was left as it is."""
+        wrong = stored[stored >= 0]
+        rule = "expected negative numbers, because converters write -exp(A_log)"
+        return f"{rule}, got {wrong[0]:g}" if wrong.size else ""
+
     def held(self, stored: Array) -> Array:
         """The logarithm; NaN of what is no rate of decay."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,6 +90,10 @@ class ValueHeads(Form):
         """Our order from the file's."""
         array = self.inner.held(stored)
         return array.take(self._order(array.shape[self.axis], not self.tiles), self.axis)
+
+    def fault(self, stored: Array) -> str:
+        """That of the inner form."""
+        return self.inner.fault(stored)
 
     def stored(self, held: Array) -> Array:
         """The file's order from ours."""

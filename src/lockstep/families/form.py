@@ -25,6 +25,10 @@ class Form:
         """The file's values from ours."""
         return held
 
+    def fault(self, stored: Array) -> str:
+        """What no file of this form has: what was expected and found; empty if all is well."""
+        return ""
+
     def gradient(self, stored: Array) -> Array:
         """The gradient of what we hold, from that of what the file keeps."""
         return self.held(stored)

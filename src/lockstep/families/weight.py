@@ -163,7 +163,7 @@ class Parameters(Mapping[str, Weight]):
     def f32(self, id: str) -> Array:
         """Its values as we hold them.
 
-        Raises: InputError if one is not finite.
+        Raises: InputError if one is not finite, or is none that the file can have in its form.
         """
         array = self._values(id)
         if not _finite(array):
@@ -204,8 +204,13 @@ class Parameters(Mapping[str, Weight]):
 
     def _values(self, id: str) -> Array:
         stored = np.asarray(self._source.read(self.name(id)), dtype=np.float32)
-        held = self._weights[id].form(self._scheme).held(stored)
-        return np.ascontiguousarray(held, dtype=np.float32)
+        form = self._weights[id].form(self._scheme)
+        if fault := form.fault(stored):
+            raise InputError(
+                f"{self._source.where}, {self.name(id)}: {fault}",
+                hint="convert the model again, with a converter that knows its family",
+            )
+        return np.ascontiguousarray(form.held(stored), dtype=np.float32)
 
 
 def read_parameters(
