@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from lockstep.tokenizers import (
     templates_of_directory,
     templates_of_gguf,
 )
+from lockstep.tokenizers.chat import MAX_TEMPLATE_BYTES
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
 
 TEMPLATES = {
@@ -88,9 +90,9 @@ def test_templates_render_as_in_transformers(name: str, renderer: ChatRenderer) 
             expected = theirs(TEMPLATES[name], messages, **variables)
             if expected is None:
                 with pytest.raises((UsageError, InputError)):
-                    template.render(messages, **variables)
+                    template.render(messages, variables)
                 continue
-            assert template.render(messages, **variables) == expected
+            assert template.render(messages, variables) == expected
             n_texts += 1
     assert n_texts >= 12
 
@@ -246,3 +248,25 @@ def test_a_template_that_is_not_there_is_the_users_error(tmp_path: Path) -> None
     (tmp_path / "bad.jinja").write_bytes(b"\xff")
     with pytest.raises(InputError, match="readable chat template"):
         choose_template(MODEL, str(tmp_path / "bad.jinja"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "large"])
+def test_a_template_that_has_no_end_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "large":
+        path.write_bytes(b" " * (MAX_TEMPLATE_BYTES + 1))
+    else:
+        path = Path("/dev/zero")
+    with pytest.raises(InputError, match=f"{path}: expected a (file, got|chat template of)"):
+        choose_template(MODEL, str(path))
+
+
+def test_a_variable_may_have_any_name(renderer: ChatRenderer) -> None:
+    source = TemplateSource("{{ messages[0].content }}{{ tokenizer }}{{ source }}", "own")
+    template = ChatTemplate(source, MODEL, renderer)
+    variables = {"self": 1, "tokenizer": 2, "source": 3, "args": 4, "messages": []}
+    assert template.render([{"role": "user", "content": "hi"}], variables) == "hi23"

@@ -78,6 +78,14 @@ def test_ids_and_bytes_are_those_of_llama_cpp(make: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("make", MAKES)
+def test_no_token_stands_for_more_bytes_than_said(make: str) -> None:
+    tokenizer = ours(make)
+    for text in (*TEXTS, " " * 999, "▁" * 999, "the cat " * 99, *tokenizer.control_names):
+        ids = tokenizer.encode_parts([Part(text, markup=True)])
+        assert len(ids) * tokenizer.most_bytes >= len(text.encode()), text
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_a_users_text_never_becomes_a_control_token(make: str) -> None:
     tokenizer = ours(make)
     names = [*tokenizer.control_names, *CONTROLS]

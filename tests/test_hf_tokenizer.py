@@ -63,6 +63,35 @@ def test_every_text_comes_back_and_no_user_writes_a_control_token(
 
 
 @pytest.mark.parametrize("make", MAKES)
+def test_no_token_stands_for_more_bytes_than_said(make: str, directories: dict[str, Path]) -> None:
+    tokenizer = HFTokenizer(directories[make])
+    most = tokenizer.most_bytes
+    assert most is not None
+    decomposed = unicodedata.normalize("NFD", "각ǟ") * 50
+    long = ["\u212a" * 50, "▁" * 999, " " * 999, "the cat " * 99, decomposed]
+    for text in (*TEXTS, *long, *tokenizer.control_names):
+        ids = tokenizer.encode_parts([Part(text, markup=True)])
+        assert len(ids) * most >= len(text.encode()), text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+    ],
+)
+def test_a_token_that_may_stand_for_any_text_has_no_bound(
+    change: dict[str, Any], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(directories["gpt-2"], path)
+    document = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(document | change))
+    assert HFTokenizer(path).most_bytes is None
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_a_text_beside_markup_is_one_with_it(make: str, directories: dict[str, Path]) -> None:
     tokenizer = HFTokenizer(directories[make])
     start, end = (tokenizer._id_of(name) for name in CONTROLS[1:])

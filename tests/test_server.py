@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import openai
 import pytest
 from server_harness import CONTEXT, Running, chatting, running, tiny_served
 
+from lockstep.server import exchange
 from lockstep.server.served import Served
 from lockstep.server.service import Limits
 
@@ -267,6 +270,12 @@ WRONG: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("chat/completions", {"messages": TALK, "logit_bias": {"x": 1}}, 400, "logit_bias", None),
     ("chat/completions", {"messages": TALK, "logit_bias": {"300000": 1}}, 400, "logit_bias", None),
     ("chat/completions", {"messages": TALK, "grammar": "x"}, 400, "grammar", "invalid_grammar"),
+    ("chat/completions", {"messages": TALK, "chat_template_kwargs": {"messages": []}}, 400,
+     "chat_template_kwargs", None),
+    ("chat/completions", {"messages": TALK, "chat_template_kwargs": {"self": 1}}, 400,
+     "chat_template_kwargs", None),
+    ("chat/completions", {"messages": TALK, "chat_template_kwargs": {"tools": 3}}, 400,
+     "chat_template_kwargs", None),
     ("chat/completions", {"messages": TALK, "model": "x"}, 404, "model", "model_not_found"),
     ("chat/completions", {}, 400, "messages", "missing_required_parameter"),
     ("chat/completions", {"messages": []}, 400, "messages", None),
@@ -308,9 +317,7 @@ def test_what_is_wrong_is_said_as_openai_says_it(
     assert error["type"] == "invalid_request_error"
 
 
-def post(
-    server: Running, path: str, body: str | bytes, **headers: str
-) -> tuple[int, Any, dict[str, str]]:
+def post(server: Running, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
     """Status, document and headers of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
@@ -322,6 +329,104 @@ def post(
         return answer.status, json.loads(answer.read()), dict(answer.getheaders())
     finally:
         connection.close()
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[Running]:
+    """A server that takes large bodies."""
+    with running(tiny_served()) as server:
+        yield server
+
+
+LARGE: list[tuple[str, dict[str, Any], str, str | None]] = [
+    ("completions", {"prompt": "the cat " * 700_000}, "prompt", "context_length_exceeded"),
+    ("completions", {"prompt": ["a", " " * 5_600_000]}, "prompt", "context_length_exceeded"),
+    ("embeddings", {"input": "the cat " * 700_000}, "input", "context_length_exceeded"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "the cat " * 700_000}]},
+     "messages", "context_length_exceeded"),
+    ("completions", {"prompt": "a", "logit_bias": {"1" * 5000: 1}}, "logit_bias", None),
+    ("completions", {"prompt": "a", "guided_choice": [f"c{i}" for i in range(50_000)]},
+     "guided_choice", None),
+    ("completions", {"prompt": "a", "guided_choice": ["a" * 200_000]}, "guided_choice",
+     "invalid_grammar"),
+    ("completions", {"prompt": "a", "regex": "a" * 5_000_000}, "regex", "invalid_grammar"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param", "code"), LARGE, ids=lambda v: str(v)[:40])
+def test_what_cannot_fit_is_refused_before_it_costs_time(
+    roomy: Running, path: str, body: dict[str, Any], param: str, code: str | None
+) -> None:
+    began = time.monotonic()
+    status, document, _ = post(roomy, f"/v1/{path}", json.dumps(body))
+    seconds = time.monotonic() - began
+    error = document["error"]
+    assert (status, error["param"]) == (400, param), error
+    assert code is None or error["code"] == code
+    assert len(error["message"]) < 400
+    assert seconds < 4, "some of these took 20 s"
+
+
+def test_a_prompt_within_the_bound_of_its_bytes_is_counted(roomy: Running) -> None:
+    _, document, _ = post(roomy, "/v1/completions", json.dumps({"prompt": "z" * 400}))
+    assert "got 400 and 16 for the answer" in document["error"]["message"]
+
+
+# Each fails where the document reaches "a", behind some tokens that are fine.
+DEAD_END = {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"],
+            "additionalProperties": False, "$defs": {"x": {"$ref": "#/$defs/x"}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, DEAD_END], ids=["first token", "later"])
+def test_a_grammar_that_cannot_be_followed_is_the_requests_fault(
+    client: openai.OpenAI, schema: dict[str, Any], stream: bool
+) -> None:
+    def ask() -> None:
+        answer = client.completions.create(
+            model="tiny", prompt="a", max_tokens=50, stream=stream,
+            extra_body={"guided_json": schema},
+        )  # fmt: skip
+        list(answer)
+
+    with pytest.raises(openai.APIError) as caught:
+        ask()
+    error = caught.value
+    assert (error.code, error.type) == ("invalid_grammar", "invalid_request_error")
+    assert "expected one that can be followed, got: nothing may follow" in error.message
+    assert len(error.message) < 150, "and not the state of a parser"
+    assert "\n" not in error.message
+
+
+def test_a_variable_of_a_template_has_any_name_that_is_free(server: Running) -> None:
+    for name, status in (("tokenizer", 200), ("add_generation_prompt", 200), ("messages", 400)):
+        body = {"messages": TALK, "max_tokens": 1, "chat_template_kwargs": {name: False}}
+        assert post(server, "/v1/chat/completions", json.dumps(body))[0] == status, name
+
+
+def test_a_body_too_large_is_answered_to_whoever_sends_it_all_first(server: Running) -> None:
+    large = b'{"prompt": "' + b"a" * (100 << 20) + b'"}'
+    for body in (large, iter([large])):  # with its length, and in chunks of unknown number
+        status, document, headers = post(server, "/v1/completions", body)
+        assert (status, document["error"]["code"]) == (413, "body_too_large")
+        assert headers["connection"] == "close"
+
+
+def test_a_body_that_is_declared_too_large_is_not_waited_for(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LINGER_S", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n"
+        connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        began, said = time.monotonic(), b""
+        while b"body_too_large" not in said:
+            said += connection.recv(4096)
+        assert said.startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - began < 1
+        while connection.recv(4096):
+            pass
+        assert time.monotonic() - began < 20, "and then it ends"
 
 
 @pytest.mark.parametrize(

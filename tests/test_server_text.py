@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from server_harness import ROWS
 
 from lockstep.engine.sampling import Sampling
-from lockstep.errors import GateError, UsageError
+from lockstep.errors import UsageError
 from lockstep.server.chooser import Chooser
 from lockstep.server.constraint import (
     Constraints,
@@ -189,12 +189,14 @@ def test_a_grammar_that_is_none_is_refused(grammar: str) -> None:
         Constraints(Vocabulary()).compile(grammar)  # type: ignore[arg-type]
 
 
-def test_a_token_that_the_grammar_forbids_is_our_bug_and_says_so() -> None:
+def test_a_token_that_the_grammar_forbids_is_refused_in_a_sentence() -> None:
     constraint = Constraints(Vocabulary()).compile(regex_grammar("ab"))()  # type: ignore[arg-type]
     (wrong,) = tokenizer().encode("z")
     assert not constraint.allowed()[wrong]
-    with pytest.raises(GateError, match="grammar"):
+    with pytest.raises(UsageError, match=r'grammar: .* token "z" doesn.t satisfy') as caught:
         constraint.take(wrong)
+    assert len(caught.value.message) < 200
+    assert "\n" not in caught.value.message, "and not in the state of a parser"
 
 
 def test_the_pace_follows_the_time_of_passes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from lockstep.engine.sampling import Sampler
 from lockstep.engine.session import InferenceSession, Logits, Piece
 from lockstep.engine.streaming import THINK_BEGIN, split_thinking, stream_text
 from lockstep.errors import UsageError
-from lockstep.tokenizers import ChatTemplate, Message, ModelTokenizer
+from lockstep.tokenizers import ChatTemplate, Message, ModelTokenizer, Part
 
 Finish = Literal["begun", "stop", "length", "context", "interrupted"]
 
@@ -161,16 +161,16 @@ class Speaker:
         return same
 
 
-def chat_prompt(
-    template: ChatTemplate, tokenizer: ModelTokenizer, messages: Sequence[Message], **variables: Any
-) -> tuple[list[int], bool]:
-    """The ids up to where the next answer begins, and whether they open its thinking.
+def chat_parts(
+    template: ChatTemplate, tokenizer: ModelTokenizer, messages: Sequence[Message],
+    variables: Mapping[str, Any],
+) -> tuple[list[Part], bool]:  # fmt: skip
+    """The prompt up to where the next answer begins, and whether it opens its thinking.
 
     Raises: UsageError if the template refuses the messages. InputError if it fails.
     """
-    parts = template.parts(messages, tokenizer, **variables)
-    begun = bool(parts) and parts[-1].text.rstrip().endswith(THINK_BEGIN)
-    return tokenizer.encode_parts(parts), begun
+    parts = template.parts(messages, tokenizer, variables)
+    return parts, bool(parts) and parts[-1].text.rstrip().endswith(THINK_BEGIN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,7 +189,8 @@ class Conversation:
         """
         knows = self.thinks is not None and self.template.can_think
         variables = {"enable_thinking": self.thinks} if knows else {}
-        return chat_prompt(self.template, self.tokenizer, self.messages, **variables)
+        parts, begun = chat_parts(self.template, self.tokenizer, self.messages, variables)
+        return self.tokenizer.encode_parts(parts), begun
 
     @property
     def system(self) -> str | None:

@@ -11,14 +11,18 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """Ends a request with a status, and a body that says what to change."""
+    """Ends a request with a status, and a body that says what to change.
+
+    `unread` says that the body of the request has not come to its end.
+    """
 
     def __init__(
         self, status: int, message: str, *, code: str | None = None, param: str | None = None,
-        retry_s: int | None = None,
+        retry_s: int | None = None, unread: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
+        self.unread = unread
         self.headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
 
     @property

@@ -17,7 +17,7 @@ from lockstep.server.api_error import ApiError
 from lockstep.server.chat import chat_completions
 from lockstep.server.completions import completions
 from lockstep.server.embeddings import embeddings
-from lockstep.server.exchange import CLIENT_GONE
+from lockstep.server.exchange import CLIENT_GONE, LastAnswer
 from lockstep.server.gate import Gate
 from lockstep.server.preparation import check_model
 from lockstep.server.service import Service
@@ -104,7 +104,8 @@ async def metrics(request: Request) -> Response:
 
 def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
+    kind = LastAnswer if error.unread else JSONResponse
+    return kind(error.body, error.status, error.headers)
 
 
 def _http_error(request: Request, error: Exception) -> Response:

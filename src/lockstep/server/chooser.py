@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.engine.sampling import Sampler
-from lockstep.errors import GateError
 from lockstep.server.generation import Generation
 
 
@@ -31,14 +30,12 @@ class Chooser:
     def choose(self, logits_V: NDArray[Any], history: Sequence[int]) -> int:
         """The next token after `history`.
 
-        Raises: GateError if the logits, or the grammar, leave nothing to choose.
+        Raises: GateError if the logits leave nothing to choose; UsageError if the grammar does not.
         """
         if self._penalties.any:
             logits_V = self._penalised(logits_V)
         if self._constraint is not None:
             allowed_V = self._constraint.allowed()
-            if not allowed_V.any():
-                raise GateError("grammar: expected a token that it allows, found none")
             logits_V = np.where(allowed_V, logits_V, -np.inf)
         id = self._sampler.choose(logits_V, history)
         if self._constraint is not None:

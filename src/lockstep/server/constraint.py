@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
-from lockstep.errors import GateError, UsageError
+from lockstep.errors import UsageError
 from lockstep.server.served import Served
 
 # Without a bound on blanks, a model may write blanks until its limit, which is valid JSON so far.
@@ -20,6 +21,10 @@ _JSON: Any = {
     "whitespace_flexible": True,
     "whitespace_pattern": r"[ \n]{0,8}",
 }
+
+# Why a grammar ends before the text does, by the names that llguidance has for it.
+_ENDS = {"NoExtension": "nothing may follow", "NoExtensionBias": "nothing may follow"}
+MAX_CHARACTERS = 1 << 17  # of a grammar: some take seconds, and memory, beyond that
 
 Allowed = NDArray[np.bool_]
 
@@ -58,17 +63,22 @@ class Constraint:
     def allowed(self) -> Allowed:
         """For each id of the vocabulary, whether it may come next.
 
-        Raises: GateError if the grammar became too large to follow.
+        Raises: UsageError if the grammar cannot be followed, or allows nothing.
         """
         fill_next_token_bitmask(self._matcher, self._mask)
         self._check()
         bits = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little")
         allowed_V = bits[: self._n_vocab].astype(np.bool_)
         allowed_V[self._stop_ids] = self._matcher.is_accepting()
+        if not allowed_V.any():
+            raise UsageError("grammar: expected one that a text can end under, found a dead end")
         return allowed_V
 
     def take(self, id: int) -> None:
-        """Goes on behind a token that was allowed."""
+        """Goes on behind a token that was allowed.
+
+        Raises: UsageError if the grammar cannot be followed.
+        """
         if id not in self._stop_ids:
             self._matcher.consume_token(id)
             self._check()
@@ -80,7 +90,15 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GateError(f"grammar: {self._matcher.get_error():.200}")
+            raise _refused(self._matcher)
+
+
+def _refused(matcher: llguidance.LLMatcher) -> UsageError:
+    """What a matcher says, without the state of its parser and the grammar, which it adds."""
+    message = matcher.get_error()
+    reason = re.split(r"\s*<(?:state|backtrace)>", message)[0]
+    reason = _ENDS.get(reason, reason)
+    return UsageError(f"grammar: expected one that can be followed, got: {reason:.200}")
 
 
 class Constraints:
@@ -97,14 +115,23 @@ class Constraints:
 
         Raises: UsageError with what is wrong with the grammar.
         """
+        if len(grammar) > MAX_CHARACTERS:
+            raise UsageError(
+                f"grammar: expected at most {MAX_CHARACTERS} characters, got {len(grammar)}"
+            )
         with self._making:
             if self._tokenizer is None:
                 self._tokenizer = self._tables()
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise UsageError(f"grammar: {matcher.get_error():.400}")
+            raise _refused(matcher)
         n_vocab = self._served.session.n_vocab
-        return lambda: Constraint(matcher.deep_copy(), n_vocab, self._stop_ids)
+
+        def make() -> Constraint:
+            return Constraint(matcher.deep_copy(), n_vocab, self._stop_ids)
+
+        make().allowed()  # many a grammar shows at its first token that it cannot be followed
+        return make
 
     def _tables(self) -> llguidance.LLTokenizer:
         if not self._stop_ids:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from lockstep.server.api_error import ApiError
 from lockstep.server.parameters import Body, parse
@@ -19,7 +21,7 @@ B = TypeVar("B", bound=Body)
 T = TypeVar("T")
 
 CLIENT_GONE = 499  # what proxies log; nobody receives it
-_COURTESY = 8  # times the limit: how much of a body too large is read, so that the answer arrives
+_LINGER_S = 5.0  # how long the rest of a body too large is waited for, so that the answer arrives
 PING_S = 15
 
 
@@ -33,8 +35,11 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> B:
         # Other types are what a page of any site may send here without asking the browser.
         message = f"content-type: expected application/json, got {content_type:.80}"
         raise ApiError(415, message, code="unsupported_content_type")
+    declared, most = request.headers.get("content-length", ""), limits.max_body_bytes
+    if declared.isdecimal() and int(declared) > most:
+        raise _too_large(most, declared, unread=True)
     try:
-        data = await asyncio.wait_for(_read(request, limits.max_body_bytes), limits.body_s)
+        data = await asyncio.wait_for(_read(request, most), limits.body_s)
     except TimeoutError:
         message = f"body: expected all of it within {limits.body_s:g} seconds"
         raise ApiError(408, message, code="body_timeout") from None
@@ -42,17 +47,44 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> B:
 
 
 async def _read(request: Request, most: int) -> bytes:
-    data, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most * _COURTESY:
-            break
-        if size <= most:
-            data += part
-    if size > most:
-        message = f"body: expected at most {most} bytes, got more"
-        raise ApiError(413, message, code="body_too_large")
+    data, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        data += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(data) > most:
+            raise _too_large(most, "more", unread=more)
     return bytes(data)
+
+
+def _too_large(most: int, found: str, *, unread: bool) -> ApiError:
+    message = f"body: expected at most {most} bytes, got {found}"
+    return ApiError(413, message, code="body_too_large", unread=unread)
+
+
+class LastAnswer(JSONResponse):
+    """An answer that is sent before the body has come, and the end of the connection.
+
+    A client that sends all before it listens would find the connection broken, and no answer: what
+    it sends is dropped for a while.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the answer, and waits for the end of the body."""
+        self.headers["connection"] = "close"
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(_drop(receive), _LINGER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop(receive: Receive) -> None:
+    while (await receive()).get("more_body", False):
+        pass
 
 
 def ignored_header(body: Body) -> dict[str, str]:

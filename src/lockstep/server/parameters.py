@@ -11,6 +11,7 @@ from lockstep.server.api_error import from_validation
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_TOP = 20
+MAX_GUIDED = 1000  # texts to choose from: their grammar takes longer than in proportion
 
 B = TypeVar("B", bound="Body")
 Prompt = str | list[int]
@@ -101,7 +102,7 @@ class Sampled(Body):
     guided_json: dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
-    guided_choice: list[str] | None = Field(None, min_length=1)
+    guided_choice: list[str] | None = Field(None, min_length=1, max_length=MAX_GUIDED)
 
 
 def _joined_parts(value: Any) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from lockstep.engine.conversation import chat_prompt
+from lockstep.engine.conversation import chat_parts
 from lockstep.engine.sampling import Sampling
 from lockstep.errors import LockstepError
 from lockstep.server.api_error import ApiError, invalid
@@ -26,9 +26,11 @@ from lockstep.server.parameters import (
     Sampled,
 )
 from lockstep.server.service import Service
-from lockstep.tokenizers import ChatTemplate, ModelTokenizer, begin_ids
+from lockstep.tokenizers import ChatTemplate, begin_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+# Variables of a template that a request gives in another way, or that Jinja keeps for itself.
+_RESERVED = ("messages", "tools", "self")
 
 
 def chat_generations(service: Service, body: ChatBody) -> tuple[list[Generation], bool]:
@@ -46,7 +48,7 @@ def chat_generations(service: Service, body: ChatBody) -> tuple[list[Generation]
     template = service.served.template
     if template is None:
         raise invalid("messages", "expected a model with a chat template; use /v1/completions")
-    ids, begun = _conversation(service.served.tokenizer, template, body)
+    ids, begun = _conversation(service, template, body)
     stop_texts = template.source.stop_texts
     found = _choices(
         service, body, [ids], limit, param="messages", n_top=n_top, stop_texts=stop_texts
@@ -55,17 +57,25 @@ def chat_generations(service: Service, body: ChatBody) -> tuple[list[Generation]
 
 
 def _conversation(
-    tokenizer: ModelTokenizer, template: ChatTemplate, body: ChatBody
+    service: Service, template: ChatTemplate, body: ChatBody
 ) -> tuple[list[int], bool]:
     """The ids up to where the answer begins, and whether it begins inside of thinking."""
+    tokenizer = service.served.tokenizer
     variables = dict(body.chat_template_kwargs or {})
+    reserved = next((name for name in _RESERVED if name in variables), None)
+    if reserved is not None:
+        raise invalid(
+            "chat_template_kwargs", f"expected variables other than {reserved}, which is reserved"
+        )
     if body.tools and body.tool_choice != "none":
         if "tools" not in template.reads:
             raise invalid("tools", "expected none, because this model's template knows no tools")
         variables["tools"] = [tool.model_dump() for tool in body.tools]
     messages = [message.model_dump(exclude_unset=True) for message in body.messages]
     try:
-        return chat_prompt(template, tokenizer, messages, **variables)
+        parts, begun = chat_parts(template, tokenizer, messages, variables)
+        _check_length(service, "".join(part.text for part in parts), "messages")
+        return tokenizer.encode_parts(parts), begun
     except LockstepError as error:
         raise invalid("messages", error.message) from None
 
@@ -85,7 +95,11 @@ def completion_generations(service: Service, body: CompletionBody) -> list[Gener
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     if limit == 0 and not body.echo:
         raise invalid("max_tokens", "expected 1 or more, or echo to be true, got 0")
-    prompts = [prompt_ids(service, prompt, "prompt") for prompt in body.prompt]
+    n_answers = len(body.prompt) * (body.n or 1)
+    if n_answers > MAX_PROMPTS:
+        raise invalid("n", f"expected at most {MAX_PROMPTS} answers in all, got {n_answers}")
+    # One by one: the first that does not fit ends it.
+    prompts = (prompt_ids(service, prompt, "prompt") for prompt in body.prompt)
     scores_prompt = bool(body.echo) and body.logprobs is not None
     return _choices(
         service, body, prompts, limit, param="prompt", n_top=body.logprobs,
@@ -102,10 +116,12 @@ def embedding_generations(service: Service, body: EmbeddingBody) -> list[Generat
     if body.dimensions is not None:
         raise invalid("dimensions", "expected none, because this model's width is fixed")
     pooling: Literal["last", "mean"] = body.pooling or "last"
-    prompts = [prompt_ids(service, text, "input") for text in body.input]
-    for ids in prompts:
+    found = []
+    for text in body.input:
+        ids = prompt_ids(service, text, "input")
         _check_room(service, len(ids), 0, "input")
-    return [Generation(prompt=tuple(ids), pooling=pooling) for ids in prompts]
+        found.append(Generation(prompt=tuple(ids), pooling=pooling))
+    return found
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -125,6 +141,7 @@ def prompt_ids(service: Service, prompt: str | list[int], param: str) -> list[in
     """
     if isinstance(prompt, str):
         tokenizer = service.served.tokenizer
+        _check_length(service, prompt, param)
         try:
             ids = begin_ids(tokenizer) + tokenizer.encode(prompt)
         except LockstepError as error:
@@ -140,20 +157,17 @@ def prompt_ids(service: Service, prompt: str | list[int], param: str) -> list[in
 
 
 def _choices(
-    service: Service, body: Sampled, prompts: list[list[int]], limit: int | None, *,
+    service: Service, body: Sampled, prompts: Iterable[list[int]], limit: int | None, *,
     param: str, n_top: int | None, scores_prompt: bool = False, tells_end: bool = False,
     stop_texts: tuple[str, ...] = (),
 ) -> list[Generation]:  # fmt: skip
-    n = body.n or 1
-    if len(prompts) * n > MAX_PROMPTS:
-        raise invalid("n", f"expected at most {MAX_PROMPTS} answers in all, got {len(prompts) * n}")
     constraint = _constraint(service, body)
     penalties = _penalties(service, body)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
     found = []
     for ids in prompts:
         _check_room(service, len(ids), 1 if limit is None else limit, param)
-        for i in range(n):
+        for i in range(body.n or 1):
             found.append(
                 Generation(
                     prompt=tuple(ids),
@@ -169,6 +183,24 @@ def _choices(
                 )
             )
     return found
+
+
+def _check_length(service: Service, text: str, param: str) -> None:
+    """Refuses a text that cannot fit, before seconds go into its tokens.
+
+    Raises: ApiError.
+    """
+    n_bytes = len(text.encode("utf-8", "replace"))
+    if n_bytes <= service.context or (most := service.served.tokenizer.most_bytes) is None:
+        return
+    least = -(-n_bytes // most)
+    if least > service.context:
+        raise invalid(
+            param,
+            f"expected at most {service.context} tokens together with the answer, the context of "
+            f"this server, got a text of {n_bytes} bytes, which are at least {least} tokens",
+            code="context_length_exceeded",
+        )
 
 
 def _check_room(service: Service, n_prompt: int, n_answer: int, param: str) -> None:
@@ -200,7 +232,8 @@ def _sampling(body: Sampled, seed: int) -> Sampling:
 def _penalties(service: Service, body: Sampled) -> Penalties:
     n_vocab, bias = service.served.session.n_vocab, {}
     for name, value in (body.logit_bias or {}).items():
-        if not (name.isascii() and name.isdigit() and int(name) < n_vocab):
+        is_short = len(name) <= len(str(n_vocab))  # Python reads no number of any length
+        if not (is_short and name.isascii() and name.isdigit() and int(name) < n_vocab):
             raise invalid("logit_bias", f"expected ids from 0 to {n_vocab - 1}, got {name!r:.40}")
         bias[int(name)] = value
     return Penalties(

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lockstep.errors import InputError, UsageError, nearest
 from lockstep.formats.json_text import read_json_object
+from lockstep.formats.locate.bounded import opened
 from lockstep.tokenizers.chat_renderer import ChatRenderer
 from lockstep.tokenizers.hf_tokenizer import token_text
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, check_unicode
@@ -132,17 +134,19 @@ def choose_template(model: ModelTemplates, wanted: str | None) -> TemplateSource
 
 
 def _file(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise InputError(
-                f"{path}: expected a chat template of at most {MAX_TEMPLATE_BYTES} bytes, got more",
-                hint="check that this is the file you mean",
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    with opened(path) as (file, _):
+        data = file.read(MAX_TEMPLATE_BYTES + 1)
+    if len(data) > MAX_TEMPLATE_BYTES:
         raise InputError(
-            f"{path}: expected a readable chat template, got: {reason}", hint="check the path"
+            f"{path}: expected a chat template of at most {MAX_TEMPLATE_BYTES} bytes, got more",
+            hint="check that this is the file you mean",
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected a readable chat template, got: {error}",
+            hint="check that this is the file you mean",
         ) from error
 
 
@@ -167,21 +171,26 @@ class ChatTemplate:
         return "enable_thinking" in self.reads
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+        self, messages: Sequence[Message], variables: Mapping[str, Any] = MappingProxyType({})
     ) -> str:
         """The prompt as text, as transformers' `apply_chat_template` has it.
+
+        `add_generation_prompt` is true unless it is among the variables.
 
         Raises: UsageError if the template refuses the messages. InputError if it fails.
         """
         return self._renderer.render(
             self.source.text,
-            {"tools": None, "documents": None, **self._tokens, **variables,
-             "messages": list(messages), "add_generation_prompt": add_generation_prompt},
+            {"tools": None, "documents": None, "add_generation_prompt": True, **self._tokens,
+             **variables, "messages": list(messages)},
             self.source.where,
         )  # fmt: skip
 
     def parts(
-        self, messages: Sequence[Message], tokenizer: ModelTokenizer, **variables: Any
+        self,
+        messages: Sequence[Message],
+        tokenizer: ModelTokenizer,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Part]:
         """The prompt as parts for `ModelTokenizer.encode_parts`.
 
@@ -189,7 +198,7 @@ class ChatTemplate:
         message is not valid text.
         """
         names = "|".join(map(re.escape, sorted(tokenizer.control_names, key=len, reverse=True)))
-        text = self.render([_marked(m, names) for m in messages], **variables)
+        text = self.render([_marked(m, names) for m in messages], variables)
         # A template that cuts its messages may lose one of the two marks.
         written = rf"{_BEGIN}({names}){_END}?|({names}){_END}" if names else r"(?!)"
         parts: list[Part] = []

@@ -86,7 +86,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             _compiled(source)
             return {"reads": sorted(reads)}
         found, length = [], 0
-        for piece in _compiled(source).generate(**request["variables"]):
+        for piece in _compiled(source).generate(request["variables"]):
             found.append(piece)
             length += len(piece)
             if length > MAX_TEXT:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lockstep.errors import InputError
 from lockstep.tokenizers.merging import merge
-from lockstep.tokenizers.model_tokenizer import Part, check_unicode
+from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
 from lockstep.tokenizers.types import byte_images
 from lockstep.tokenizers.vocabulary import (
@@ -124,6 +124,14 @@ class GGUFTokenizer:
             byte = self.vocabulary.byte_of(id)
             return b"" if byte is None else bytes((byte,))
         return self._model.spelled(piece) if kind == NORMAL else b""
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes of a text one token can stand for at most."""
+        if self.vocabulary.model == "gpt2":
+            return longest_token(self)
+        # A text may spell a blank as the pieces do, and 4 bytes are the longest unknown character.
+        return max(4, len(SPACE.encode()) * longest_token(self))
 
     def is_control(self, id: int) -> bool:
         """Whether an id is a control token, which no reader is shown."""

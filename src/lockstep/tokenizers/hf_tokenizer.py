@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import tokenizers
 
 from lockstep.errors import InputError
 from lockstep.formats.json_text import MAX_BYTES, read_json_object
-from lockstep.tokenizers.model_tokenizer import Part, check_unicode
+from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
 from lockstep.tokenizers.types import byte_images
 from lockstep.tokenizers.vocabulary import ENDINGS
 
 _HINT = "download the model again"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# Ways to split a text that drop a part of it.
+_DROPPING = ("Removed", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit")
 
 
 class HFTokenizer:
@@ -159,6 +163,26 @@ class HFTokenizer:
         spelled: str = piece
         return spelled.replace("▁", " ").encode("utf-8")
 
+    @cached_property
+    def most_bytes(self) -> int | None:
+        """How many bytes of a text one token can stand for at most; None if any number of them."""
+        document = json.loads(self.document)
+        shrinking = _shrinking(document["normalizer"])
+        takes_blanks = any(t["lstrip"] or t["rstrip"] for t in document["added_tokens"])
+        fuses = document["model"].get("unk_token") is not None and not self._has_all_bytes
+        kept = json.dumps(document["pre_tokenizer"])
+        drops = document["truncation"] is not None or any(f'"{x}"' in kept for x in _DROPPING)
+        if shrinking is None or takes_blanks or fuses or drops:
+            return None
+        blank = 1 if self._byte_level else len("▁".encode())  # how a text may spell a blank, too
+        return shrinking * blank * longest_token(self)
+
+    @property
+    def _has_all_bytes(self) -> bool:
+        """Whether no character is unknown."""
+        fallback = all(self._library.token_to_id(f"<0x{b:02X}>") is not None for b in range(256))
+        return self._byte_level or fallback
+
     def is_control(self, id: int) -> bool:
         """Whether an id is a control token, which no reader is shown."""
         return id in self._control
@@ -185,6 +209,21 @@ def _opened(directory: Path) -> Any:
         raise InputError(
             f"{path}: expected a tokenizer.json, got: {error!s:.160}", hint=_HINT
         ) from error
+
+
+def _shrinking(normalizer: Any) -> int | None:
+    """How many bytes of a text one byte of the normalised text can stand for; None if unknown."""
+    if normalizer is None:
+        return 1
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        found = [_shrinking(each) for each in normalizer["normalizers"]]
+        factors = [factor for factor in found if factor is not None]
+        return math.prod(factors) if len(factors) == len(found) else None
+    if kind == "Replace" and normalizer["pattern"] == {"String": " "} and normalizer["content"]:
+        return 1
+    # Of 9 bytes of Hangul come 3, of the 3 of a Kelvin sign 1, of the 4 of a styled letter 1.
+    return {"Prepend": 1, "NFD": 3, "NFC": 3, "NFKC": 4}.get(kind)
 
 
 def _is_byte_level(library: Any, where: str) -> bool:

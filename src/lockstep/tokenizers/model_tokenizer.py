@@ -49,6 +49,10 @@ class ModelTokenizer(Protocol):
     def token_bytes(self, id: int) -> bytes:
         """What an id stands for; nothing for an id outside the vocabulary."""
 
+    @property
+    def most_bytes(self) -> int | None:
+        """How many bytes of a text one token can stand for at most; None if any number of them."""
+
     def is_control(self, id: int) -> bool:
         """Whether an id is a control token, which no reader is shown."""
 
@@ -60,6 +64,11 @@ class ModelTokenizer(Protocol):
 def begin_ids(tokenizer: ModelTokenizer) -> list[int]:
     """What the model wants a text to begin with: its beginning token, or nothing."""
     return [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+
+
+def longest_token(tokenizer: ModelTokenizer) -> int:
+    """The bytes of the longest token of a vocabulary."""
+    return max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
 
 
 def decode(tokenizer: ModelTokenizer, ids: Iterable[int]) -> str:

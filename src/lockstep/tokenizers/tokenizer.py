@@ -7,13 +7,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
-from lockstep.tokenizers.model_tokenizer import Part
+from lockstep.tokenizers.model_tokenizer import Part, longest_token
 from lockstep.tokenizers.pre_tokenizers import trained_pre_tokenizer
 from lockstep.tokenizers.types import (
     KINDS,
@@ -142,6 +143,11 @@ class Tokenizer:
         if id == self.eos_id or piece in self._tag_ids:
             return bytes(piece, "utf-8")
         return b"".join(self._byte_of[character] for character in piece)
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes of a text one token can stand for at most."""
+        return longest_token(self)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
