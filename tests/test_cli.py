@@ -184,7 +184,8 @@ def test_help_imports_no_verb_and_no_heavy_package() -> None:
         "[m for m in sys.modules if m.startswith('lockstep.cli.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[] ['lockstep.cli.verb', 'lockstep.cli.main']"
+    ours = "'lockstep.cli.termination', 'lockstep.cli.verb', 'lockstep.cli.main'"
+    assert done.stdout.splitlines()[-1] == f"[] [{ours}]"
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
