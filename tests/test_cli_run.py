@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_a_prompt_may_come_through_a_pipe(
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main(["run", str(model), *ASK]) == 2
     assert "expected a prompt, got none" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_a_fault_of_the_input(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the locale in which Python lets them pass as halves of characters."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lockstep.cli.main", "run", str(model), *ASK], input=b"a\xffb",
+        env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"standard input: expected UTF-8, got byte 0xFF at 1" in done.stderr
+    assert bytes(model) not in done.stderr
+    for flags in (("-p", "a\udcff"), ("-p", "a", "--system", "\udcff"), ("--stop", "\udcff")):
+        assert main(["run", str(model), *flags]) == 2
+        assert "expected UTF-8, got other bytes" in capsys.readouterr().err
 
 
 def test_raw_goes_on_from_the_text_and_its_control_tokens(
@@ -187,7 +204,8 @@ def chat(model: Path) -> Iterator[Callable[..., Any]]:
         command = ["-m", "lockstep.cli.main", "run", str(model), *flags]
         child = pexpect.spawn(
             sys.executable, command, encoding="utf-8", timeout=300, echo=False,
-            env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"}, dimensions=(50, 200),
+            env={**os.environ, "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"},
+            dimensions=(50, 200),
         )  # fmt: skip
         children.append(child)
         child.expect("/help lists the commands")
@@ -251,13 +269,16 @@ def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
         ("/set temperature hot", "expected a number"),
         ("/set temperature nan", "temperature: expected 0 to 100"),
         ("/set think maybe", "expected one of show, hide, off"),
+        ("/set top-p 2", "/set top-p: expected more than 0, at most 1, got 2.0"),
+        ("/set top-p 2", "give another number"),
         ("/hepl", "did you mean help?"),
         ("/load /none.json", "none.json"),
+        (f"/load {__file__}", "load a file that /save wrote"),
         ("/save", "expected the name of a file"),
     ):
         assert culprit in ask(child, line), line
     os.write(child.child_fd, b"a\xffb\n")
-    child.expect("expected UTF-8|half of a character")
+    child.expect("line: expected UTF-8")
     child.expect("> $")
     assert "answer" not in ask(child, "//help me"), "two slashes are a text that begins with one"
     child.sendline("one\\")

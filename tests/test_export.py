@@ -21,6 +21,7 @@ import safetensors
 import tokenizers
 from export_run import promoted_run
 from tokenizer_files import bpe_metadata, nasty_texts
+from tokenizer_files import write_gguf as write_model
 
 from lockstep.artifacts import Check, RunDir
 from lockstep.cli import export as verb
@@ -312,6 +313,35 @@ def test_a_proof_that_does_not_fit_into_memory_is_not_begun(
     assert main(["export", str(run.path), "--to", target, "-o", str(out)]) == 5
     assert "to prove the export" in capfd.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["gguf", "hf", "c"])
+def test_a_tokenizer_that_cannot_be_read_is_a_fault_of_the_model(
+    target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    facts = bpe_metadata(pre_tokenizer("gpt-2"), "gpt-9", vocab_size=300)
+    path = str(write_model(tmp_path / "m.gguf", facts))
+    assert main(["export", path, "--to", target, "-o", str(tmp_path / "out")]) == 4
+    err = capfd.readouterr().err
+    assert f"{path}, tokenizer.ggml.pre: expected one of" in err
+    assert "writing" not in err
+    assert os.listdir(tmp_path) == ["m.gguf"]
+
+
+@pytest.mark.parametrize(("target", "kind"), [("gguf", "file"), ("hf", "directory")])
+def test_what_would_not_be_replaced_is_said_before_anything_is_written(
+    run: RunDir, target: str, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.mkdir()
+    else:
+        out.write_text("mine")
+    assert main(["export", str(run.path), "--to", target, "-o", str(out), "--force"]) == 2
+    err = capfd.readouterr().err
+    assert f"{out}: expected a {kind}, got a" in err
+    assert "writing" not in err
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_type_that_a_format_does_not_have_is_refused(run: RunDir, tmp_path: Path) -> None:

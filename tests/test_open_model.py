@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import gguf
 import numpy as np
 import pytest
+import tokenizers
 from family_harness import drawn_parameters
 from gguf_models import convertible, write_gguf
 
 from lockstep.cli.main import main
 from lockstep.engine import model as engine_model
 from lockstep.engine import packed
+from lockstep.engine.inspection import running
 from lockstep.engine.model import OpenModel, open_model
 from lockstep.engine.source import open_source
 from lockstep.errors import BudgetError, InputError
@@ -24,11 +29,25 @@ from lockstep.families import FAMILIES, write_parameters
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import write_hf_directory
 from lockstep.ir import CacheKind
+from lockstep.native import read_rate
 from lockstep.ops import panels
 
 FAMILY = FAMILIES["qwen3"]
 CONFIG = convertible(FAMILY, FAMILY.TINY)
 IDS = [3, 1, 4, 1, 5]
+PRE = "gpt-2"
+
+
+def spelled(vocab: int) -> Callable[[gguf.GGUFWriter], None]:
+    """Adds a byte-level tokenizer of so many tokens."""
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: vocab - 1]
+        writer.add_tokenizer_pre(PRE)
+        writer.add_token_list([*letters, letters[0] + letters[1]])
+        writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+
+    return add
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("models")
     hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
     write_hf_directory(made / "hf", FAMILY.to_hf(CONFIG), hf)
-    write_gguf(FAMILY, CONFIG, made / "model.gguf", hf)
+    write_gguf(FAMILY, CONFIG, made / "model.gguf", hf, spelled(CONFIG.vocab))
     return made
 
 
@@ -152,6 +171,32 @@ def test_what_is_no_model_is_refused(tmp_path: Path, home: Path) -> None:
         open_source(str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", "{}", "name the directory: {}"),
+        ("model.safetensors", "x", "name the directory: {}"),
+        ("README.md", "# Read me", "a model is a GGUF file, a Hugging Face directory, hf://"),
+        ("empty", "", "a model is a GGUF file"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_with_what_to_name(
+    name: str, content: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    assert main(["run", str(tmp_path / name), "-p", "x"]) == 4
+    err = capfd.readouterr().err
+    assert "got a file of another kind" in err
+    assert says.format(tmp_path) in err
+    assert "download" not in err
+
+
+def test_a_file_of_any_name_is_opened_by_what_is_in_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes((folder / "model.gguf").read_bytes())
+    assert open_source(str(tmp_path / "model")).kind == "gguf"
+
+
 def inspected(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict]:
     code = main(["inspect", *arguments, "--json"])
     return code, json.loads(capfd.readouterr().out)
@@ -242,6 +287,109 @@ def test_inspect_says_why_a_model_does_not_run(
     assert "qwen9" in found["reason"]
     assert len(found["tensors"]) == len(FAMILY.weights(CONFIG))
     assert found["read_bytes_per_second"] is None
+
+
+def test_inspect_refuses_a_tokenizer_that_run_refuses(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = (folder / "model.gguf").read_bytes()
+    assert data.count(PRE.encode()) == 1
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data.replace(PRE.encode(), b"gpt-9"))
+    assert main(["run", str(path), "-p", "x"]) == 4
+    assert "gpt-9" in capfd.readouterr().err
+    code, found = inspected(capfd, str(path))
+    assert (code, found["runs"]) == (4, False)
+    assert "gpt-9" in found["reason"]
+    assert found["tensors"]
+
+
+def test_inspect_refuses_what_does_not_fit_as_run_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine_model, "available_bytes", lambda: 1000)
+    code, found = inspected(capfd, str(folder / "model.gguf"), "--ctx=16")
+    assert (code, found["runs"]) == (5, False)
+    assert "this machine has 0 MiB left" in found["reason"]
+    assert found["tensors"]
+
+
+def test_the_plan_that_inspect_counts_is_the_memory_that_run_takes(folder: Path) -> None:
+    path = str(folder / "model.gguf")
+    planned, taken = running(open_source(path), context=16), open_model(path, context=16)
+    assert planned.shape == taken.session.shape
+    arenas = taken.built.program.manifest.arenas
+    assert {name: n for name, n in planned.plan.arenas.items() if n} == {
+        arena.name: arena.n_bytes for arena in arenas if arena.n_bytes
+    }
+
+
+@pytest.mark.parametrize("verb", ["inspect", "run", "serve", "export"])
+def test_more_context_than_the_model_has_is_a_fault_of_the_flag(
+    verb: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "run": ["-p", "x"],
+        "serve": ["--port=0"],
+        "export": ["--to", "c", "-o", str(tmp_path / "out")],
+    }
+    path = str(folder / "model.gguf")
+    assert main([verb, path, "--ctx", "99999999", *more.get(verb, [])]) == 2
+    out, err = capfd.readouterr()
+    assert f"--ctx: expected 1 to {CONFIG.context} tokens, the context of {path}, got" in err
+    assert "runs here" not in out
+
+
+@pytest.mark.torch
+def test_a_layer_with_a_window_reads_no_more_of_its_caches_than_that(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Counted layer by layer from the settings that transformers reads, in halves."""
+    transformers = pytest.importorskip("transformers")
+    family, depth = FAMILIES["gemma3"], 32
+    config = convertible(family, family.TINY)
+    hf = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
+    path = tmp_path / "gemma.gguf"
+    write_gguf(family, config, path, hf, spelled(config.vocab))
+    theirs = transformers.Gemma3TextConfig(**family.to_hf(config))
+    window = theirs.sliding_window
+    seen = {"sliding_attention": min(depth, window), "full_attention": depth}
+    assert window < depth
+    assert set(theirs.layer_types) == set(seen)
+    row = 2 * theirs.num_key_value_heads * theirs.head_dim * 2
+    flags = (f"--ctx={depth}", f"--depth={depth}", "--kv=f16")
+    code, found = inspected(capfd, str(path), *flags)
+    assert code == 0
+    assert found["cache_bytes_per_token"] == row * sum(seen[kind] for kind in theirs.layer_types)
+
+
+def test_inspect_says_the_rest_where_there_is_no_memory_to_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(read_rate, "BYTES", 1 << 60)
+    assert main(["inspect", str(folder / "model.gguf")]) == 0
+    out = capfd.readouterr().out
+    assert "speed bound: not measured: memory: expected room for" in out
+    assert "runs here: yes" in out
+    assert "memory plan" in out
+
+
+def test_a_bound_is_the_best_of_some_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_seconds(address: Any, count: Any, threads: Any) -> float:
+        return next(taken)
+
+    taken = iter([4.0, 1.0, 2.0])
+    library = SimpleNamespace(read_seconds=read_seconds)
+    monkeypatch.setattr(read_rate.ctypes, "CDLL", lambda path: library)
+    monkeypatch.setattr(read_rate, "BYTES", 1 << 12)
+    assert read_rate.read_rate(1, 3) == (1 << 12) / 1.0
+
+
+@pytest.mark.parametrize("verb", ["inspect", "run", "serve", "export"])
+def test_the_context_has_one_default(verb: str) -> None:
+    command = import_module(f"lockstep.cli.{verb}").command
+    (option,) = (option for option in command.params if "--ctx" in option.opts)
+    assert option.help.endswith(f"[default: the model's, at most {engine_model.CONTEXT}]")
 
 
 def test_untied_heads_and_tied_ones_run(tmp_path: Path) -> None:

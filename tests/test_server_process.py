@@ -22,6 +22,7 @@ import pytest
 from server_harness import CONTEXT, write_hf
 
 from lockstep.cli.main import main
+from lockstep.engine import model as engine_model
 
 SERVE = "import sys; from lockstep.cli.main import main; sys.exit(main(['serve', *sys.argv[1:]]))"
 
@@ -151,3 +152,13 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_read(
         port = str(bound.getsockname()[1])
         assert main(["serve", str(tmp_path / "nothing"), "--port", port]) == 3
     assert f"127.0.0.1:{port}: expected an address to listen on" in capsys.readouterr().err
+
+
+def test_a_template_that_is_not_there_is_said_before_the_model_is_loaded(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_model, "available_bytes", lambda: 1000)
+    flags = ("--port", "0", "--chat-template")
+    assert main(["serve", str(model), *flags, "chatmll"]) == 2
+    assert "did you mean chatml?" in capsys.readouterr().err
+    assert main(["serve", str(model), *flags, "chatml"]) == 5, "it would not be loaded"

@@ -13,6 +13,7 @@ import click
 
 from lockstep.artifacts import Check
 from lockstep.artifacts.codec import encode
+from lockstep.cli.model_options import context_option, expect_context
 from lockstep.cli.options import refuse_existing
 from lockstep.cli.table import verdict_table
 from lockstep.cli.verb import Outcome, Verb
@@ -20,6 +21,7 @@ from lockstep.engine.export_c import export_c
 from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf
 from lockstep.engine.export_hf import HF_TYPES, export_hf
 from lockstep.engine.source import Source, open_source
+from lockstep.engine.text import open_tokenizer
 from lockstep.errors import EnvironmentLacks, UsageError
 from lockstep.formats.atomic import replace_directory, sync
 
@@ -33,8 +35,7 @@ Prove = Callable[[Source, Path], list[Check]]
               help="A GGUF file, a Hugging Face directory, or a folder of C.")  # fmt: skip
 @click.option("--type", "wanted", type=click.Choice(EXPORT_TYPES),
               help="The type of matrices, in a directory of all.  [default: F32]")  # fmt: skip
-@click.option("--ctx", "context", type=click.IntRange(1),
-              help="Tokens that a C program holds.  [default: 4096, or the model's]")  # fmt: skip
+@context_option("Tokens that a C program holds.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
               help="The file or directory to write.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what is there.")
@@ -55,8 +56,10 @@ def command(
         )
     if context is not None and target != "c":
         raise UsageError(f"--ctx: expected it with --to c, got --to {target}", hint="leave it out")
-    refuse_existing([out], force=force)
+    refuse_existing([out], force=force, kind="file" if target == "gguf" else "directory")
     source = open_source(model)
+    expect_context(source, context)
+    open_tokenizer(source)  # what cannot be read is a fault of the model, not of the export
     with _beside(out) as temporary:
         if target == "gguf":
             checks = _gguf(source, temporary, wanted or "F32")

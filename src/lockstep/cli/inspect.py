@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from lockstep.artifacts.printable import printable, size
+from lockstep.cli.model_options import context_option, expect_context, kv_option, threads_option
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.inspection import Contents, Running, contents, running
 from lockstep.engine.source import open_source
-from lockstep.errors import EnvironmentLacks, LockstepError
-from lockstep.ir import CacheKind, print_graph
+from lockstep.errors import BudgetError, EnvironmentLacks, LockstepError
+from lockstep.ir import print_graph
 from lockstep.native.program import usable_threads
-from lockstep.native.read_rate import read_rate
+from lockstep.native.read_rate import READS, read_rate
 
 _SHOWN = 160  # characters of a value of the metadata
 
 
 @click.command(cls=Verb)
 @click.argument("model")
-@click.option(
-    "--ctx", "context", type=click.IntRange(1), help="Tokens of context.  [default: 4096]"
-)
+@context_option("Tokens of context.")
 @click.option("--depth", type=click.IntRange(0), default=0, show_default=True,
               help="Tokens read before the one whose cost is predicted.")  # fmt: skip
-@click.option("--kv", type=click.Choice(get_args(CacheKind)), help="How keys and values are kept.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@kv_option
+@threads_option
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--graph", is_flag=True, help="Print the lowered graph.")
 def command(
@@ -37,7 +36,8 @@ def command(
     tensors: bool, graph: bool,
 ) -> Outcome:  # fmt: skip
     """Say what a model holds, whether it runs here, and the speed that memory allows."""
-    found, reason, runs = _looked_at(model, context, depth, kv)
+    found, error, runs = _looked_at(model, context, depth, kv)
+    reason = None if error is None else str(error)
     rate, no_rate = _rate(threads or usable_threads()) if runs else (None, reason)
     document = {
         "model": model,
@@ -55,32 +55,35 @@ def command(
     lines = [*_contents_lines(model, found, tensors), *_running_lines(runs, reason, rate, no_rate)]
     if graph and runs:
         lines += ["", print_graph(runs.graph).rstrip()]
-    return Outcome(document, "\n".join(lines), 0 if runs else 4)
+    return Outcome(document, "\n".join(lines), 0 if error is None else error.exit_code)
 
 
 def _looked_at(
     name: str, context: int | None, depth: int, cache: Any
-) -> tuple[Contents | None, str | None, Running | None]:
-    """What is in the files, why it cannot be run, and what running takes."""
+) -> tuple[Contents | None, LockstepError | None, Running | None]:
+    """What is in the files, why it cannot be run, and what running takes.
+
+    Raises: LockstepError if there is nothing to look at, or more context than the model has.
+    """
     try:
         source = open_source(name)
     except LockstepError as error:
         try:
-            return contents(name), str(error), None
+            return contents(name), error, None
         except LockstepError:
             raise error from None
-    room = context or min(source.model.config.context, 4096)
+    expect_context(source, context)
+    found = None if source.kind == "run" else contents(str(source.path))
     try:
-        runs = running(source, context=room, depth=min(depth, room), cache=cache)
+        return found, None, running(source, context=context, depth=depth, cache=cache)
     except LockstepError as error:
-        return contents(name), str(error), None
-    return (None if source.kind == "run" else contents(str(source.path))), None, runs
+        return found, error, None
 
 
 def _rate(threads: int) -> tuple[float | None, str | None]:
     try:
         return read_rate(threads), None
-    except EnvironmentLacks as error:
+    except (EnvironmentLacks, BudgetError) as error:
         return None, error.message
 
 
@@ -139,7 +142,10 @@ def _running_lines(
         yield f"speed bound: not measured: {no_rate}"
     else:
         bound = rate / runs.bytes_per_token
-        yield f"speed bound: {bound:.1f} tokens/s, at {rate / 1e9:.1f} GB/s read from memory here"
+        yield (
+            f"speed bound: {bound:.1f} tokens/s, at {rate / 1e9:.1f} GB/s, the best of {READS} "
+            "reads of memory here"
+        )
 
 
 def _plain(value: object) -> object:

@@ -36,7 +36,7 @@ VERBS = {
     "inspect": "Say what a model holds, whether it runs here, and how fast it can be.",
     "serve": "Answer requests as OpenAI's API does.",
     "parity": "Compare trainings with PyTorch, and with themselves.",
-    "compare": "Say which node of a run's program is at fault, if any is.",
+    "compare": "Name the node at which a run's program, or a converted model, goes wrong.",
     "faults": "Plant faults into generated C, and see whether `compare` names them.",
     "go": "Say whether the runbook may proceed on a run, with the evidence.",
     "verify": "Prove that a checkpoint conversion is value-exact, in bounded memory.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -90,14 +90,24 @@ def said(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
-    """Insists that no output is there yet, unless it may be replaced.
+def refuse_existing(
+    paths: Iterable[Path], *, force: bool, kind: Literal["file", "directory"] = "file"
+) -> None:
+    """Insists that no output is there yet, unless it is of this kind and may be replaced.
 
     Raises: UsageError naming the first that is.
     """
+    paths = list(paths)
     found = next((path for path in paths if os.path.lexists(path)), None)
     if found is not None and not force:
         raise UsageError(
             f"{found}: expected a new file, got one that is there",
             hint="give --force to replace it, or choose another --out",
         )
+    for path in paths:
+        if path.exists() and path.is_dir() != (kind == "directory"):
+            found_kind = "directory" if path.is_dir() else "file"
+            raise UsageError(
+                f"{path}: expected a {kind}, got a {found_kind}",
+                hint="choose another --out",
+            )

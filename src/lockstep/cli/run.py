@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import ExitStack
 from typing import Any, get_args
 
 import click
 
+from lockstep.cli.model_options import (
+    chosen_template,
+    context_option,
+    expect_context,
+    kv_option,
+    threads_option,
+)
 from lockstep.cli.options import options
 from lockstep.cli.run_chat import Chat
 from lockstep.cli.run_display import Display, Think
@@ -26,14 +34,13 @@ from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
-from lockstep.ir import CacheKind
+from lockstep.formats.locate.bounded import is_writable
 from lockstep.tokenizers import (
     ChatRenderer,
     ChatTemplate,
     ModelTemplates,
     ModelTokenizer,
     TemplateSource,
-    choose_template,
 )
 
 SAMPLING = (
@@ -71,10 +78,9 @@ SAMPLING = (
               "names, or a file.  [default: the model's own]")  # fmt: skip
 @click.option("--think", type=click.Choice(get_args(Think)),
               help="Show thinking, hide it, or ask for none.  [default: show]")  # fmt: skip
-@click.option("--ctx", "--context-len", "context", type=click.IntRange(1),
-              help="Room for prompt and answer.  [default: the model's, at most 4096]")  # fmt: skip
-@click.option("--kv", type=click.Choice(get_args(CacheKind)), help="How keys and values are kept.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@context_option("Room for prompt and answer.", "--context-len")
+@kv_option
+@threads_option
 def command(
     model: str, prompt: str | None, max_tokens: int | None, stop: tuple[str, ...],
     ignore_eos: bool, raw: bool, system: str | None, chat_template: str | None, think: Any,
@@ -99,6 +105,7 @@ def command(
     if prompt is None and not chats:
         prompt = _read_stdin()
     source = open_source(model)
+    expect_context(source, context)
     tokenizer = open_tokenizer(source)
     templates = open_templates(source, tokenizer)
     chosen = _chosen(asked, source, templates)  # before the weights, which take a while
@@ -116,7 +123,17 @@ def command(
 
 
 def _check(asked: Asked) -> None:
-    """Flags that say nothing beside each other are refused."""
+    """Texts that are none, and flags that say nothing beside each other, are refused."""
+    for name, text in (
+        ("--prompt", asked.prompt),
+        ("--system", asked.system),
+        *(("--stop", stop) for stop in asked.stop),
+    ):
+        if text is not None and not is_writable(text):
+            raise UsageError(
+                f"{name}: expected UTF-8, got other bytes",
+                hint="convert it first, for example with iconv",
+            )
     if "" in asked.stop:
         raise UsageError("--stop: expected a text, got an empty one", hint="leave it out")
     for name, value in (
@@ -133,6 +150,8 @@ def _check(asked: Asked) -> None:
 
 def _read_stdin() -> str:
     """The prompt on standard input, without the end of its last line."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # some locales let bytes that are no text pass
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
         text = sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
@@ -154,19 +173,17 @@ def _chosen(asked: Asked, source: Source, templates: ModelTemplates) -> Template
 
     Raises: UsageError if it is not there, or flags need one.
     """
-    named = asked.chat_template
-    if named is not None or (templates.named and not asked.raw):
-        return choose_template(templates, named)
+    if asked.raw:
+        return None
+    has_one = asked.chat_template is not None or bool(templates.named)
     for name, value in (("--system", asked.system), ("--think", asked.think)):
-        if value is not None:
+        if value is not None and not has_one:
             raise UsageError(
                 f"{name}: expected a chat template, which {source.where} has not",
                 hint="choose one with --chat-template, or leave this out",
             )
-    if not asked.raw and source.kind != "run":
-        print("note: this model has no chat template; it goes on from the prompt as it is "
-              "(choose one with --chat-template)", file=sys.stderr)  # fmt: skip
-    return None
+    without = "" if source.kind == "run" else "it goes on from the prompt as it is"
+    return chosen_template(templates, asked.chat_template, without=without)
 
 
 def _answer_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ class Chat:
         """The whole chat."""
         with suppress(ImportError):
             import readline  # noqa: F401  # input() then edits lines and remembers them
+        if isinstance(sys.stdin, io.TextIOWrapper):  # some locales let bytes that are no text pass
+            sys.stdin.reconfigure(errors="strict")
         name = self._opened.source.path.name
         print(
             f"{name}, {self._opened.session.context} tokens of context. /help lists the commands."

@@ -107,11 +107,15 @@ class Commands:
     def _load(self, rest: str) -> str:
         chat = self._talk("load")
         path = _path("load", rest)
-        messages = read_json_object(path).get("messages")
+        hint = "load a file that /save wrote"
+        try:
+            messages = read_json_object(path).get("messages")
+        except InputError as error:
+            raise InputError(error.message, hint=hint) from error
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
             raise InputError(
                 f"{path}: expected messages of {', '.join(_ROLES)} with texts, got others",
-                hint="load a file that /save wrote",
+                hint=hint,
             )
         chat.messages[:] = messages
         return f"{len(messages)} messages"
@@ -145,7 +149,11 @@ class Commands:
     def _change(self, name: str, value: str) -> None:
         if name in _SAMPLING:
             field, kind = _SAMPLING[name]
-            self.sampler = Sampler(replace(self.sampler.sampling, **{field: kind(value)}))
+            try:
+                changed = replace(self.sampler.sampling, **{field: kind(value)})
+            except UsageError as error:
+                raise UsageError(f"/set {error.message}", hint="give another number") from error
+            self.sampler = Sampler(changed)
         elif name == "max-tokens":
             if int(value) < 1:
                 raise UsageError(f"/set max-tokens: expected 1 or more, got {value}")

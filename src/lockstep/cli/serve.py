@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
+from lockstep.cli.model_options import (
+    chosen_template,
+    context_option,
+    expect_context,
+    kv_option,
+    threads_option,
+)
 from lockstep.cli.options import Finite
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.model import OpenModel, load
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
-from lockstep.ir import CacheKind
 from lockstep.server.listen import bind, serve
 from lockstep.server.served import Served
 from lockstep.server.service import Limits, Service
-from lockstep.tokenizers import ChatRenderer, ChatTemplate, ModelTokenizer, choose_template
+from lockstep.tokenizers import ChatRenderer, ChatTemplate, ModelTokenizer
 
 OUTS = 64  # rows of logits in a pass, so that prompts are scored in large parts
 SIGNALLED = 128  # plus the signal: how a shell names such an end
@@ -37,14 +42,9 @@ SIGNALLED = 128  # plus the signal: how a shell names such an end
 @click.option("--name", help="What requests call the model.  [default: its file, without ending]")
 @click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True,
               help="Sequences that are generated at once.")  # fmt: skip
-@click.option(
-    "--ctx",
-    "context",
-    type=click.IntRange(1),
-    help="Room for each prompt and its answer.  [default: the model's, at most 4096]",
-)
-@click.option("--kv", type=click.Choice(get_args(CacheKind)), help="How keys and values are kept.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@context_option("Room for each prompt and its answer.")
+@kv_option
+@threads_option
 @click.option("--chat-template", metavar="NAME|FILE",
               help="The template of chats.  [default: the model's own]")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(1), default=256, show_default=True,
@@ -69,13 +69,15 @@ def command(
         # Before minutes go into a model that nobody could ask.
         bound = opening.enter_context(bind(host, port))
         source = open_source(model)
-        opened = load(source, context=context, slots=slots, outs=OUTS, cache=kv, threads=threads)
+        expect_context(source, context)
         tokenizer = open_tokenizer(source)
+        template = _template(source, tokenizer, chat_template, opening)
+        opened = load(source, context=context, slots=slots, outs=OUTS, cache=kv, threads=threads)
         served = Served(
             name=name or _name(source),
             session=opened.session,
             tokenizer=tokenizer,
-            template=_template(source, tokenizer, chat_template, opening),
+            template=template,
         )
         stack = opening.pop_all()
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body << 20, request_s=timeout)
@@ -117,14 +119,13 @@ def _name(source: Source) -> str:
 def _template(
     source: Source, tokenizer: ModelTokenizer, wanted: str | None, stack: ExitStack
 ) -> ChatTemplate | None:
-    """The template of chats; None if the model has none, and none was named."""
+    """The template of chats, whose process starts while the weights are loaded; None without."""
     templates = open_templates(source, tokenizer)
-    if wanted is None and not templates.named:
-        print("note: this model has no chat template, so /v1/chat/completions is refused "
-              "(choose one with --chat-template)", file=sys.stderr)  # fmt: skip
+    chosen = chosen_template(templates, wanted, without="/v1/chat/completions is refused")
+    if chosen is None:
         return None
     renderer = stack.enter_context(ChatRenderer())
-    return ChatTemplate(choose_template(templates, wanted), templates, renderer)
+    return ChatTemplate(chosen, templates, renderer)
 
 
 def _document(served: Served, opened: OpenModel, url: str) -> dict[str, object]:

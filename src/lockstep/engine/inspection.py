@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.build import lowered_inference
-from lockstep.engine.packed import packed_type, usual_cache
+from lockstep.engine.model import expect_room, shape_of
+from lockstep.engine.packed import packed_type
 from lockstep.engine.source import Source
+from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
 from lockstep.ir import CacheKind, Graph, InferenceShape, Plan
@@ -81,16 +83,20 @@ def contents(name: str) -> Contents:
     return Contents(where=str(path), metadata=metadata, tensors=tuple(tensors))
 
 
-def running(source: Source, *, context: int, depth: int, cache: CacheKind | None = None) -> Running:
+def running(
+    source: Source, *, context: int | None = None, depth: int = 0, cache: CacheKind | None = None
+) -> Running:
     """What running the model takes, with a context of that many tokens, at that depth.
 
-    Raises: InputError naming each tensor that no kernel reads.
+    Raises: what keeps it from running: InputError if its tokenizer cannot be read, or naming each
+    tensor that no kernel reads; BudgetError if it does not fit into memory.
     """
+    open_templates(source, open_tokenizer(source))
     model = source.model
-    parameters = source.parameters
-    kind = cache or usual_cache(parameters, model.shapes)
-    shape = InferenceShape(context=context, rows=min(512, context), cache=kind)
-    graph, plan = lowered_inference(model, shape, partial(packed_type, parameters))
+    shape = shape_of(source, context=context, cache=cache)
+    graph, plan = lowered_inference(model, shape, partial(packed_type, source.parameters))
+    expect_room(sum(plan.arenas.values()), source.where)
+    depth = min(depth, shape.context)
     return Running(
         graph=graph,
         plan=plan,
@@ -99,7 +105,7 @@ def running(source: Source, *, context: int, depth: int, cache: CacheKind | None
         config=model.config,
         n_parameters=model.n_parameters,
         weight_bytes_per_token=_weight_bytes(graph),
-        cache_bytes_per_token=_cache_bytes(graph, depth, context),
+        cache_bytes_per_token=_cache_bytes(graph, depth, shape.context),
         depth=depth,
     )
 
@@ -117,6 +123,17 @@ def _weight_bytes(graph: Graph) -> int:
 
 
 def _cache_bytes(graph: Graph, depth: int, context: int) -> int:
-    """What attention reads of the caches at this depth, and a recurrent state in full, per slot."""
-    caches = sum(v.type.n_bytes({}) * depth // context for v in graph.with_role("cache"))
-    return caches + sum(v.type.n_bytes({}) for v in graph.with_role("state"))
+    """What attention reads of the caches at this depth, and a recurrent state in full, per slot.
+
+    A layer with a window reads no more positions than that.
+    """
+    total = sum(state.type.n_bytes({}) for state in graph.with_role("state"))
+    for node in graph.nodes:
+        window = node.attrs.get("window")
+        if not isinstance(window, int):
+            continue
+        seen = min(depth, window or depth)
+        caches = {graph.writes.get(id, id) for id in node.inputs if id is not None}
+        held = (graph.inputs[id] for id in caches if id in graph.inputs)
+        total += sum(i.value.type.n_bytes({}) * seen // context for i in held if i.role == "cache")
+    return total

@@ -82,17 +82,10 @@ def load(
 ) -> OpenModel:
     """The same for a source that is open."""
     model, parameters = source.model, source.parameters
-    room = context or min(model.config.context, CONTEXT)
-    shape = InferenceShape(
-        context=room,
-        rows=min(rows, slots * room),
-        slots=slots,
-        outs=min(max(slots, outs), rows, slots * room),
-        cache=cache or usual_cache(parameters, model.shapes),
-    )
+    shape = shape_of(source, context=context, slots=slots, rows=rows, outs=outs, cache=cache)
     stored = partial(packed_type, parameters)
     built = inference_program(model.family, model.config, shape, stored=stored, threads=threads)
-    _expect_room(built, source)
+    expect_room(sum(arena.n_bytes for arena in built.program.manifest.arenas), source.where)
     filled = fill_parameters(
         built.program,
         parameters,
@@ -103,6 +96,27 @@ def load(
     )
     session = InferenceSession(built.program, shape)
     return OpenModel(source=source, session=session, built=built, filled=filled)
+
+
+def shape_of(
+    source: Source,
+    *,
+    context: int | None = None,
+    slots: int = 1,
+    rows: int = ROWS,
+    outs: int = 1,
+    cache: CacheKind | None = None,
+) -> InferenceShape:
+    """What the program of a source holds and reads in a pass, where nobody asks for else."""
+    model = source.model
+    room = context or min(model.config.context, CONTEXT)
+    return InferenceShape(
+        context=room,
+        rows=min(rows, slots * room),
+        slots=slots,
+        outs=min(max(slots, outs), rows, slots * room),
+        cache=cache or usual_cache(source.parameters, model.shapes),
+    )
 
 
 def open_run_model(
@@ -129,16 +143,15 @@ def open_run_model(
     )  # fmt: skip
 
 
-def _expect_room(built: Built, source: Source) -> None:
+def expect_room(n_bytes: int, where: str) -> None:
     """Refuses a program whose arenas do not fit into what memory is left.
 
     Raises: BudgetError.
     """
-    needed = sum(arena.n_bytes for arena in built.program.manifest.arenas)
     free = available_bytes()
-    if free is not None and needed > free:
+    if free is not None and n_bytes > free:
         raise BudgetError(
-            f"{source.where}: expected room for {needed >> 20} MiB of weights, caches and results, "
+            f"{where}: expected room for {n_bytes >> 20} MiB of weights, caches and results, "
             f"this machine has {free >> 20} MiB left",
             hint="choose a shorter context (--ctx), fewer slots, or a smaller model",
         )

@@ -16,12 +16,13 @@ from lockstep.engine.bump import read_bump
 from lockstep.engine.packed import InMemory, StoredParameters
 from lockstep.engine.promotion import promoted_directory
 from lockstep.errors import InputError, UsageError
-from lockstep.formats.gguf import GGUFFile
+from lockstep.formats.gguf import GGUFFile, is_gguf
 from lockstep.formats.hf_directory import HFDirectory
 from lockstep.formats.hub import fetch, is_hub_name
 from lockstep.formats.leaf import FileIdentity
 
 CONFIG = "config.json"
+KINDS = "a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name of a run"
 Kind = Literal["gguf", "hf", "run"]
 
 
@@ -69,6 +70,8 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
         name = str(fetch(name, lockstep_home() / "models" / "hub"))
     path = Path(name).expanduser()
     if path.is_file():
+        if path.suffix != ".gguf" and not is_gguf(path):
+            raise _no_model_file(path)
         return open_gguf(path)
     is_run = (path / TrainConfig.file).is_file()  # which has a config.json, too
     if not is_run and (path / CONFIG).is_file() and any(path.glob("*.safetensors*")):
@@ -80,10 +83,19 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     if found is not None:
         raise _no_model(found)
     raise InputError(
-        f"{name}: expected a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name "
-        "of a run, found none of them",
+        f"{name}: expected {KINDS}, found none of them",
         hint="check the path",
     )
+
+
+def _no_model_file(path: Path) -> InputError:
+    """What to name in the place of a file that is no model by itself."""
+    parent = path.absolute().parent
+    if (parent / CONFIG).is_file() and path.suffix in (".json", ".safetensors"):
+        hint = f"name the directory: {path.parent}"
+    else:
+        hint = f"a model is {KINDS}"
+    return InputError(f"{path}: expected a GGUF file, got a file of another kind", hint=hint)
 
 
 def _no_model(directory: Path) -> InputError:

@@ -5,8 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from lockstep.formats.leaf import collect
-from lockstep.formats.locate.gguf import read_headers
+from lockstep.formats.locate.bounded import opened
+from lockstep.formats.locate.gguf import MAGIC, read_headers
 from lockstep.formats.mapped import MappedTensors
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do.
+
+    Raises: InputError if it cannot be read.
+    """
+    with opened(path) as (file, _):
+        return file.read(len(MAGIC)) == MAGIC
 
 
 class GGUFFile(MappedTensors):

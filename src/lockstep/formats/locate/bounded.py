@@ -93,10 +93,13 @@ class Cursor:
 
     def count(self, n: int, item_bytes: int, at_most: int = MAX_ITEMS) -> int:
         """The number of items, which must fit into the rest of the file."""
-        if n > min(at_most, (self._size - self.position) // item_bytes):
+        left = self._size - self.position
+        if n * item_bytes > left:
             raise self.wrong(
-                f"expected no more items than the file can hold, and at most {at_most}, got {n}"
+                f"expected at least {n * item_bytes} more bytes, the file ends after {left}"
             )
+        if n > at_most:
+            raise self.wrong(f"expected at most {at_most} items, got {n}")
         if self.position + n * item_bytes > MAX_HEAD_BYTES:
             raise self.wrong(
                 f"expected at most {MAX_HEAD_BYTES} bytes beside the tensors, got more"

@@ -23,6 +23,7 @@ from lockstep.formats.leaf import (
 )
 from lockstep.formats.locate.bounded import Cursor, check_shape, inside, opened
 
+MAGIC = b"GGUF"
 MAX_DIMS = 4
 MAX_FACT_ITEMS = 64  # a vocabulary is no fact
 # Ten times what the largest files have; a tensor listed in 24 bytes takes a kilobyte here.
@@ -151,7 +152,7 @@ def read_header(path: Path) -> Header:
 
 def _counts(cursor: Cursor) -> tuple[int, int]:
     """How many tensors and metadata keys a file says that it has."""
-    if cursor.take(4) != b"GGUF":
+    if cursor.take(len(MAGIC)) != MAGIC:
         raise cursor.wrong("expected a GGUF file, its first bytes say otherwise")
     version = cursor.number("I")
     if version in (2 << 24, 3 << 24):
