@@ -317,6 +317,42 @@ def test_what_is_wrong_is_said_as_openai_says_it(
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"temperature": -1}, "temperature: expected 0 or more, got -1"),
+        ({"top_p": 0}, "top_p: expected more than 0, got 0"),
+        ({"top_p": 1.5}, "top_p: expected at most 1, got 1.5"),
+        ({"seed": 2**64}, f"seed: expected less than {2**64}, got {2**64}"),
+        ({"max_tokens": "9"}, 'max_tokens: expected a whole number, got "9"'),
+        ({"max_tokens": 1.5}, "max_tokens: expected a whole number, got 1.5"),
+        ({"temperature": "hot"}, 'temperature: expected a number, got "hot"'),
+        ({"stream": 1}, "stream: expected true or false, got 1"),
+        ({"grammar": True}, "grammar: expected a text, got true"),
+        ({"stream_options": 3}, "stream_options: expected an object, got 3"),
+        ({"guided_choice": []}, "guided_choice: expected 1 or more items, got []"),
+        ({"guided_choice": "a"}, 'guided_choice: expected a list, got "a"'),
+        ({"stop": ["a"] * 17}, "stop: expected at most 16 items, got 17"),
+        ({"messages": []}, "messages: expected 1 or more items, got []"),
+        ({"messages": None}, "messages: expected a list, got null"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role: expected a value, got none"),
+        ({"messages": [{"role": "king"}]},
+         "messages.0.role: expected 'system', 'developer', 'user', 'assistant' or 'tool', "
+         'got "king"'),
+        ({"model": "x"}, "model: expected tiny, as GET /v1/models lists it, got x; "
+         "`lockstep serve --name` gives it another name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_it_says_what_was_expected_and_what_it_got(
+    server: Running, body: dict[str, Any], said: str
+) -> None:
+    _, document, _ = post(
+        server, "/v1/chat/completions", json.dumps({"messages": TALK, "max_tokens": 1} | body)
+    )
+    assert document["error"]["message"] == said
+
+
 def post(server: Running, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
     """Status, document and headers of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+# What was expected, by pydantic's type of an error, with bounds by pydantic's names.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "finite_number": "a number that is finite",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "an object",
+    "string_type": "a text",
+    "too_long": "at most {max_length} items",
+    "too_short": "{min_length} or more items",
+}
 
 
 class ApiError(Exception):
@@ -52,7 +72,16 @@ def from_validation(error: ValidationError) -> ApiError:
 
 
 def _said(first: ErrorDetails) -> str:
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("missing", "value_error"):
-        return message
-    return f"{message}, got {first['input']!r:.80}"
+    kind = first["type"]
+    bounds = {
+        name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+        for name, bound in first.get("ctx", {}).items()
+    }
+    if kind == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return "expected a value, got none"
+    found = bounds.get("actual_length") or json.dumps(first["input"], ensure_ascii=False)
+    if kind not in _EXPECTED:
+        return f"{first['msg']}, got {found!s:.80}"
+    return f"expected {_EXPECTED[kind].format(**bounds)}, got {found!s:.80}"

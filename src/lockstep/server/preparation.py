@@ -130,7 +130,10 @@ def check_model(service: Service, name: str | None) -> None:
     Raises: ApiError 404.
     """
     if name is not None and name != service.served.name:
-        message = f"model: expected {service.served.name}, the model of this server, got {name:.80}"
+        message = (
+            f"model: expected {service.served.name}, as GET /v1/models lists it, got {name:.80}; "
+            "`lockstep serve --name` gives it another name"
+        )
         raise ApiError(404, message, code="model_not_found", param="model")
 
 
