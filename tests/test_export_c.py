@@ -108,6 +108,19 @@ def test_the_program_prints_what_lockstep_run_prints(
     assert lm(built.folder, "-n", "24", sent=prompt.encode()).stdout == done.stdout
 
 
+def test_the_program_finds_its_files_from_the_path_of_a_shell(built: Built) -> None:
+    asked = ("-p", "[circle]", "-n", "4")
+    done = subprocess.run(
+        ["lm", *asked], cwd="/", env={"PATH": str(built.folder)}, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == lm(built.folder, *asked).stdout
+
+
+def test_the_readme_shows_a_prompt_that_the_model_knows(built: Built) -> None:
+    assert './lm -p "[circle]" -n 96' in (built.folder / "README.txt").read_text()
+
+
 def test_the_proof_holds_on_the_folder(built: Built) -> None:
     checks = list(answer_checks(built.opened, built.folder))
     assert [check.verdict for check in checks] == ["pass", "pass"], checks

@@ -12,8 +12,7 @@ from lockstep.engine.source import Source
 from lockstep.engine.text import open_tokenizer
 from lockstep.errors import EnvironmentLacks
 from lockstep.formats.atomic import sync
-from lockstep.tokenizers import c_unicode, c_vocabulary, padded, vocabulary_of
-from lockstep.tokenizers.vocabulary import USER_DEFINED
+from lockstep.tokenizers import Tokenizer, c_unicode, c_vocabulary, padded, vocabulary_of
 
 ROWS = 64  # tokens that a pass reads at most
 PLAIN_FILES = ("main.c", "tokenizer.c", "tokenizer.h", "words.c", "words.h", "Makefile")
@@ -47,15 +46,11 @@ def export_c(source: Source, path: Path, *, context: int | None = None) -> OpenM
     vocabulary = padded(vocabulary_of(tokenizer), source.model.config.vocab)
     table = c_vocabulary(vocabulary, tokenizer)
     opened = load(source, context=context, rows=ROWS)
-    tags = [
-        vocabulary.pieces[id]
-        for id in vocabulary.special_ids
-        if vocabulary.kinds[id] == USER_DEFINED
-    ]
+    tags = tokenizer.tags if isinstance(tokenizer, Tokenizer) else ()
     about = _README.format(
         name=source.path.name, family=source.model.family.name,
         n_parameters=source.model.n_parameters, context=opened.session.context,
-        prompt=tags[-1] if tags else "Hello",
+        prompt=tags[0] if tags else "Once upon a time",
     )  # fmt: skip
     texts = {
         **{name: _FOLDER.joinpath(name).read_bytes() for name in PLAIN_FILES},

@@ -104,8 +104,14 @@ static Options parse(int argc, char **argv) {
   return o;
 }
 
-/* A file that lies beside this program. */
+/* A file that lies beside this program, which a shell may have found by its name alone. */
 static const char *beside(const char *program, const char *name) {
+  char itself[4096];
+  const ssize_t length = readlink("/proc/self/exe", itself, sizeof itself);
+  if (length > 0 && (size_t)length < sizeof itself) {
+    itself[length] = '\0';
+    program = itself;
+  }
   const char *slash = strrchr(program, '/');
   const int n = slash ? (int)(slash - program + 1) : 0;
   char *path = malloc((size_t)n + strlen(name) + 1);
