@@ -91,9 +91,9 @@ def said(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_existing(
-    paths: Iterable[Path], *, force: bool, kind: Literal["file", "directory"] = "file"
+    paths: Iterable[Path], *, force: bool, kind: Literal["file", "directory"] | None = None
 ) -> None:
-    """Insists that no output is there yet, unless it is of this kind and may be replaced.
+    """Insists that no output is there yet, unless it may be replaced and is of this kind, if any.
 
     Raises: UsageError naming the first that is.
     """
@@ -105,7 +105,7 @@ def refuse_existing(
             hint="give --force to replace it, or choose another --out",
         )
     for path in paths:
-        if path.exists() and path.is_dir() != (kind == "directory"):
+        if kind and path.exists() and path.is_dir() != (kind == "directory"):
             found_kind = "directory" if path.is_dir() else "file"
             raise UsageError(
                 f"{path}: expected a {kind}, got a {found_kind}",
