@@ -207,7 +207,7 @@ def test_a_damaged_gguf_file_is_refused_or_read_in_bounds(
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
-    [(8, 1 << 62, "more items"), (16, 1 << 62, "more items"), (4, 9, "version"), (0, 0, "GGUF")],
+    [(8, 1 << 62, "more bytes"), (16, 1 << 62, "more bytes"), (4, 9, "version"), (0, 0, "GGUF")],
 )
 def test_gguf_counts_beyond_the_file_are_refused(
     tmp_path: Path, field: int, value: int, says: str

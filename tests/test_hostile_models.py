@@ -224,7 +224,7 @@ def test_a_gguf_that_lies_is_refused_or_read_in_bounds(
 def test_any_damage_is_refused_or_read_in_bounds(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / f"damaged-{kind}"
+    folder = tmp_path_factory.getbasetemp() / f"damaged-model-{kind}"
     folder.mkdir(exist_ok=True)
     whole = gguf_bytes() if kind == "gguf" else safetensors_bytes()
     check_damaged(folder, kind, whole, data)
@@ -331,7 +331,7 @@ def test_many_gguf_files_that_lie(tmp_path_factory: pytest.TempPathFactory, data
 def test_much_damage(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / f"damaged-{kind}"
+    folder = tmp_path_factory.getbasetemp() / f"damaged-directory-{kind}"
     folder.mkdir(exist_ok=True)
     whole = gguf_bytes() if kind == "gguf" else safetensors_bytes()
     check_damaged(folder, kind, whole, data)

@@ -116,7 +116,7 @@ def test_any_damage_is_refused_or_listed_in_bounds(
             st.binary(min_size=1, max_size=9) | st.sampled_from([b"\xff" * 8, b"9" * 6])
         )
         raw[at : at + data.draw(st.integers(0, 9))] = new
-    path = tmp_path_factory.getbasetemp() / f"damaged-{format}"
+    path = tmp_path_factory.getbasetemp() / f"damaged-checkpoint-{format}"
     path.write_bytes(raw)
     listed_within(path, format)
     with contextlib.suppress(InputError):
