@@ -176,7 +176,7 @@ def test_settings_at_the_edge_of_numbers_are_answered(
         (["--stop", ""], "--stop"),
         (["--temperature", "-1"], "temperature"),
         (["-p", "hello " * 300], "prompt: expected 1 to 255 tokens"),
-        (["--ctx", "1"], "--ctx: expected 2 tokens or more"),
+        (["--ctx", "1"], "1 is not in the range x>=2"),
         (["--think", "perhaps"], "--think"),
     ],
 )

@@ -20,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def context_option(text: str, *others: str) -> Callable[[F], F]:
     """`--ctx`, or another name for it, as `context`."""
     help = f"{text}  [default: the model's, at most {CONTEXT}]"
-    return click.option("--ctx", *others, "context", type=click.IntRange(1), help=help)
+    least = click.IntRange(2)  # one token to read, and room for the answer
+    return click.option("--ctx", *others, "context", type=least, help=help)
 
 
 kv_option = click.option(
@@ -40,7 +41,7 @@ def expect_context(source: Source, context: int | None) -> None:
     most = source.model.config.context
     if context is not None and context > most:
         raise UsageError(
-            f"--ctx: expected 1 to {most} tokens, the context of {source.where}, got {context}",
+            f"--ctx: expected 2 to {most} tokens, the context of {source.where}, got {context}",
             hint="give a shorter one, or leave it out",
         )
 

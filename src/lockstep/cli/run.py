@@ -95,11 +95,6 @@ def command(
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos,
     )  # fmt: skip
     _check(asked)
-    if context == 1:
-        raise UsageError(
-            "--ctx: expected 2 tokens or more, one of them for the answer, got 1",
-            hint="give a longer one, or leave it out",
-        )
     sampler = Sampler(Sampling(**sampling))  # type: ignore[arg-type]  # click made them of the types
     chats = prompt is None and sys.stdin.isatty()
     if prompt is None and not chats:
