@@ -81,11 +81,11 @@ KERNEL void rope_naive(float *y_MN, const float *x_MN, const int32_t *positions_
 
 /* Pairs of halves in vectors that fill a half exactly: a masked load of a wider vector would wait
  * for the stores to the heads beside it. Products and sums are rounded one by one, as in the naive
- * kernel, so that the width of the vectors changes no bit. */
+ * kernel, so that the width of the vectors changes no bit. None is wider than 32 bytes: where the
+ * processor has none, gcc keeps wider ones in memory. */
 typedef float rope_v2 __attribute__((vector_size(8)));
 typedef float rope_v4 __attribute__((vector_size(16)));
 typedef float rope_v8 __attribute__((vector_size(32)));
-typedef float rope_v16 __attribute__((vector_size(64)));
 
 #define ROPE_HALF(V) \
   INLINE void rope_half_##V(float *y, const float *x, const float *c, const float *s, int64_t R, \
@@ -106,13 +106,10 @@ ROPE_HALF(float)
 ROPE_HALF(rope_v2)
 ROPE_HALF(rope_v4)
 ROPE_HALF(rope_v8)
-ROPE_HALF(rope_v16)
 
 INLINE void rope_half(float *y, const float *x, const float *c, const float *s, int64_t R,
                       float sign) {
-  if (R % 16 == 0)
-    rope_half_rope_v16(y, x, c, s, R, sign);
-  else if (R % 8 == 0)
+  if (R % 8 == 0)
     rope_half_rope_v8(y, x, c, s, R, sign);
   else if (R % 4 == 0)
     rope_half_rope_v4(y, x, c, s, R, sign);
