@@ -34,13 +34,17 @@ def write_gguf(
     path: Path,
     hf: Mapping[str, Array],
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+    *,
+    split: int = 0,
 ) -> None:
     """Writes a model from its Hugging Face tensors, and whatever `more` adds.
+
+    `split` is how many tensors a file has where it is one of several; 0 is all of them in one.
 
     Source: llama.cpp conversion/base.py, llama.py, gemma.py and qwen.py.
     """
     arch = family.name
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     writer.add_name("drawn")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -158,6 +158,20 @@ def test_a_file_that_changed_is_packed_anew(folder: Path, home: Path, tmp_path: 
     assert logits(after) != before
 
 
+def test_a_change_in_any_file_of_a_split_is_seen(home: Path, tmp_path: Path) -> None:
+    hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
+    write_gguf(FAMILY, CONFIG, tmp_path / "model.gguf", hf, spelled(CONFIG.vocab), split=8)
+    first, *_, last = sorted(tmp_path.glob("model-*-of-*.gguf"))
+    before = logits(opened(first))
+    tensor = gguf.GGUFReader(last).tensors[-1]
+    data = bytearray(last.read_bytes())
+    data[tensor.data_offset : tensor.data_offset + 4] = np.float32(7.0).tobytes()
+    last.write_bytes(data)
+    after = opened(first)
+    assert not after.filled.from_cache
+    assert logits(after) != before
+
+
 def test_a_model_that_does_not_fit_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -136,7 +136,7 @@ def open_gguf(path: Path) -> Source:
         path=path,
         model=model,
         parameters=model.family.parameters(model.config, file, "gguf"),
-        content=_content([path]),
+        content=_content(file.files),
         gguf=file,
         metadata=file.metadata,
     )
@@ -154,7 +154,7 @@ def open_hf(path: Path) -> Source:
         path=path,
         model=model,
         parameters=model.family.parameters(model.config, directory, "hf"),
-        content=_content(sorted(path.glob("*.safetensors"))),
+        content=_content(directory.files),
         hf=directory,
         metadata=directory.config,
     )
@@ -190,7 +190,7 @@ def open_run(run: RunDir, *, weights: Path | None = None) -> Source:
     )
 
 
-def _content(paths: list[Path]) -> str:
+def _content(files: Iterable[FileIdentity]) -> str:
     """Stands for the bytes of the files: their identities, which no writer can keep."""
-    identities = [FileIdentity.of(path.resolve()) for path in paths]
+    identities = [replace(file, path=file.path.resolve()) for file in files]
     return sha256(repr(identities).encode()).hexdigest()

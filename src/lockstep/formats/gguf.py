@@ -34,6 +34,7 @@ class GGUFFile(MappedTensors):
         self.path = path
         headers = read_headers(path)
         self.metadata = headers[0].metadata
+        self.files = tuple(h.identity for h in headers)
         super().__init__(
             str(path), collect([leaf for h in headers for leaf in h.leaves.values()], str(path))
         )

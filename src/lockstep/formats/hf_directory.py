@@ -34,7 +34,9 @@ class HFDirectory(MappedTensors):
                 hint="check the path of the model",
             )
         self.config = read_json_object(path / "config.json")
-        super().__init__(str(path), locate(path).leaves)
+        store = locate(path)
+        self.files = store.files
+        super().__init__(str(path), store.leaves)
 
 
 def write_hf_directory(
