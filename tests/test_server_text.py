@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from functools import cache
 
 import jsonschema
@@ -87,6 +88,13 @@ def test_a_stop_text_that_begins_in_one_token_and_ends_in_another_is_never_shown
     text, tokens, stopped = told(ids, ["</svg>"])
     assert (text, stopped) == ("the cat", True)
     assert decode(tokenizer(), tokens) == "the cat"
+
+
+def test_a_stop_text_of_any_length_costs_no_time() -> None:
+    began = time.process_time()
+    text, _, stopped = told(tokenizer().encode("the cat sat") * 3, ["t" + "x" * 200_000])
+    assert (text, stopped) == ("the cat sat" * 3, False)
+    assert time.process_time() - began < 1.0, "seconds, where each beginning of it is looked for"
 
 
 def test_logprobs_are_those_of_scipys_formula_in_order() -> None:

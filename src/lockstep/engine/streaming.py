@@ -80,8 +80,13 @@ class CertainText:
 
 def n_begun(text: str, marks: Collection[str]) -> int:
     """How many characters at the end of the text may be the beginning of a mark."""
-    lengths = (n for mark in marks for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
-    return max(lengths, default=0)
+    return max((_n_begun(text, mark) for mark in marks), default=0)
+
+
+def _n_begun(text: str, mark: str) -> int:
+    # No further than the text goes: a mark may be as long as a request lets it be.
+    lengths = range(min(len(mark) - 1, len(text)), 0, -1)
+    return next((n for n in lengths if text.endswith(mark[:n])), 0)
 
 
 def split_thinking(pieces: Iterable[str], *, begun: bool = False) -> Iterator[tuple[bool, str]]:
