@@ -476,6 +476,11 @@ def test_a_stored_copy_of_a_tied_head_must_be_a_copy() -> None:
 
 
 @pytest.mark.parametrize(("family", "config"), EVERY_CONFIG)
+    one_by_one = family.parameters(family.TINY, other, "hf")
+    for read in (one_by_one.f32, one_by_one.rows):
+        assert len(read("layers.0.attn.q.weight"))
+        with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy"):
+            read("embed.weight")
 def test_a_converted_model_is_the_model_of_its_directory(
     family: Family[Any], config: Any, tmp_path: Path
 ) -> None:

@@ -172,6 +172,17 @@ def test_a_change_in_any_file_of_a_split_is_seen(home: Path, tmp_path: Path) -> 
     assert logits(after) != before
 
 
+def test_a_head_that_is_not_the_tied_table_is_refused(folder: Path, tmp_path: Path) -> None:
+    hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
+    table = hf["model.embed_tokens.weight"]
+    for name, head in (("copy", table), ("other", table + 1)):
+        tensors = {**hf, "lm_head.weight": head}
+        write_hf_directory(tmp_path / name, FAMILY.to_hf(CONFIG), tensors)
+    assert logits(opened(tmp_path / "copy")) == logits(opened(folder / "hf"))
+    with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy"):
+        opened(tmp_path / "other")
+
+
 def test_a_model_that_does_not_fit_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -163,8 +163,10 @@ class Parameters(Mapping[str, Weight]):
     def f32(self, id: str) -> Array:
         """Its values as we hold them.
 
-        Raises: InputError if one is not finite, or is none that the file can have in its form.
+        Raises: InputError if one is not finite, or is none that the file can have in its form, or
+        if the file has a copy of them that differs.
         """
+        _refuse(self._source.where, list(self._other_copies([id])))
         array = self._values(id)
         if not _finite(array):
             _refuse(self._source.where, [f"{self.name(id)}: not finite"])
@@ -177,7 +179,11 @@ class Parameters(Mapping[str, Weight]):
         return len(weight.shape) == 2 and order is not None
 
     def rows(self, id: str) -> Array:
-        """Its rows in our order, as bytes of the stored type: (rows, bytes of a row)."""
+        """Its rows in our order, as bytes of the stored type: (rows, bytes of a row).
+
+        Raises: InputError if the file has a copy of them that differs.
+        """
+        _refuse(self._source.where, list(self._other_copies([id])))
         weight = self._weights[id]
         raw = self._source.raw(self.name(id))
         form = weight.form(self._scheme)
@@ -194,13 +200,21 @@ class Parameters(Mapping[str, Weight]):
         """
         values = {id: self._values(id) for id in self}
         bad = [f"{self.name(id)}: not finite" for id in self if not _finite(values[id])]
-        for copy, original in self.copies.items():
-            if self._source.read(copy).tobytes() != self._source.read(original).tobytes():
-                bad.append(
-                    f"{copy}: expected a copy of {original} (the config ties them), it differs"
-                )
-        _refuse(self._source.where, bad)
+        _refuse(self._source.where, [*bad, *self._other_copies(self)])
         return values
+
+    def _other_copies(self, ids: Iterable[str]) -> Iterator[str]:
+        """A line for each copy of these parameters that is none."""
+        names = {self.name(id) for id in ids}
+        for copy, original in self.copies.items():
+            if original in names and not self._is_copy(copy, original):
+                yield f"{copy}: expected a copy of {original} (the config ties them), it differs"
+
+    def _is_copy(self, copy: str, original: str) -> bool:
+        source = self._source
+        if source.stored[copy] == source.stored[original]:
+            return bool(np.array_equal(source.raw(copy), source.raw(original)))
+        return source.read(copy).tobytes() == source.read(original).tobytes()
 
     def _values(self, id: str) -> Array:
         stored = np.asarray(self._source.read(self.name(id)), dtype=np.float32)
