@@ -474,6 +474,13 @@ def test_a_body_that_is_no_object_of_json_is_400(server: Running, body: str | by
     assert document["error"]["message"].startswith(("body: ", "prompt"))
 
 
+@pytest.mark.parametrize("body", [{"logit_bias": {"1" * 3000: "x"}}, {"stop": ["a" * 3000, 1]}])
+def test_what_was_wrong_is_repeated_in_short(server: Running, body: dict[str, Any]) -> None:
+    found, document, _ = post(server, "/v1/completions", json.dumps({"prompt": "a"} | body))
+    assert found == 400
+    assert len(json.dumps(document)) < 600
+
+
 def test_another_content_type_method_or_host_is_refused(server: Running) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 1})
     assert post(server, "/v1/completions", body, Content_Type="text/plain")[0] == 415

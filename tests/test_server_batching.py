@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ import pytest
 from server_harness import NARROW, SHAPE, Running, running, tiny_served
 
 from lockstep.server.chooser import Chooser
+from lockstep.server.generation import Generation
+from lockstep.server.metrics import Metrics
+from lockstep.server.scheduler import Job, QueueFull, Scheduler
+from lockstep.server.sequence import Sequence
 from lockstep.server.served import Served
 from lockstep.server.service import Limits
 from lockstep.server.slots import Slots
@@ -224,6 +229,12 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
 def test_a_full_queue_says_when_to_come_back() -> None:
     served = slowed(tiny_served(NARROW), 0.05)
     with running(served, Limits(max_queue=1)) as server:
+        body = {"prompt": "the", "max_tokens": 40, "ignore_eos": True}
+        ask(server, "completions", body)  # two seconds
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("GET", "/health")  # which is quick, and says nothing of that
+        connection.getresponse().read()
+        connection.close()
         first = begin(server, {})
         soon(lambda: server.metric("slots_used") == 1)
         second = begin(server, {})
@@ -232,11 +243,25 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         connection.request("POST", "/v1/completions", b'{"prompt": "a"}')
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (429, "queue_full")
-        assert int(answer.headers["Retry-After"]) >= 1
+        assert 2 <= int(answer.headers["Retry-After"]) <= 60
         connection.close()
         first.close()
         soon(lambda: server.metric("waiting_requests") == 0)
         second.close()
+
+
+def test_a_request_waits_only_where_no_slot_is_free() -> None:
+    served = tiny_served()
+    scheduler = Scheduler(served.session, lambda news: None, max_waiting=1, metrics=Metrics())
+
+    def submit() -> None:
+        sequence = Sequence(0, Generation(prompt=(1,)), served.tokenizer)
+        scheduler.submit(Job((sequence,), deadline=math.inf, sink=lambda events: None))
+
+    for _ in range(SHAPE.slots + 1):  # nothing runs yet
+        submit()
+    with pytest.raises(QueueFull):
+        submit()
 
 
 def test_an_answer_that_takes_too_long_is_ended() -> None:

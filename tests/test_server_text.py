@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 import re
 import time
+from collections.abc import AsyncIterator
 from functools import cache
+from typing import Any, cast
 
 import jsonschema
 import numpy as np
@@ -24,9 +28,11 @@ from lockstep.server.constraint import (
     lark_grammar,
     regex_grammar,
 )
+from lockstep.server.exchange import answer_stream
 from lockstep.server.generation import Generation, Penalties
 from lockstep.server.pace import LEAST, Pace
 from lockstep.server.scores import Token, scored
+from lockstep.server.service import Answers
 from lockstep.server.tool_calls import ToolCalls
 from lockstep.server.transcript import Transcript
 from lockstep.tokenizers import Tokenizer, decode, train_tokenizer
@@ -207,6 +213,15 @@ def test_a_token_that_the_grammar_forbids_is_refused_in_a_sentence() -> None:
     assert "\n" not in caught.value.message, "and not in the state of a parser"
 
 
+def test_ids_without_logits_are_no_end_of_a_grammar() -> None:
+    served = Vocabulary()
+    served.tokenizer = copy.copy(tokenizer())
+    served.tokenizer.stop_ids |= {-1, 5000}  # of a configuration that says so
+    expected = Constraints(Vocabulary()).compile(regex_grammar("a?"))()  # type: ignore[arg-type]
+    found = Constraints(served).compile(regex_grammar("a?"))()  # type: ignore[arg-type]
+    assert (found.allowed() == expected.allowed()).all()
+
+
 def test_the_pace_follows_the_time_of_passes() -> None:
     pace = Pace(512, target_s=0.1)
     for _ in range(10):
@@ -241,3 +256,32 @@ def test_calls_are_told_from_content_however_the_text_is_cut() -> None:
 def test_the_last_call_needs_no_end() -> None:
     content, calls = ToolCalls().push(CALL.removesuffix("</tool_call>"), is_last=True)
     assert (content, len(calls)) == ("", 1)
+
+
+class _Unread:
+    """Answers of a request, as far as a stream closes them."""
+
+    closed = False
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        raise AssertionError("nobody reads this")
+        yield {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_client_that_goes_before_the_first_event_is_not_answered_on() -> None:
+    async def send(_: Any) -> None:
+        await asyncio.Event().wait()  # nothing is read at the other end
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def served() -> None:
+        response = answer_stream(cast(Answers, answers), answers.chunks(), {})
+        await response({"type": "http", "method": "POST"}, receive, send)
+
+    answers = _Unread()
+    asyncio.run(asyncio.wait_for(served(), 20))
+    assert answers.closed

@@ -64,7 +64,7 @@ def from_validation(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"body: expected JSON: {first['msg']}", code="invalid_json")
-    param = ".".join(map(str, first["loc"]))
+    param = ".".join(map(str, first["loc"]))[:120]  # a key of the body is as long as it likes
     if not param:
         return ApiError(400, f"body: {_said(first)}", code="invalid_type")
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"

@@ -106,7 +106,9 @@ class Constraints:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._stop_ids = sorted(served.tokenizer.stop_ids)
+        # A configuration may name ids that have no logits, such as -1 for none.
+        n_vocab = served.session.n_vocab
+        self._stop_ids = sorted(id for id in served.tokenizer.stop_ids if 0 <= id < n_vocab)
         self._making = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
 
@@ -139,7 +141,7 @@ class Constraints:
                 "grammar: expected a model with an end token, got one without",
                 hint="leave the grammar out",
             )
-        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._served))
+        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._served, self._stop_ids))
         return llguidance.LLTokenizer(wrapper, eos_token=self._stop_ids)
 
 
@@ -148,13 +150,13 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, stop_ids: list[int]) -> None:
         self._tokenizer = served.tokenizer
-        self.eos_token_id = min(self._tokenizer.stop_ids)
+        self.eos_token_id = stop_ids[0]
         self.tokens, self.special_token_ids = list[bytes](), list[int]()
         for id in range(served.session.n_vocab):
             piece = self._tokenizer.token_bytes(id)
-            if not piece or self._tokenizer.is_control(id) or id in self._tokenizer.stop_ids:
+            if not piece or self._tokenizer.is_control(id) or id in stop_ids:
                 self.special_token_ids.append(id)
                 piece = b"\xff[%d]" % id  # how the library marks a token that is no text
             self.tokens.append(piece)

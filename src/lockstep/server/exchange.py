@@ -140,10 +140,25 @@ def answer_stream(
             yield ServerSentEvent("[DONE]")
         except ApiError as error:  # the status is sent already
             yield ServerSentEvent(dumps(error.body))
-        finally:
-            answers.close()
 
-    return EventSourceResponse(lines(), sep="\n", ping=PING_S, headers=headers)
+    return _Stream(answers, lines(), headers)
+
+
+class _Stream(EventSourceResponse):
+    """Events that are given up when the client goes away, even before the first was asked for."""
+
+    def __init__(
+        self, answers: Answers, lines: AsyncIterator[ServerSentEvent], headers: dict[str, str]
+    ) -> None:
+        super().__init__(lines, sep="\n", ping=PING_S, headers=headers)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.close()
 
 
 def dumps(document: Any) -> str:

@@ -21,7 +21,9 @@ def _many_texts(value: Any) -> Any:
     """One stop text, or several."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"expected a text or a list of texts, none of them empty, got {value!r}")
+        raise ValueError(
+            f"expected a text or a list of texts, none of them empty, got {value!r:.80}"
+        )
     return texts
 
 

@@ -78,6 +78,7 @@ class Scheduler:
         self._turn = 0
         self._drawing = ThreadPoolExecutor(os.cpu_count(), "drawing")
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self.answer_s = 0.0  # what answers took of late, from arrival to end; 0 before the first
         metrics.slots.set(self._slots.n_free)
         metrics.waiting.set_function(lambda: self.n_waiting)
 
@@ -104,7 +105,8 @@ class Scheduler:
 
         Raises: QueueFull.
         """
-        if self.n_waiting >= self._max_waiting:
+        # One in the inbox takes a slot that is free as soon as the pass that runs is over.
+        if self.n_waiting - self._slots.n_free >= self._max_waiting:
             raise QueueFull
         job.order = next(self._orders)
         with self._changed:
@@ -245,6 +247,8 @@ class Scheduler:
             self._release(job, [sequence])
             if job.is_done:
                 self._jobs.remove(job)
+                took = now - job.arrived
+                self.answer_s += (took - self.answer_s) / 8 if self.answer_s else took
         if events:
             news.append((job, events))
 

@@ -79,9 +79,7 @@ class Service:
 
     def _retry_s(self) -> int:
         """About how long it takes until the next of those that wait has a slot."""
-        samples = {s.name: s.value for m in self.metrics.request_s.collect() for s in m.samples}
-        total, count = (samples.get(f"lockstep_request_seconds_{x}", 0.0) for x in ("sum", "count"))
-        return max(1, min(60, round(total / count if count else 1)))
+        return max(1, min(60, round(self._scheduler.answer_s)))
 
     def _publish(self, news: News) -> None:
         assert self._loop is not None
