@@ -193,3 +193,18 @@ def test_models_of_two_families_are_not_compared(
     right = pair(tmp_path / "b", "llama", None)[1]
     assert main(["compare", left, right]) == 2
     assert "one family" in capfd.readouterr().err
+
+
+@pytest.mark.torch
+def test_an_original_that_transformers_cannot_open_was_not_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AttributeError("no such rope")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    _, found = compared(pair(tmp_path, "qwen3", None), capfd)
+    assert found["original_beside"]["verdict"] == "missing"
+    assert "no such rope" in found["original_beside"]["reason"]

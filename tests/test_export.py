@@ -35,7 +35,7 @@ from lockstep.engine.export_gguf import (
 )
 from lockstep.engine.export_hf import export_hf
 from lockstep.engine.source import Source, open_gguf, open_source
-from lockstep.errors import InputError, UsageError
+from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.families import FAMILIES, Weight
 from lockstep.formats.gguf_write import TensorToWrite, write_gguf
 from lockstep.passes import Target
@@ -420,6 +420,18 @@ def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
     for moved, verdict in ((5e-6, "pass"), (2e-5, "fail"), (np.nan, "fail")):
         answers = Answers(tokens=ours, logits=logits + moved)
         assert logits_check("l", "x", answers, truth, ours, truth.band).verdict == verdict
+
+
+@pytest.mark.torch
+def test_a_llama_cpp_that_does_not_end_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lockstep.oracle import llama_cpp
+
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: name)
+    monkeypatch.setattr(llama_cpp, "SECONDS", 0.001)
+    with pytest.raises(EnvironmentLacks, match="gave no answer about"):
+        llama_cpp.ask_server(tmp_path / "m.gguf", 9, [])
 
 
 def test_rows_that_are_no_whole_blocks_are_halves() -> None:

@@ -213,6 +213,15 @@ def assert_same_ids(built: Built, tokenizer: ModelTokenizer, folder: Path) -> No
     texts = [text for text in nasty_texts() if "\0" not in text and text]
     for markup, flags in ((False, ()), (True, ("--special",))):
         done = lm(folder, "--tokenize", *flags, sent="\0".join(texts).encode())
+def test_a_build_that_does_not_end_is_a_build_that_fails(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.proof.export_c.SECONDS", 0.001)
+    checks = prove_c(built.opened, built.folder)
+    assert failing(checks) == ["build"]
+    assert "did not end" in checks[0].reason
+
+
         assert done.returncode == 0, done.stderr
         found = [[int(id) for id in line.split()] for line in done.stdout.decode().split("\n")]
         for text, theirs in zip(texts, found[:-1], strict=True):

@@ -37,7 +37,8 @@ def ask_llama_cpp(
 ) -> Told:
     """The greedy continuation of a prompt, and the ids of texts, as text and as markup.
 
-    Raises: EnvironmentLacks if llama.cpp is not installed; GateError if it refuses the file.
+    Raises: EnvironmentLacks if llama.cpp is not installed or does not end; GateError if it refuses
+    the file.
     """
     completion = {
         "prompt": list(prompt), "n_predict": max_tokens, "temperature": 0, "return_tokens": True,
@@ -66,15 +67,22 @@ def ask_server(
 ) -> dict[str, Any]:
     """What its server says: `answers` to the posts, `tokens` and `steps` of a completion.
 
-    Raises: EnvironmentLacks if llama.cpp is not installed; GateError if it refuses the file.
+    Raises: EnvironmentLacks if llama.cpp is not installed or does not end; GateError if it refuses
+    the file.
     """
     if find_spec("xllamacpp") is None:
         raise EnvironmentLacks("llama.cpp is not installed", hint="pip install xllamacpp")
     sent = {"path": str(path), "context": context, "completion": completion, "posts": posts}
-    done = subprocess.run(
-        [sys.executable, str(_WORKER)],
-        input=json.dumps(sent), capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, str(_WORKER)],
+            input=json.dumps(sent), capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentLacks(
+            f"llama.cpp gave no answer about {path.name} within {SECONDS} s",
+            hint="end other programs, or use a faster machine",
+        ) from error
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise GateError(f"llama.cpp refuses {path.name}: {(said or ['it aborted'])[0]:.200}")

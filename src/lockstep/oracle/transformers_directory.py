@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from lockstep.errors import GateError
 from lockstep.ir import Array
+from lockstep.oracle.transformers_model import refusing
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,9 @@ def ask_directory(
 
     Raises: GateError if they cannot open it.
     """
-    try:
+    with refusing(path):
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise GateError(f"transformers cannot open {path.name}: {error!s:.200}") from error
     with torch.no_grad():
         made = model.generate(
             torch.tensor([list(prompt)]), max_new_tokens=max_tokens, do_sample=False

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 
+from lockstep.errors import GateError
 from lockstep.families import Family, Weight
 from lockstep.ir import Array
 from lockstep.oracle.exact import KeepFloat64
@@ -125,13 +126,32 @@ def logits_of_directory(path: Path, ids_T: Array) -> Array:
     """The float32 logits of the model that transformers itself reads from a directory.
 
     Shapes: ids (T,) -> logits (T, V)
+    Raises: GateError if it cannot open it.
     """
     options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     with quiet_loading(), torch.no_grad():
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
+        with refusing(path):
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
         ids_BT = torch.from_numpy(np.asarray(ids_T, np.int64))[None]
         logits: Array = model(input_ids=ids_BT, use_cache=False).logits[0].numpy()
     return logits
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Says as one error what transformers has against a directory, which it raises as anything.
+
+    Raises: GateError.
+    """
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        said = f"{type(error).__name__}: {first:.200}"
+        raise GateError(
+            f"transformers cannot open {path.name}: {said}",
+            hint="see whether the version that is installed knows this model",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -262,7 +262,11 @@ def _beside_transformers(side: Side, inputs: Mapping[str, Array], logits_TV: Arr
         from lockstep.oracle import logits_of_directory
     except ImportError as error:
         return Check.missing(**row, reason=f"torch and transformers are not installed: {error}")
-    found = apart(logits_of_directory(source.path, inputs["tokens"]), logits_TV)
+    try:
+        told = logits_of_directory(source.path, inputs["tokens"])
+    except GateError as error:
+        return Check.missing(**row, reason=error.message)
+    found = apart(told, logits_TV)
     honest = apart(_logits_in_float32(side, inputs), logits_TV)
     bound = COMPARE_FACTOR.value * honest + COMPARE_FLOOR.value
     return Check.measured(**row, compared=logits_TV.size, figure=found, relation="<=", bound=bound)

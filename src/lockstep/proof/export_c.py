@@ -24,6 +24,7 @@ from lockstep.tokenizers import begin_ids
 
 STEPS = 48  # greedy tokens after a prompt
 SECONDS = 900  # for a build, or for all tokens of a prompt
+LATE = 124  # the exit code of timeout(1)
 THREADS = (1, 3)
 Say = Callable[[str], None]
 
@@ -64,9 +65,13 @@ def _run(
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs something with nothing of our environment but where programs are."""
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=sent, capture_output=True, timeout=SECONDS
-    )
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=environment, input=sent, capture_output=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        late = f"error: {command[0]} did not end within {SECONDS} s"
+        return subprocess.CompletedProcess(command, LATE, b"", late.encode())
 
 
 def _build_check(built: subprocess.CompletedProcess[bytes], compiler: str) -> Check:
