@@ -93,8 +93,9 @@ def measure(file: Path, options: argparse.Namespace, directory: Path) -> Iterato
 def broken(found: Sequence[Found]) -> list[str]:
     """The bounds that our engine does not keep, in words."""
     peers = {(f.file, f.evaluated): f.distance for f in found if f.engine == "llama.cpp"}
-    lines = []
-    for own in (f for f in found if f.engine == "lockstep"):
+    ours = [f for f in found if f.engine == "lockstep"]
+    lines = [] if ours else ["expected figures of lockstep, got none: nothing was compared"]
+    for own in ours:
         where, d = f"{own.file}, {own.evaluated}", own.distance
         peer = peers.get((own.file, own.evaluated))
         if own.file.rpartition("-")[2] in FLOATS:
@@ -118,9 +119,11 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, help="directory of the model (default: NAME-hf beside)")
     parser.add_argument("--positions", type=int, default=POSITIONS)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--engines", default="llama.cpp,lockstep")
+    parser.add_argument("--engines", default=",".join(SCRIPTS))
     parser.add_argument("--llama-python", type=Path, help="has llama-cpp-python (default: built)")
     options = parser.parse_args()
+    if unknown := set(options.engines.split(",")) - SCRIPTS.keys():
+        parser.error(f"--engines: expected some of {', '.join(SCRIPTS)}, got {min(unknown)!r}")
     if "llama.cpp" in options.engines and not options.llama_python:
         options.llama_python = llama_python()
     print("| file | engine | evaluated | positions | relative error | 1 - least cosine | flips |")

@@ -96,6 +96,7 @@ def test_the_proof_of_inference_names_each_bound_that_is_broken(bench: ModuleTyp
     assert "cosine" in broken([found("m-F16", 1e-2)])[0]
     assert "at most llama.cpp's" in broken([far, peer])[0]
     assert "not measured" in broken([near])[0]
+    assert "nothing was compared" in broken([peer])[0]
     swapped = wanted.copy()  # two logits of 500: hardly any angle, another token
     swapped[2, :2] = 30.0, 30.1
     wanted[2, :2] = 30.1, 30.0
