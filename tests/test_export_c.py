@@ -45,6 +45,7 @@ from lockstep.tokenizers import (
 )
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
 
+SUM_AT = 56  # where the sum of tokenizer.bin stands
 PROMPTS = ("[circle]", "naïve 漢字 — 😀 12345", '<svg width="100"> [palette:cool]')
 
 
@@ -178,10 +179,27 @@ def test_a_merge_of_other_tokens_is_caught(built: Built, tmp_path: Path) -> None
     folder = copied(built, tmp_path / "m")
     content = bytearray((folder / "tokenizer.bin").read_bytes())
     head = [int.from_bytes(content[8 + 4 * i : 12 + 4 * i], "little") for i in range(8)]
-    merges = 56 + 4 * (head[2] + 2 * head[0] + 1 + 256)
+    merges = SUM_AT + 4 + 4 * (head[2] + 2 * head[0] + 1 + 256)
     content[merges : merges + 4] = (1).to_bytes(4, "little")  # the left of the first merge
+    content[SUM_AT : SUM_AT + 4] = bytes(4)
+    words = np.frombuffer(content + bytes(-len(content) % 4), "<u4")
+    content[SUM_AT : SUM_AT + 4] = words.sum(dtype="<u4").tobytes()
     (folder / "tokenizer.bin").write_bytes(content)
+    assert lm(folder, "-p", "[circle]", "-n", "1").returncode == 0
     assert "tokenizer" in failing(list(answer_checks(built.opened, folder)))
+
+
+@pytest.mark.parametrize("at", [12, 40, SUM_AT, 1000, -1])
+def test_a_byte_of_the_vocabulary_that_changed_is_refused(
+    built: Built, tmp_path: Path, at: int
+) -> None:
+    file = copied(built, tmp_path / "m") / "tokenizer.bin"
+    content = bytearray(file.read_bytes())
+    content[at] ^= 4
+    file.write_bytes(content)
+    done = lm(file.parent, "-p", "[circle]", "-n", "1")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert b"tokenizer.bin" in done.stderr
 
 
 def test_c_that_does_not_compile_is_caught(built: Built, tmp_path: Path) -> None:
@@ -193,6 +211,15 @@ def test_c_that_does_not_compile_is_caught(built: Built, tmp_path: Path) -> None
     checks = prove_c(built.opened, folder)
     assert failing(checks) == ["build"]
     assert "main.c" in checks[0].reason
+
+
+def test_a_build_that_does_not_end_is_a_build_that_fails(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.proof.export_c.SECONDS", 0.001)
+    checks = prove_c(built.opened, built.folder)
+    assert failing(checks) == ["build"]
+    assert "did not end" in checks[0].reason
 
 
 @pytest.mark.parametrize(
@@ -213,15 +240,6 @@ def assert_same_ids(built: Built, tokenizer: ModelTokenizer, folder: Path) -> No
     texts = [text for text in nasty_texts() if "\0" not in text and text]
     for markup, flags in ((False, ()), (True, ("--special",))):
         done = lm(folder, "--tokenize", *flags, sent="\0".join(texts).encode())
-def test_a_build_that_does_not_end_is_a_build_that_fails(
-    built: Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lockstep.proof.export_c.SECONDS", 0.001)
-    checks = prove_c(built.opened, built.folder)
-    assert failing(checks) == ["build"]
-    assert "did not end" in checks[0].reason
-
-
         assert done.returncode == 0, done.stderr
         found = [[int(id) for id in line.split()] for line in done.stdout.decode().split("\n")]
         for text, theirs in zip(texts, found[:-1], strict=True):

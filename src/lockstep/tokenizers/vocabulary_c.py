@@ -60,7 +60,11 @@ def c_vocabulary(vocabulary: Vocabulary, tokenizer: ModelTokenizer) -> bytes:
     merges = np.array(merging.merges, np.int32).reshape(-1)
     characters = np.array(sorted(merging.characters.items()), np.int32).reshape(-1)
     parts = [head, stops, begins, kinds, merging.byte_ids, merges, named, characters]
-    return b"LSTOKEN2" + b"".join(np.asarray(p, "<i4").tobytes() for p in parts) + text
+    numbers, *rest = (np.asarray(part, "<i4").tobytes() for part in parts)
+    begin, behind = b"LSTOKEN3" + numbers, b"".join(rest) + text
+    words = np.frombuffer(begin + behind + bytes(-len(behind) % 4), "<u4")
+    total = int(words.sum(dtype=np.uint64)) % (1 << 32)
+    return begin + total.to_bytes(4, "little") + behind
 
 
 @dataclass(frozen=True, kw_only=True)

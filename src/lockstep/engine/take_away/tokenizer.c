@@ -34,6 +34,7 @@ typedef struct {
   char magic[8];
   int32_t n_tokens, n_merges, n_stops, n_named, n_characters, n_bytes, splitting, whole_words;
   int32_t first, unknown, prefix, one_word;
+  uint32_t sum; /* of all other little-endian words of the file */
 } Head;
 
 struct Tokenizer {
@@ -108,6 +109,12 @@ static void fill_tables(Tokenizer *t) {
   }
 }
 
+static uint32_t sum_of_words(const char *bytes, size_t n) {
+  uint32_t sum = 0;
+  for (size_t i = 0; i < n; i++) sum += (uint32_t)(unsigned char)bytes[i] << 8 * (i % 4);
+  return sum;
+}
+
 static char *read_file(const char *path, size_t *n) {
   FILE *file = fopen(path, "rb");
   if (file == NULL) return NULL;
@@ -133,13 +140,15 @@ Tokenizer *tokenizer_open(const char *path, const char **why) {
   if (n < sizeof t->head) return NULL;
   memcpy(&t->head, file, sizeof t->head);
   const Head *h = &t->head;
-  if (memcmp(h->magic, "LSTOKEN2", 8) != 0) return NULL;
+  if (memcmp(h->magic, "LSTOKEN3", 8) != 0) return NULL;
   if (h->n_tokens < 1 || h->n_merges < 0 || h->n_stops < 0 || h->n_named < 0 || h->n_bytes < 0 ||
       h->n_characters < 0)
     return NULL;
   const size_t n_words = (size_t)h->n_stops + 2 * (size_t)h->n_tokens + 1 + 256 +
                          4 * (size_t)h->n_merges + (size_t)h->n_named + 2 * (size_t)h->n_characters;
   if (n != sizeof *h + 4 * n_words + (size_t)h->n_bytes) return NULL;
+  *why = "its bytes are not those of the model; export it again";
+  if (h->sum != sum_of_words(file, n) - h->sum) return NULL;
   t->stops = (const int32_t *)(const void *)(file + sizeof *h);
   t->begins = t->stops + h->n_stops;
   t->kinds = t->begins + h->n_tokens + 1;
