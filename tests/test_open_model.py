@@ -172,6 +172,16 @@ def test_a_change_in_any_file_of_a_split_is_seen(home: Path, tmp_path: Path) -> 
     assert logits(after) != before
 
 
+def test_what_a_killed_process_left_goes_when_it_is_old(folder: Path, home: Path) -> None:
+    old, new = (home / "build" / f"packing-{name}" for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir()
+        (left / "weights").write_bytes(bytes(99))
+    os.utime(old, (0, 0))
+    opened(folder / "model.gguf")
+    assert (old.exists(), new.exists()) == (False, True), "another process may still write the new"
+
+
 def test_a_head_that_is_not_the_tied_table_is_refused(folder: Path, tmp_path: Path) -> None:
     hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
     table = hf["model.embed_tokens.weight"]

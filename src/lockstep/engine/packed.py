@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SUM_BYTES = 8 << 20  # of weights that have a sum of their own
 _CHUNK_BYTES = 8 * SUM_BYTES
 _SPARE_BYTES = 1 << 30  # of the disk, which the cache leaves free
 _MOST_BYTES = 16 << 30  # of all packed weights; those that were not used for longest go first
+_PACKING = "packing-"  # how a folder begins in which weights are being written
+_LEFT_S = 24 * 3600.0  # no writing takes so long: its process was killed
 
 
 class StoredParameters(Protocol):
@@ -102,7 +105,8 @@ def fill_parameters(
     `formats` says how the weights that are packed are stored; `content` identifies the bytes of the
     model's file, under which the packed arena is kept for the next start.
 
-    Raises: InputError if a parameter is not finite or cannot be read.
+    Raises: InputError if a parameter cannot be read, or is not finite. Those that are packed as the
+    file has them are not looked through: a logit that is no number tells of them.
     """
     arena = program.arena("params")
     cache = _Cache(_key(program.manifest, formats, content))
@@ -143,7 +147,10 @@ def _place(
 
 def _expect_size(packed: Bytes, view: Bytes, where: str, id: str) -> None:
     if packed.shape != view.shape:
-        raise InputError(f"{where} {id}: expected {view.nbytes} packed bytes, got {packed.nbytes}")
+        raise InputError(
+            f"{where} {id}: expected {view.nbytes} packed bytes, got {packed.nbytes}",
+            hint="the file changed while it was read: open it again",
+        )
 
 
 def _key(manifest: Manifest, formats: Mapping[str, str], content: str) -> str:
@@ -193,7 +200,7 @@ class _Cache:
             _make_room(directory, arena.nbytes)
             if shutil.disk_usage(directory).free < arena.nbytes + _SPARE_BYTES:
                 return
-            with tempfile.TemporaryDirectory(dir=directory, prefix="packing-") as name:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=_PACKING) as name:
                 made, sums = Path(name) / "weights", Path(name) / "sums"
                 with made.open("wb", buffering=0) as file:
                     for chunk in _chunks(arena):
@@ -206,7 +213,14 @@ class _Cache:
 
 
 def _make_room(directory: Path, n_bytes: int) -> None:
-    """Deletes the packed weights that were not used for longest, so that so many bytes fit in."""
+    """Deletes the packed weights that were not used for longest, so that so many bytes fit in.
+
+    What a process left that was killed while it wrote goes as well.
+    """
+    for left in directory.glob(f"{_PACKING}*"):
+        with suppress(FileNotFoundError):  # whoever wrote it is done by now
+            if left.stat().st_mtime < time.time() - _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
     kept = sorted(directory.glob("*.weights"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in kept:
         n_bytes += path.stat().st_size
