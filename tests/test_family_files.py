@@ -371,6 +371,11 @@ def test_layers_have_the_windows_of_transformers(
         (GEMMA3_1B, {"sliding_window_pattern": 0, "layer_types": ["a"]}, "layer_types"),
         (GEMMA3_1B, {"sliding_window": 0}, "window: expected a whole number"),
         (GEMMA3_1B, {"layer_types": ["full_attention"] * 26}, "layer_types"),
+        (
+            GEMMA3_1B,
+            {"layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2},
+            "layer_types: expected 26, .* got 12",
+        ),
         (GEMMA3_1B, {"rope_parameters": {"linear_attention": {}}}, "got linear_attention"),
         (
             GEMMA3_1B,
@@ -387,8 +392,9 @@ def test_a_config_that_we_cannot_carry_out_is_refused_by_name(
 ) -> None:
     family = family_of_hf(published)
     family.from_hf(published)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as refused:
         family.from_hf({**published, **change})
+    assert refused.value.hint, "what to do next"
 
 
 JSON = st.recursive(
@@ -470,17 +476,17 @@ def test_a_stored_copy_of_a_tied_head_must_be_a_copy() -> None:
     other = Held({**source.tensors, "lm_head.weight": embedding + 1})
     with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy"):
         family.hf_parameters(family.TINY, other)
+    one_by_one = family.parameters(family.TINY, other, "hf")
+    for read in (one_by_one.f32, one_by_one.rows):
+        assert len(read("layers.0.attn.q.weight"))
+        with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy"):
+            read("embed.weight")
     untied = replace(family.TINY, tied=False)
     with pytest.raises(InputError, match=r"lm_head\.weight: missing"):
         family.hf_parameters(untied, source)
 
 
 @pytest.mark.parametrize(("family", "config"), EVERY_CONFIG)
-    one_by_one = family.parameters(family.TINY, other, "hf")
-    for read in (one_by_one.f32, one_by_one.rows):
-        assert len(read("layers.0.attn.q.weight"))
-        with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy"):
-            read("embed.weight")
 def test_a_converted_model_is_the_model_of_its_directory(
     family: Family[Any], config: Any, tmp_path: Path
 ) -> None:

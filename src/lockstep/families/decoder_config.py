@@ -7,7 +7,7 @@ from typing import Any
 
 from lockstep.errors import InputError
 from lockstep.families.decoder import Activation, DecoderConfig
-from lockstep.families.keys import Keys
+from lockstep.families.keys import AGAIN, Keys
 from lockstep.families.rope import Scaling
 from lockstep.families.rope_config import (
     gguf_scaling,
@@ -112,7 +112,7 @@ def gguf_settings(keys: Keys, arch: str, source: TensorSource) -> dict[str, Any]
     Raises: InputError naming the key that is missing, of another type or not supported.
     """
     if len(source.shapes.get("token_embd.weight", ())) != 2:
-        raise InputError(f"{keys.where}: expected a matrix token_embd.weight, got none")
+        raise InputError(f"{keys.where}: expected a matrix token_embd.weight, got none", hint=AGAIN)
     vocab, width = source.shapes["token_embd.weight"]
     heads = keys.take(f"{arch}.attention.head_count", int)
     head_dim = keys.take(f"{arch}.attention.key_length", int, width // max(heads, 1))
@@ -164,6 +164,8 @@ def architecture_keys(arch: str, metadata: Mapping[str, object]) -> Keys:
     """
     if metadata.get("general.architecture") != arch:
         found = metadata.get("general.architecture")
-        raise InputError(f"gguf general.architecture: expected {arch!r}, got {found!r:.60}")
+        raise InputError(
+            f"gguf general.architecture: expected {arch!r}, got {found!r:.60}", hint=AGAIN
+        )
     own = {k: v for k, v in metadata.items() if k.startswith(f"{arch}.")}
     return Keys("gguf metadata", own)

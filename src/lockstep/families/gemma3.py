@@ -25,7 +25,7 @@ from lockstep.families.decoder_config import (
 )
 from lockstep.families.family import Family
 from lockstep.families.form import LessOne
-from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.keys import AGAIN, WISH, Keys, made_from_file
 from lockstep.families.rope import LinearScaling, Rope, Scaling
 from lockstep.families.rope_config import hf_scaling
 from lockstep.families.source import Renamed, TensorSource
@@ -187,7 +187,8 @@ def _hf_ropes(keys: Keys, context: int) -> tuple[float, float, Scaling | None]:
     scaling = keys.take_mapping("rope_scaling")
     if given is not None and scaling is not None:
         raise InputError(
-            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both"
+            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both",
+            hint=AGAIN,
         )
     ropes = Keys(f"{keys.where} rope_parameters", given or {})
     local = ropes.take_mapping(LOCAL) or {}
@@ -197,7 +198,7 @@ def _hf_ropes(keys: Keys, context: int) -> tuple[float, float, Scaling | None]:
     if local_scaling is not None:
         raise InputError(
             f"{ropes.where} {LOCAL}: expected no scaling, got {dict(local)!r:.60}",
-            hint="choose a model without this setting, or report it with its config as a wish",
+            hint=WISH,
         )
     theta, found = hf_scaling(f"{ropes.where} {GLOBAL}", whole, theta, context)
     return theta, local_theta, found
@@ -206,15 +207,16 @@ def _hf_ropes(keys: Keys, context: int) -> tuple[float, float, Scaling | None]:
 def _hf_period(keys: Keys, layers: int) -> int:
     """Each how many-th layer is global: said, or shown by the list of layers."""
     said = keys.take("sliding_window_pattern", int, keys.take("_sliding_window_pattern", int, 0))
-    wanted = [said] if said else [6, *range(1, min(layers, decoder.MAX_LAYERS) + 2)]
+    layers = min(layers, decoder.MAX_LAYERS)
+    wanted = [said] if said else [6, *range(1, layers + 2)]
     listed = keys.take_list("layer_types")
     for period in wanted:
-        if period > 0 and (listed is None or listed == _layer_types(len(listed), period)):
+        if period > 0 and listed in (None, _layer_types(layers, period)):
             return period
     raise InputError(
-        f"{keys.where} layer_types: expected a global layer after each so many local ones, "
-        f"got {listed!r:.60}",
-        hint="choose a model without this setting, or report it with its config as a wish",
+        f"{keys.where} layer_types: expected {layers}, a global one after each so many local ones, "
+        f"got {len(listed or ())}: {listed!r:.60}",
+        hint=WISH,
     )
 
 

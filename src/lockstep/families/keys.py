@@ -10,7 +10,8 @@ import numpy as np
 from lockstep.errors import InputError, UsageError
 
 T = TypeVar("T", int, float, bool, str)
-_HINT = "choose a model without this setting, or report it with its config as a wish"
+WISH = "choose a model without this setting, or report it with its config as a wish"
+AGAIN = "download the model again, or convert it again from the original"
 
 
 class Keys:
@@ -33,12 +34,12 @@ class Keys:
         value = self._given.get(key)
         if value is None:
             if default is None:
-                raise InputError(f"{self.where}: expected a key {key}, got none")
+                raise InputError(f"{self.where}: expected a key {key}, got none", hint=AGAIN)
             return default
         if kind is float and type(value) is int and abs(value) < 1 << 53:
             value = float(value)
         if type(value) is not kind:
-            raise InputError(f"{self.where} {key}: expected {kind.__name__}, got {value!r:.60}")
+            raise self._of_another_type(key, kind.__name__)
         return value
 
     def take_f32(self, key: str, default: float | None = None) -> float:
@@ -57,7 +58,7 @@ class Keys:
         self._left.discard(key)
         value = self._given.get(key)
         if value is not None and not isinstance(value, Mapping):
-            raise InputError(f"{self.where} {key}: expected a mapping, got {value!r:.60}")
+            raise self._of_another_type(key, "a mapping")
         return value
 
     def take_list(self, key: str) -> list[object] | None:
@@ -68,8 +69,12 @@ class Keys:
         self._left.discard(key)
         value = self._given.get(key)
         if value is not None and not isinstance(value, list):
-            raise InputError(f"{self.where} {key}: expected a list, got {value!r:.60}")
+            raise self._of_another_type(key, "a list")
         return value
+
+    def _of_another_type(self, key: str, wanted: str) -> InputError:
+        got = f"{self._given.get(key)!r:.60}"
+        return InputError(f"{self.where} {key}: expected {wanted}, got {got}", hint=AGAIN)
 
     def only(self, key: str, *allowed: object) -> None:
         """Takes a key that may be absent, null or one of the values that we can carry out.
@@ -82,7 +87,7 @@ class Keys:
             wanted = " or ".join(repr(a) for a in allowed) or "null"
             raise InputError(
                 f"{self.where} {key}: expected {wanted}, got {value!r:.60}, which is not supported",
-                hint=_HINT,
+                hint=WISH,
             )
 
     def finish(self, ignored: Mapping[str, str]) -> None:
@@ -92,9 +97,10 @@ class Keys:
         """
         unknown = sorted(self._left - set(ignored))
         if unknown:
+            listed = f"{', '.join(unknown):.400}"
             raise InputError(
-                f"{self.where}: expected only keys that are understood, got {', '.join(unknown)}",
-                hint=_HINT,
+                f"{self.where}: expected only keys that are understood, got {listed}",
+                hint=WISH,
             )
 
 
@@ -106,4 +112,4 @@ def made_from_file(Config: Any, where: str, settings: Mapping[str, Any]) -> Any:
     try:
         return Config(**settings)
     except UsageError as error:
-        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+        raise InputError(f"{where}: {error.message}", hint=error.hint or AGAIN) from error

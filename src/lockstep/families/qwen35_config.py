@@ -18,7 +18,7 @@ from lockstep.families.decoder_config import (
     hf_keys,
     hf_settings,
 )
-from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.keys import AGAIN, Keys, made_from_file
 from lockstep.families.rope import Rope
 from lockstep.families.rope_config import hf_scaling_keys
 from lockstep.families.source import Renamed, TensorSource
@@ -163,7 +163,8 @@ def _text_config(hf: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
     outer.finish(_OUTER_IGNORED)
     if "tie_word_embeddings" in outer and text.get("tie_word_embeddings", tied) != tied:
         raise InputError(
-            f"config.json tie_word_embeddings: expected the same as in text_config, got {tied}"
+            f"config.json tie_word_embeddings: expected the same as in text_config, got {tied}",
+            hint=AGAIN,
         )
     return {"tie_word_embeddings": tied, **text}, "config.json text_config"
 
@@ -182,7 +183,9 @@ def _without_sections(text: Mapping[str, object], where: str) -> tuple[dict[str,
         dropped = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
         plain[name] = {k: v for k, v in rope.items() if k not in dropped}
     if not 0.0 < part <= 1.0:
-        raise InputError(f"{where} partial_rotary_factor: expected above 0, at most 1, got {part}")
+        raise InputError(
+            f"{where} partial_rotary_factor: expected above 0, at most 1, got {part}", hint=AGAIN
+        )
     return plain, part
 
 
@@ -255,7 +258,8 @@ def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
     if config.values_width != values:
         raise InputError(
             f"gguf metadata qwen35.ssm.inner_size: expected a multiple of the "
-            f"{config.value_heads} value heads, got {values}"
+            f"{config.value_heads} value heads, got {values}",
+            hint=AGAIN,
         )
     return config
 
@@ -295,7 +299,8 @@ def _expect_three_positions(sections: object) -> None:
             return
     raise InputError(
         "gguf metadata qwen35.rope.dimension_sections: expected pairs dealt out to three positions "
-        f"in turn, got {sections!r:.60}"
+        f"in turn, got {sections!r:.60}",
+        hint=AGAIN,
     )
 
 

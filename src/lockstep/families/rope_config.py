@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.errors import InputError
-from lockstep.families.keys import Keys, made_from_file
+from lockstep.families.keys import AGAIN, Keys, made_from_file
 from lockstep.families.rope import (
     LinearScaling,
     Llama3Scaling,
@@ -35,7 +35,8 @@ def hf_rope(keys: Keys, context: int) -> tuple[float, Scaling | None]:
     keys.only("partial_rotary_factor", 1.0, 1)
     if new is not None and old is not None and dict(new) != dict(old):
         raise InputError(
-            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both"
+            f"{keys.where}: expected one of rope_parameters and rope_scaling, got both",
+            hint=AGAIN,
         )
     given = new if new is not None else old
     if given is None:
@@ -44,7 +45,8 @@ def hf_rope(keys: Keys, context: int) -> tuple[float, Scaling | None]:
     found, scaling = hf_scaling(f"{keys.where} {name}", given, theta, context)
     if "rope_theta" in given and "rope_theta" in keys and found != theta:
         raise InputError(
-            f"{keys.where} rope_theta: expected {found} as in {keys.where} {name}, got {theta}"
+            f"{keys.where} rope_theta: expected {found} as in {keys.where} {name}, got {theta}",
+            hint=AGAIN,
         )
     return found, scaling
 
@@ -84,7 +86,8 @@ def _hf_yarn(rope: Keys, context: int) -> dict[str, Any]:
     mscale, all_dim = rope.take("mscale", float, 0.0), rope.take("mscale_all_dim", float, 0.0)
     if not all(math.isfinite(number) for number in (factor, mscale, all_dim)):
         raise InputError(
-            f"{rope.where}: expected finite numbers, got {factor}, {mscale}, {all_dim}"
+            f"{rope.where}: expected finite numbers, got {factor}, {mscale}, {all_dim}",
+            hint=AGAIN,
         )
     given = yarn_magnitude(max(factor, 1.0), mscale, all_dim)
     return {

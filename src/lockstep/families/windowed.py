@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lockstep.errors import InputError, UsageError
 from lockstep.families.decoder import MAX_LAYERS, MAX_SIZE, DecoderConfig
-from lockstep.families.keys import Keys
+from lockstep.families.keys import WISH, Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -57,7 +57,7 @@ def hf_window(keys: Keys, layers: int) -> dict[str, int]:
         raise InputError(
             f"{keys.where} layer_types: expected {first or layers} times {FULL}, then {SLIDING} "
             f"where a window is on, got {', '.join(map(str, types or []))!s:.80}",
-            hint="choose a model without this setting, or report it with its config as a wish",
+            hint=WISH,
         )
     return {"window": window, "windowed_from": first}
 
