@@ -254,7 +254,9 @@ def test_a_chat_answers_and_reads_only_what_is_new(
     assert child.exitstatus == 0
 
 
-def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
+def test_a_chat_is_told_what_to_change(chat: Callable[..., Any], tmp_path: Path) -> None:
+    halved = tmp_path / "halved.json"  # a text that no file can hold
+    halved.write_text(r'{"messages": [{"role": "user", "content": "\ud800"}]}')
     child = chat("-n", "4", *CTX)
     assert "/system" in ask(child, "/help")
     assert "no system message" in ask(child, "/system")
@@ -273,7 +275,9 @@ def test_a_chat_is_told_what_to_change(chat: Callable[..., Any]) -> None:
         ("/set top-p 2", "give another number"),
         ("/hepl", "did you mean help?"),
         ("/load /none.json", "none.json"),
+        ("/load ~no-such-user/chat.json", "expected a home directory"),
         (f"/load {__file__}", "load a file that /save wrote"),
+        (f"/load {halved}", "load a file that /save wrote"),
         ("/save", "expected the name of a file"),
     ):
         assert culprit in ask(child, line), line

@@ -24,7 +24,7 @@ from lockstep.engine import packed
 from lockstep.engine.inspection import running
 from lockstep.engine.model import OpenModel, open_model
 from lockstep.engine.source import open_source
-from lockstep.errors import BudgetError, InputError
+from lockstep.errors import BudgetError, InputError, UsageError
 from lockstep.families import FAMILIES, write_parameters
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import write_hf_directory
@@ -204,6 +204,8 @@ def test_a_model_that_does_not_fit_is_refused(
 def test_what_is_no_model_is_refused(tmp_path: Path, home: Path) -> None:
     with pytest.raises(InputError, match="expected a GGUF file, a Hugging Face directory"):
         open_source(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="expected a home directory"):
+        open_source("~no-such-user/model.gguf")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lockstep.artifacts.files import (
     read_bytes,
 )
 from lockstep.artifacts.record import Artifact, append_line, parse_json, read_lines
-from lockstep.artifacts.run_dir import RunDir, lockstep_home, runs_root
+from lockstep.artifacts.run_dir import RunDir, expanded, lockstep_home, runs_root
 
 __all__ = [
     "Artifact",
@@ -25,6 +25,7 @@ __all__ = [
     "atomic_write_bytes",
     "atomic_write_text",
     "content_hash",
+    "expanded",
     "keyed",
     "lockstep_home",
     "make_directory",

@@ -15,10 +15,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def lockstep_home() -> Path:
     """$LOCKSTEP_HOME, or ~/.cache/lockstep."""
-    return _expanded(os.environ.get("LOCKSTEP_HOME") or "~/.cache/lockstep")
+    return expanded(os.environ.get("LOCKSTEP_HOME") or "~/.cache/lockstep")
 
 
-def _expanded(text: str) -> Path:
+def expanded(text: str) -> Path:
     """The path that a text with `~` or `~user` in front spells.
 
     Raises: UsageError if there is no such user.
@@ -51,7 +51,7 @@ class RunDir:
         """
         text = str(text)
         if os.sep in text or text.startswith((".", "~")):
-            return cls(_expanded(text).absolute())
+            return cls(expanded(text).absolute())
         if _NAME.fullmatch(text) is None:
             raise UsageError(
                 f"run name: expected letters, digits, '.', '_' or '-', got {text!r:.120}",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from lockstep.artifacts import expanded
 from lockstep.cli.run_display import Think
 from lockstep.engine.conversation import Answer, Conversation, Limits, Speaker
 from lockstep.engine.sampling import Sampler
 from lockstep.errors import InputError, UsageError, nearest
+from lockstep.formats.atomic import replacing
 from lockstep.formats.json_text import read_json_object
+from lockstep.formats.locate.bounded import is_writable
 
 COMMANDS = {
     "help": "/help               this list",
@@ -95,8 +100,10 @@ class Commands:
         path = _path("save", rest)
         document = json.dumps({"messages": chat.messages}, ensure_ascii=False, indent=2) + "\n"
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(document)
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            with replacing(path) as temporary:  # whole, or not at all
+                temporary.write_text(document, encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"{path}: expected a new file that can be written, got: {error.strerror}",
@@ -156,13 +163,16 @@ class Commands:
             self.sampler = Sampler(changed)
         elif name == "max-tokens":
             if int(value) < 1:
-                raise UsageError(f"/set max-tokens: expected 1 or more, got {value}")
+                raise UsageError(
+                    f"/set max-tokens: expected 1 or more, got {value}", hint="give another number"
+                )
             self.limits = replace(self.limits, max_tokens=int(value))
         else:
             modes = dict(zip(get_args(Think), get_args(Think), strict=True))
             if value not in modes:
                 raise UsageError(
-                    f"/set think: expected one of {', '.join(modes)}, got {value!r:.40}"
+                    f"/set think: expected one of {', '.join(modes)}, got {value!r:.40}",
+                    hint="give one of these",
                 )
             self.think = modes[value]
             if self.chat is not None:
@@ -188,13 +198,13 @@ def _path(command: str, rest: str) -> Path:
     if not rest:
         raise UsageError(f"/{command}: expected the name of a file, got none",
                          hint=f"for example /{command} chat.json")  # fmt: skip
-    return Path(rest).expanduser()
+    return expanded(rest)
 
 
 def _is_message(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.get("role") in _ROLES
-        and all(isinstance(text, str) for text in value.values())
+        and all(isinstance(text, str) and is_writable(text) for text in value.values())
         and "content" in value
     )

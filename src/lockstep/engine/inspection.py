@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from lockstep.artifacts import expanded
 from lockstep.build import lowered_inference
 from lockstep.engine.model import expect_room, shape_of
 from lockstep.engine.packed import packed_type
@@ -71,9 +71,10 @@ class Running:
 def contents(name: str) -> Contents:
     """What a file or directory holds, also where no family of ours can run it.
 
-    Raises: InputError if it is damaged, or there is no such file.
+    Raises: InputError if it is damaged, or there is no such file; UsageError for the home of
+    a user that there is not.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     found: GGUFFile | HFDirectory = GGUFFile(path) if path.is_file() else HFDirectory(path)
     metadata = found.metadata if isinstance(found, GGUFFile) else found.config
     tensors = (

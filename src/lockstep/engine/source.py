@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from lockstep.artifacts import RunDir, lockstep_home
+from lockstep.artifacts import RunDir, expanded, lockstep_home
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
 from lockstep.build import Model, model_of, model_of_gguf, model_of_hf
@@ -64,11 +64,12 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
 
     A name that starts with hf:// is fetched first, or found in the cache of downloads.
 
-    Raises: InputError if there is no such thing, or it is not a model that can be read.
+    Raises: InputError if there is no such thing, or it is not a model that can be read;
+    UsageError for the home of a user that there is not.
     """
     if is_hub_name(name):
         name = str(fetch(name, lockstep_home() / "models" / "hub"))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         if path.suffix != ".gguf" and not is_gguf(path):
             raise _no_model_file(path)
