@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -37,6 +37,7 @@ from lockstep.engine.export_hf import export_hf
 from lockstep.engine.source import Source, open_gguf, open_source
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.families import FAMILIES, Weight
+from lockstep.formats import GGUFFile
 from lockstep.formats.gguf_write import TensorToWrite, write_gguf
 from lockstep.passes import Target
 from lockstep.proof import export as proof
@@ -432,6 +433,23 @@ def test_a_llama_cpp_that_does_not_end_is_said(
     monkeypatch.setattr(llama_cpp, "SECONDS", 0.001)
     with pytest.raises(EnvironmentLacks, match="gave no answer about"):
         llama_cpp.ask_server(tmp_path / "m.gguf", 9, [])
+
+
+def test_numbers_that_a_gguf_file_has_are_written_as_they_are(source: Source) -> None:
+    facts = {
+        "tokenizer.large": [1 << 40, -1],
+        "tokenizer.flags": [True, False],
+        "tokenizer.kinds": [1, 3],
+        "tokenizer.none": [],
+    }
+    of_gguf = dataclasses.replace(source, gguf=cast(GGUFFile, object()), metadata=facts)
+    written = gguf_metadata(of_gguf, "F32")
+    assert {k: (written[k].dtype, written[k].tolist()) for k in facts} == {
+        "tokenizer.large": (np.int64, [1 << 40, -1]),
+        "tokenizer.flags": (np.bool_, [True, False]),
+        "tokenizer.kinds": (np.int32, [1, 3]),
+        "tokenizer.none": (np.int32, []),
+    }
 
 
 def test_rows_that_are_no_whole_blocks_are_halves() -> None:

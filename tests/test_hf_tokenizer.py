@@ -105,6 +105,19 @@ def test_a_text_beside_markup_is_one_with_it(make: str, directories: dict[str, P
     assert text == "<|im_start|>user<|im_end|>\nx<|im_end|>"
 
 
+def test_without_control_tokens_markup_is_text(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(directories["gpt-2"], path)
+    document = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(document | {"added_tokens": []}))
+    tokenizer = HFTokenizer(path)
+    assert not tokenizer.control_names
+    ids = tokenizer.encode_parts([Part("a <|im_end|>", markup=True), Part(" b")])
+    assert ids == tokenizer.encode("a <|im_end|> b")
+
+
 def test_stops_are_of_all_files(directories: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model"
     shutil.copytree(directories["gemma"], path)

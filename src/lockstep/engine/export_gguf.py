@@ -141,8 +141,14 @@ def _typed(value: Any) -> Any:
     """An array as the reader gives it, with a type again."""
     if not isinstance(value, list) or (value and isinstance(value[0], str)):
         return value
-    kind = np.float32 if value and isinstance(value[0], float) else np.int32
-    return np.array(value, kind)
+    if value and isinstance(value[0], float):
+        return np.array(value, np.float32)
+    found = np.array(value, None if value else np.int32)  # of bool, int64 or uint64
+    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    fits = (
+        found.dtype.kind in "iu" and least <= found.min(initial=0) <= found.max(initial=0) <= most
+    )
+    return found.astype(np.int32) if fits else found
 
 
 def default_template(source: Source) -> str | None:

@@ -117,7 +117,8 @@ class HFTokenizer:
     def _pieces(self, parts: Sequence[Part]) -> Iterator[str | int]:
         """Texts and the control tokens between them; neighbouring texts are one."""
         names = {self._added[id]: id for id in self._control}
-        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        escaped = map(re.escape, sorted(names, key=len, reverse=True))
+        pattern = re.compile("|".join(escaped) or r"(?!)")
         held = ""
         for part in parts:
             at = 0
