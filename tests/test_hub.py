@@ -21,7 +21,8 @@ from tokenizer_files import sentencepiece_metadata, sentencepiece_model, write_g
 from lockstep.cli.main import main
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.formats import HFDirectory
-from lockstep.formats.hub import HubName, fetch, parse_hub_name
+from lockstep.formats.hub import fetch
+from lockstep.formats.hub_name import HubName, parse_hub_name
 
 SMALL = b"GGUF, or something like it" * 1000
 LARGE = np.random.default_rng(0).bytes(23 << 20)  # the library writes ten MiB at a time

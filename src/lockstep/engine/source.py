@@ -18,7 +18,8 @@ from lockstep.engine.promotion import promoted_directory
 from lockstep.errors import InputError, UsageError
 from lockstep.formats.gguf import GGUFFile, is_gguf
 from lockstep.formats.hf_directory import HFDirectory
-from lockstep.formats.hub import fetch, is_hub_name
+from lockstep.formats.hub import fetch
+from lockstep.formats.hub_name import is_hub_name
 from lockstep.formats.leaf import FileIdentity
 
 CONFIG = "config.json"

@@ -12,30 +12,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from lockstep.errors import EnvironmentLacks, InputError, UsageError, nearest
+from lockstep.errors import EnvironmentLacks, InputError, nearest
 from lockstep.formats.atomic import replacing
+from lockstep.formats.hub_name import Declared, HubName, Listing, is_inside, parse_hub_name
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.leaf import FileIdentity
 from lockstep.formats.locate.bounded import opened, shown
 from lockstep.formats.locate.gguf import split_names
 from lockstep.formats.locate.safetensors import INDEX, SINGLE
 
-SCHEME = "hf://"
-_DEFAULT_REVISION = "main"
-_ID = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-# Source: the grammar of huggingface_hub, docs/source/en/package_reference/hf_uris.md
-_NAME = re.compile(
-    rf"hf://(?:models/)?(?P<repo>{_ID}/{_ID})"
-    r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9._%-]+))?(?:/(?P<file>.+))?"
-)
-_OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _BESIDE_WEIGHTS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -46,77 +38,8 @@ _LISTING = ".listing.json"
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class HubName:
-    """A repository, a revision of it, and a file; "" is the directory of the model."""
-
-    repo: str
-    revision: str
-    file: str
-
-    @property
-    def text(self) -> str:
-        """The name as a person writes it."""
-        revision = "" if self.revision == _DEFAULT_REVISION else f"@{quote(self.revision, safe='')}"
-        return f"{SCHEME}{self.repo}{revision}{'/' if self.file else ''}{self.file}"
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """What the hub says that a file holds: its bytes, and their SHA-256, or Git's SHA-1 of them."""
-
-    n_bytes: int
-    sha256: str
-    git_sha1: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of one commit."""
-
-    commit: str
-    files: Mapping[str, Declared]
-
-
 class _NotListedError(InputError):
     """A commit has no such file, or no model; a later one may."""
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether this names a model of the hub, well or badly."""
-    return text.startswith(SCHEME)
-
-
-def parse_hub_name(text: str) -> HubName:
-    """What a name says.
-
-    Raises: UsageError if it is malformed, or leads out of the repository.
-    """
-    found = _NAME.fullmatch(text)
-    if found is None or found["repo"].split("/")[0] in _OTHER_KINDS:
-        raise UsageError(
-            f"{shown(text)}: expected hf://org/repo, hf://org/repo/file.gguf or"
-            " hf://org/repo@revision/file.gguf, got another form",
-            hint="copy the name of the model from its page on the hub",
-        )
-    revision, file = unquote(found["revision"] or _DEFAULT_REVISION), found["file"] or ""
-    for part in (revision, *([file] if file else []), *found["repo"].split("/")):
-        if not _is_inside(part):
-            raise UsageError(
-                f"{shown(text)}: expected a path inside of the repository, got {part!r:.120}",
-                hint="write it without .., without a / at either end, and without \\",
-            )
-    return HubName(found["repo"], revision, file)
-
-
-def _is_inside(path: str) -> bool:
-    """Whether a path stays where it begins, on every system."""
-    steps = path.split("/")
-    return (
-        path.isprintable()
-        and not any(sign in path for sign in "\\:")
-        and all(step and not step.startswith(".") for step in steps)  # .x is of the cache
-    )
 
 
 def fetch(text: str, cache: Path, *, refresh: bool = False) -> Path:
@@ -247,7 +170,7 @@ def _wanted(root: Path, name: HubName, listing: Listing) -> Iterator[str]:
 
 def _listed(name: HubName, listing: Listing, file: str) -> str:
     """The file, if the repository has it and it may become the name of a file here."""
-    if not _is_inside(file):
+    if not is_inside(file):
         raise _untrusted(name, file)
     if file in listing.files:
         return file

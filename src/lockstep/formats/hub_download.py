@@ -21,7 +21,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from lockstep.errors import EnvironmentLacks, InputError, LockstepError
-from lockstep.formats.hub import Declared, HubName, Listing
+from lockstep.formats.hub_name import Declared, HubName, Listing
 
 _TIMEOUT_S = 20.0
 
