@@ -23,42 +23,21 @@ _ROOT, _CUBE = math.sqrt(2.0 / math.pi), 0.044715
 Curve = Callable[[Array], Array]
 
 
+def _infer(name: str, gate_MF: Type, up_MF: Type) -> tuple[Type, ...]:
+    expect_rank(f"{name} gate", gate_MF, 2)
+    expect_type(f"{name} up", up_MF, gate_MF)
+    return (gate_MF,)
+
+
 def _register(name: str, act: Curve, slope: Curve, tolerance: Tolerance) -> None:
     """Adds the op of an activation, whose derivative is `slope`, and that of its gradient."""
+    grad = _register_grad(name, act, slope, tolerance)
 
     def infer(gate_MF: Type, up_MF: Type) -> tuple[Type, ...]:
-        expect_rank(f"{name} gate", gate_MF, 2)
-        expect_type(f"{name} up", up_MF, gate_MF)
-        return (gate_MF,)
+        return _infer(name, gate_MF, up_MF)
 
     def reference(gate_MF: Array, up_MF: Array) -> tuple[Array, ...]:
         return (act(gate_MF) * up_MF,)
-
-    def infer_grad(dh_MF: Type, gate_MF: Type, up_MF: Type) -> tuple[Type, ...]:
-        expect_type(f"{name}_grad dh", dh_MF, gate_MF)
-        return infer(gate_MF, up_MF) * 2
-
-    def reference_grad(dh_MF: Array, gate_MF: Array, up_MF: Array) -> tuple[Array, ...]:
-        return dh_MF * up_MF * slope(gate_MF), dh_MF * act(gate_MF)
-
-    grad = OPS.register(
-        Op(
-            name=f"{name}_grad",
-            inputs=("dh_MF", "gate_MF", "up_MF"),
-            outputs=("dgate_MF", "dup_MF"),
-            attrs={},
-            infer=infer_grad,
-            reference=reference_grad,
-            gradient=NotDifferentiable("it is itself a gradient; training needs no second order"),
-            source=_SOURCE,
-            naive=f"{name}_grad_naive",
-            kernels=(Kernel(symbol=f"{name}_grad_f32", tiling="rows"),),
-            cases=_CASES,
-            tolerance=tolerance,
-            row_inputs=frozenset({"dh_MF", "gate_MF", "up_MF"}),
-            inplace={"dgate_MF": "dh_MF", "dup_MF": "gate_MF"},
-        )
-    )
 
     def gradient(g: GradientBuilder, node: Node, dh: Value | None) -> tuple[Value | None, ...]:
         gate, up = (g.value(i) for i in node.inputs if i)
@@ -81,6 +60,34 @@ def _register(name: str, act: Curve, slope: Curve, tolerance: Tolerance) -> None
             tolerance=tolerance,
             row_inputs=frozenset({"gate_MF", "up_MF"}),
             inplace={"h_MF": "gate_MF"},
+        )
+    )
+
+
+def _register_grad(name: str, act: Curve, slope: Curve, tolerance: Tolerance) -> Op:
+    def infer(dh_MF: Type, gate_MF: Type, up_MF: Type) -> tuple[Type, ...]:
+        expect_type(f"{name}_grad dh", dh_MF, gate_MF)
+        return _infer(name, gate_MF, up_MF) * 2
+
+    def reference(dh_MF: Array, gate_MF: Array, up_MF: Array) -> tuple[Array, ...]:
+        return dh_MF * up_MF * slope(gate_MF), dh_MF * act(gate_MF)
+
+    return OPS.register(
+        Op(
+            name=f"{name}_grad",
+            inputs=("dh_MF", "gate_MF", "up_MF"),
+            outputs=("dgate_MF", "dup_MF"),
+            attrs={},
+            infer=infer,
+            reference=reference,
+            gradient=NotDifferentiable("it is itself a gradient; training needs no second order"),
+            source=_SOURCE,
+            naive=f"{name}_grad_naive",
+            kernels=(Kernel(symbol=f"{name}_grad_f32", tiling="rows"),),
+            cases=_CASES,
+            tolerance=tolerance,
+            row_inputs=frozenset({"dh_MF", "gate_MF", "up_MF"}),
+            inplace={"dgate_MF": "dh_MF", "dup_MF": "gate_MF"},
         )
     )
 

@@ -54,7 +54,7 @@ INLINE vf vf_from_bits(vi x) { return (vf)x; }
 INLINE vf vi_to_vf(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vi vf_to_vi(vf x) { return __builtin_convertvector(x, vi); } /* towards zero */
 INLINE vf vf_add(vf a, vf b) { return a + b; }
-INLINE vf vf_sub(vf a, vf b) { return a - b; }
+INLINE vf vf_sub(vf a, vf b) { return a - b; } /* what a planted fault makes of vf_add */
 INLINE vf vf_load(const float *p) {
   vf x;
   memcpy(&x, p, sizeof x);
@@ -114,22 +114,14 @@ INLINE vm vm_first(int64_t n) { return (vm)(n >= VL ? 0xffffu : (1u << n) - 1u);
 INLINE vf vf_load_m(const float *p, vm m) { return _mm512_maskz_loadu_ps(m, p); }
 INLINE void vf_store_m(float *p, vf x, vm m) { _mm512_mask_storeu_ps(p, m, x); }
 INLINE vm vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-INLINE vm vf_le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 INLINE vm vf_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-INLINE vm vf_ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 INLINE vm vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 INLINE vm vf_is_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 INLINE vm vi_lt(vi a, vi b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
-INLINE vm vi_eq(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE vm vm_and(vm a, vm b) { return (vm)(a & b); }
-INLINE vm vm_or(vm a, vm b) { return (vm)(a | b); }
 INLINE vm vm_not(vm a) { return (vm)~a; }
-INLINE int vm_any(vm m) { return m != 0; }
 /* Lane by lane: m ? yes : no. */
 INLINE vf vf_blend(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
-INLINE vi vi_blend(vm m, vi yes, vi no) {
-  return (vi)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes);
-}
 #else
 INLINE vm vm_first(int64_t n) {
   int32_t lane[VL];
@@ -137,24 +129,14 @@ INLINE vm vm_first(int64_t n) {
   return vi_load(lane);
 }
 INLINE vm vf_lt(vf a, vf b) { return (vm)(a < b); }
-INLINE vm vf_le(vf a, vf b) { return (vm)(a <= b); }
 INLINE vm vf_gt(vf a, vf b) { return (vm)(a > b); }
-INLINE vm vf_ge(vf a, vf b) { return (vm)(a >= b); }
 INLINE vm vf_eq(vf a, vf b) { return (vm)(a == b); }
 INLINE vm vf_is_nan(vf a) { return (vm)(a != a); }
 INLINE vm vi_lt(vi a, vi b) { return (vm)(a < b); }
-INLINE vm vi_eq(vi a, vi b) { return (vm)(a == b); }
 INLINE vm vm_and(vm a, vm b) { return a & b; }
-INLINE vm vm_or(vm a, vm b) { return a | b; }
 INLINE vm vm_not(vm a) { return ~a; }
-INLINE int vm_any(vm m) {
-  int32_t any = 0;
-  for (int i = 0; i < VL; i++) any |= m[i];
-  return any != 0;
-}
 /* Lane by lane: m ? yes : no. */
 INLINE vf vf_blend(vm m, vf yes, vf no) { return (vf)(((vi)yes & m) | ((vi)no & ~m)); }
-INLINE vi vi_blend(vm m, vi yes, vi no) { return (yes & m) | (no & ~m); }
 #endif
 
 #if VL == 8
