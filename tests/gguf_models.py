@@ -36,10 +36,12 @@ def write_gguf(
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
     *,
     split: int = 0,
+    stored: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> None:
     """Writes a model from its Hugging Face tensors, and whatever `more` adds.
 
     `split` is how many tensors a file has where it is one of several; 0 is all of them in one.
+    Matrices are `stored` as that type where it has blocks of their width.
 
     Source: llama.cpp conversion/base.py, llama.py, gemma.py and qwen.py.
     """
@@ -74,7 +76,13 @@ def write_gguf(
     for name, array in hf.items():
         known = name.replace("dt_bias", "dt_proj.bias")
         theirs = names.get_name(known, (".weight", ".bias"))
-        writer.add_tensor(theirs, _converted(arch, config, name, array))
+        converted = _converted(arch, config, name, array)
+        block, _ = gguf.GGML_QUANT_SIZES[stored]
+        if converted.ndim > 1 and "conv1d" not in name and converted.shape[-1] % block == 0:
+            quantised = gguf.quants.quantize(converted, stored)
+            writer.add_tensor(theirs, quantised, raw_dtype=stored)
+        else:
+            writer.add_tensor(theirs, converted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

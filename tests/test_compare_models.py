@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,38 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_harness import drawn_parameters
-from gguf_models import convertible, write_gguf
+from converted_pair import CONVERTIBLE, LAYER, Tensors, compared, pair
 
 from lockstep.cli.main import main
-from lockstep.families import FAMILIES, write_parameters
+from lockstep.families import FAMILIES
 from lockstep.families.form import join_pairs
-from lockstep.formats.hf_directory import write_hf_directory
-from lockstep.ir import Array
 
-Tensors = dict[str, Array]
-LAYER = "model.layers.1."
-CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3", "qwen35")
 BEYOND_ONE = ("gemma3", "qwen35")  # whose gains are 1 + w in Hugging Face
-
-
-def pair(
-    folder: Path, family: str, fault: Callable[[Tensors, Any], Any] | None, *, square: bool = False
-) -> list[str]:
-    """A Hugging Face directory and a GGUF file that was converted from it, with a fault.
-
-    `square` makes the output projections of attention so.
-    """
-    found = FAMILIES[family]
-    # The second layer of this one is attention, and the order of its value heads matters.
-    small = found.small_configs.get("untied, biased, value heads in groups", found.TINY)
-    config = convertible(found, replace(small, width=small.q_width) if square else small)
-    hf = write_parameters(found.weights(config), drawn_parameters(found, config), "hf")
-    write_hf_directory(folder / "hf", found.to_hf(config), hf)
-    converted = dict(hf)
-    config = (fault(converted, config) if fault else None) or config
-    write_gguf(found, config, folder / "model.gguf", converted)
-    return [str(folder / "model.gguf"), str(folder / "hf")]
 
 
 def swapped(a: str, b: str) -> Callable[[Tensors, Any], None]:
@@ -88,11 +62,6 @@ FAULTS = {
     ),
     "scale": (unscaled, "layers.1.norm1", "scale is missing"),
 }  # fmt: skip
-
-
-def compared(names: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
-    code = main(["compare", *names, "--tokens=9", "--json"])
-    return code, json.loads(capfd.readouterr().out)
 
 
 def without_its_one(tensors: Tensors, config: Any) -> None:

@@ -8,6 +8,9 @@ Source: transformers modeling_qwen3_5; arXiv:2412.06464.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from lockstep.families.decoder import Decoder
 from lockstep.families.delta_forms import Logarithm, Taps, ValueHeads
 from lockstep.families.family import Family
@@ -21,7 +24,7 @@ from lockstep.families.qwen35_config import (
     to_gguf,
     to_hf,
 )
-from lockstep.families.weight import Forms, Scheme, Table, Weight
+from lockstep.families.weight import Forms, Parts, Scheme, Table, Weight
 from lockstep.ir import Value
 from lockstep.ops import OPS
 from lockstep.ops.gated_delta import COLUMNS, blocks
@@ -66,7 +69,11 @@ def weights(config: Config) -> tuple[Weight, ...]:
 def _attention_weights(c: Config, t: Table) -> None:
     """`attn.q` makes each head's query and its gate, one after the other."""
     q, kv, bias = (c.q_width, c.width), (c.kv_width, c.width), c.attention_bias
-    t.linear("attn.q", (2 * c.q_width, c.width), "self_attn.q_proj", "attn_q", bias=bias)
+    halves = [f"{name} of head {i}" for i in range(c.heads) for name in ("query", "gate")]
+    t.linear(
+        "attn.q", (2 * c.q_width, c.width), "self_attn.q_proj", "attn_q", bias=bias,
+        parts=_parts(halves, [c.head_dim] * len(halves)),
+    )  # fmt: skip
     t.linear("attn.k", kv, "self_attn.k_proj", "attn_k", bias=bias)
     t.linear("attn.v", kv, "self_attn.v_proj", "attn_v", bias=bias)
     t.gain("attn.q_norm", c.head_dim, "self_attn.q_norm", "attn_q_norm", LessOne())
@@ -85,14 +92,18 @@ def _delta_weights(c: Config, t: Table) -> None:
 
     values, first = (c.values_width, c.width), 2 * c.keys_width
     mixed = forms(c.value_width, first=first)
-    t.linear("delta.qkv", (c.mixed_width, c.width), "linear_attn.in_proj_qkv", "attn_qkv", **mixed)
+    parts = _parts(("q", "k", "v"), (c.keys_width, c.keys_width, c.values_width))
+    t.linear(
+        "delta.qkv", (c.mixed_width, c.width), "linear_attn.in_proj_qkv", "attn_qkv", parts=parts,
+        **mixed,
+    )  # fmt: skip
     t.linear("delta.z", values, "linear_attn.in_proj_z", "attn_gate", **forms(c.value_width))
     gates = (c.value_heads, c.width)
     t.linear("delta.a", gates, "linear_attn.in_proj_a", "ssm_alpha", **forms(1))
     t.linear("delta.b", gates, "linear_attn.in_proj_b", "ssm_beta", **forms(1))
     taps = forms(c.value_width, Taps(between=True), Taps(between=False), first=first, axis=1)
     conv = ("delta.conv.weight", "linear_attn.conv1d.weight", "ssm_conv1d.weight")
-    t.put((c.taps, c.mixed_width), *conv, **taps, gguf_exact=True)
+    t.put((c.taps, c.mixed_width), *conv, **taps, gguf_exact=True, parts=parts)
     heads = (c.value_heads,)
     t.put(heads, "delta.dt", "linear_attn.dt_bias", "ssm_dt.bias", **forms(1))
     rate = forms(1, gguf=Logarithm())
@@ -100,6 +111,13 @@ def _delta_weights(c: Config, t: Table) -> None:
     t.gain("delta.norm", c.value_width, "linear_attn.norm", "ssm_norm")
     columns = forms(c.value_width, axis=1)
     t.linear("delta.o", values[::-1], "linear_attn.out_proj", "ssm_out", **columns)
+
+
+def _parts(names: Sequence[str], sizes: Sequence[int]) -> Parts:
+    """The parts of a row that holds these side by side."""
+    ends = [*accumulate(sizes)]
+    firsts = (end - size for end, size in zip(ends, sizes, strict=True))
+    return tuple(zip(names, firsts, ends, strict=True))
 
 
 def _value_heads(

@@ -197,9 +197,9 @@ def llama3_of_factors(factors_R: Array, theta: float, where: str) -> Llama3Scali
         if np.abs(1.0 / again_R - 1.0 / factors_R).max() <= FACTORS_EXACT:
             return scaling
     raise InputError(
-        f"{where}: expected factors by which Llama 3 slows rope down, got others: "
-        f"{', '.join(f'{f:.6g}' for f in factors_R[:4])} ...",
-        hint="convert the model again, or report it as a wish",
+        f"{where}: expected factors by which Llama 3 slows rope of base {theta:g} down, "
+        f"got others: {', '.join(f'{f:.6g}' for f in factors_R[:4])} ...",
+        hint="check the base (rope.freq_base), convert the model again, or report it as a wish",
     )
 
 

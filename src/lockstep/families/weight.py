@@ -16,13 +16,16 @@ from lockstep.ir import Array
 Scheme = Literal["hf", "gguf"]
 _Q8_0_GROUP = 32  # elements of a block
 
+Parts = tuple[tuple[str, int, int], ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
     """One parameter: our id, its shape, and what files call it and how they keep it.
 
     `decay` says whether weight decay applies: to matrices, not to gains and biases. `gguf_exact`
-    says that llama.cpp reads it in F32 only, though it is no vector.
+    says that llama.cpp reads it in F32 only, though it is no vector. `parts` are what it joins
+    side by side: a name, the first place and the end of each.
     """
 
     id: str
@@ -33,6 +36,7 @@ class Weight:
     hf_form: Form = AS_IS
     gguf_form: Form = AS_IS
     gguf_exact: bool = False
+    parts: Parts = ()
 
     def name(self, scheme: Scheme) -> str:
         """What a file of this kind calls the weight."""
@@ -90,10 +94,11 @@ class Table:
         bias: bool = False,
         hf_form: Form = AS_IS,
         gguf_form: Form = AS_IS,
+        parts: Parts = (),
     ) -> None:
         """Adds the matrix of a linear, and its bias if it has one."""
         forms: Forms = {"hf_form": hf_form, "gguf_form": gguf_form}
-        self.put(shape, f"{id}.weight", f"{hf}.weight", f"{gguf}.weight", **forms)
+        self.put(shape, f"{id}.weight", f"{hf}.weight", f"{gguf}.weight", parts=parts, **forms)
         if bias:
             self.put(shape[:1], f"{id}.bias", f"{hf}.bias", f"{gguf}.bias", **forms)
 
@@ -107,6 +112,7 @@ class Table:
         hf_form: Form = AS_IS,
         gguf_form: Form = AS_IS,
         gguf_exact: bool = False,
+        parts: Parts = (),
     ) -> None:
         """Adds a parameter by its whole names."""
         id, hf, gguf = (p + n for p, n in zip(self._prefix, (id, hf, gguf), strict=True))
@@ -120,6 +126,7 @@ class Table:
                 hf_form=hf_form,
                 gguf_form=gguf_form,
                 gguf_exact=gguf_exact,
+                parts=parts,
             )
         )
 

@@ -34,7 +34,7 @@ def ask_directory(
 
     Raises: GateError if they cannot open it.
     """
-    with refusing(path):
+    with refusing(path.name):
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     with torch.no_grad():

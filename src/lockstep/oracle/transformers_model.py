@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 
+
 from lockstep.errors import GateError
 from lockstep.families import Family, Weight
 from lockstep.ir import Array
@@ -95,14 +96,15 @@ def hf_model(
 ) -> Oracle:
     """Transformers' class with the weights that we have.
 
-    Raises: ValueError if the parameters are not exactly those of the class: our bug.
+    Raises: GateError if the class does not take the config; ValueError if the parameters are not
+    exactly those of the class: our bug.
     """
     model_class = getattr(transformers, family.hf_class)
-    settings = model_class.config_class.from_dict(family.to_hf(config))
-    settings._attn_implementation = attention
     dtype = getattr(torch, precision)
     exactly = KeepFloat64() if precision == "float64" else contextlib.nullcontext()
-    with exactly:
+    with exactly, refusing(f"a {family.name} of this config"):
+        settings = model_class.config_class.from_dict(family.to_hf(config))
+        settings._attn_implementation = attention
         model = model_class(settings).to(dtype).eval()
     weights = family.weights(config)
     named = dict(model.named_parameters())
@@ -130,7 +132,7 @@ def logits_of_directory(path: Path, ids_T: Array) -> Array:
     """
     options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     with quiet_loading(), torch.no_grad():
-        with refusing(path):
+        with refusing(path.name):
             model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
         ids_BT = torch.from_numpy(np.asarray(ids_T, np.int64))[None]
         logits: Array = model(input_ids=ids_BT, use_cache=False).logits[0].numpy()
@@ -138,18 +140,17 @@ def logits_of_directory(path: Path, ids_T: Array) -> Array:
 
 
 @contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Says as one error what transformers has against a directory, which it raises as anything.
+def refusing(what: str) -> Iterator[None]:
+    """Says as one error what transformers has against a model, which it raises as anything.
 
     Raises: GateError.
     """
     try:
         yield
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        said = f"{type(error).__name__}: {first:.200}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         raise GateError(
-            f"transformers cannot open {path.name}: {said}",
+            f"transformers cannot open {what}: {said}",
             hint="see whether the version that is installed knows this model",
         ) from error
 

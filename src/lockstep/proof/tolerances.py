@@ -41,6 +41,10 @@ COMPARE_FLOOR = Bound(
 MODELS_FLOOR = Bound(
     1e-6, "what float32 loses where a form computes (1 + w, -exp), with a margin of ten"
 )
+QUIET_ROW = Bound(
+    0.01,
+    "of the values of a weight: a row that is quieter meets the last bits of a block's F16 scale",
+)
 METADATA_FLOAT = Bound(
     2 * 2.0**-23, "an ulp of float32 on each side, through which a setting may have gone"
 )
