@@ -316,6 +316,15 @@ def test_layers_have_the_windows_of_transformers(
 
 
 @pytest.mark.parametrize(
+    "listed", [(["sliding_attention"] * 2 + ["full_attention"]) * 6, ["full_attention"] * 18]
+)
+def test_listed_layers_count_more_than_a_pattern_beside_them(listed: list[str]) -> None:
+    """As transformers writes them: the pattern that it does not use is its default."""
+    found = family_of_hf(GEMMA3_270M).from_hf(GEMMA3_270M | {"layer_types": listed})
+    assert found.layer_types == listed
+
+
+@pytest.mark.parametrize(
     ("published", "change", "says"),
     [
         (
@@ -370,7 +379,7 @@ def test_layers_have_the_windows_of_transformers(
         (GEMMA3_1B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3_1B, {"sliding_window_pattern": 0, "layer_types": ["a"]}, "layer_types"),
         (GEMMA3_1B, {"sliding_window": 0}, "window: expected a whole number"),
-        (GEMMA3_1B, {"layer_types": ["full_attention"] * 26}, "layer_types"),
+        (GEMMA3_1B, {"layer_types": ["full_attention", "sliding_attention"] * 13}, "layer_types"),
         (
             GEMMA3_1B,
             {"layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2},

@@ -208,8 +208,8 @@ def _hf_period(keys: Keys, layers: int) -> int:
     """Each how many-th layer is global: said, or shown by the list of layers."""
     said = keys.take("sliding_window_pattern", int, keys.take("_sliding_window_pattern", int, 0))
     layers = min(layers, decoder.MAX_LAYERS)
-    wanted = [said] if said else [6, *range(1, layers + 2)]
-    listed = keys.take_list("layer_types")
+    listed = keys.take_list("layer_types")  # which counts where both are there
+    wanted = [said or 6] if listed is None else [said, 6, *range(1, layers + 2)]
     for period in wanted:
         if period > 0 and listed in (None, _layer_types(layers, period)):
             return period
