@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from safetensors.numpy import save
 from lockstep.errors import InputError
 from lockstep.formats import GGUFFile, HFDirectory, SafetensorsFile, TensorToWrite, write_gguf
 from lockstep.formats.dequantise import SUPPORTED
+from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.bounded import Cursor
 from lockstep.formats.locate.gguf import TYPES
 from lockstep.formats.mapped import MappedTensors
@@ -335,3 +338,21 @@ def test_much_damage(
     folder.mkdir(exist_ok=True)
     whole = gguf_bytes() if kind == "gguf" else safetensors_bytes()
     check_damaged(folder, kind, whole, data)
+
+
+def test_a_pipe_in_the_place_of_json_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    found: list[Exception] = []
+
+    def read() -> None:
+        try:
+            read_json_object(tmp_path / "config.json")
+        except Exception as error:
+            found.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(MAX_SECONDS)
+    assert not reader.is_alive()
+    assert isinstance(found[0], InputError)
+    assert "pipe" in found[0].message

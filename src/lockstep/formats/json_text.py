@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.errors import InputError
+from lockstep.formats.locate.bounded import opened
 
 MAX_BYTES = 256 << 20  # the largest index of a real checkpoint has some ten megabytes
 MAX_PARTS = 1 << 23  # a header of a million tensors has so many; Python needs tens of bytes each
@@ -17,17 +18,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises: InputError if the file cannot be read, is not an object or has a key twice.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(
-                f"{path}: expected at most {MAX_BYTES} bytes of JSON, got more",
-                hint="check that this is the file you mean",
-            )
-        return parse_json_object(path.read_bytes(), str(path))
-    except OSError as error:
+    with opened(path) as (file, size):
+        text = file.read(min(size, MAX_BYTES) + 1)
+    if len(text) > MAX_BYTES:
         raise InputError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
-        ) from error
+            f"{path}: expected at most {MAX_BYTES} bytes of JSON, got more",
+            hint="check that this is the file you mean",
+        )
+    return parse_json_object(text, str(path))
 
 
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
