@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 
-
 from lockstep.errors import GateError
 from lockstep.families import Family, Weight
 from lockstep.ir import Array
