@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -68,12 +70,19 @@ IMPURE = ("datetime", "random", "subprocess", "tempfile", "time")
 FORBIDDEN: dict[str, set[str]] = {"codegen": set(IMPURE), "ir": set(IMPURE), "passes": set(IMPURE)}
 
 
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    """What may import something: calls and imports."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
     """Each module that a file imports, wherever it does so, with its line.
 
     `package` is the dotted package that the file is in, to resolve relative imports.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -189,3 +198,29 @@ def test_no_room_can_reach_itself_through_others() -> None:
         return seen
 
     assert not [room for room in ROOMS if room in reach(room)]
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Which modules each module imports, at its top or within a function."""
+    paths = {}
+    for _, path in files_by_room():
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in nodes(path.read_text()):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & paths.keys()
+            elif isinstance(node, ast.ImportFrom):
+                named = {f"{node.module}.{alias.name}" for alias in node.names} & paths.keys()
+                graph[name] |= named or {str(node.module)} & paths.keys()
+    return graph
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = module_graph()
+    assert "lockstep.formats.hub_download" in graph["lockstep.formats.hub"]
+    assert [*TopologicalSorter(graph).static_order()]
+    graph["lockstep.formats.hub_download"].add("lockstep.formats.hub")
+    with pytest.raises(CycleError, match="hub_download"):
+        TopologicalSorter(graph).prepare()

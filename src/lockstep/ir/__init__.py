@@ -2,7 +2,7 @@
 
 from lockstep.ir.arena import ALIGN_BYTES, Layout, flat_layout, padded
 from lockstep.ir.check import CheckError, Stage, check
-from lockstep.ir.graph import SECTIONS, Graph, Input, Node, Role, Section, Value, make_node, renamed
+from lockstep.ir.graph import SECTIONS, Graph, Input, Node, Role, Section, make_node, renamed
 from lockstep.ir.interpret import interpret, run_reference
 from lockstep.ir.lowered import (
     ARENAS,
@@ -27,6 +27,7 @@ from lockstep.ir.op import (
 from lockstep.ir.shape import CacheKind, InferenceShape
 from lockstep.ir.text import parse_graph, print_graph
 from lockstep.ir.type import ITEM_BYTES, Dim, Type, f16, f32, f64, i8, i16, i32, parse_type, u8
+from lockstep.ir.value import Value
 
 __all__ = [
     "ALIGN_BYTES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lockstep.ir.graph import Value
+from lockstep.ir.value import Value
 
 ALIGN_BYTES = 64  # a cache line, and the widest vector
 

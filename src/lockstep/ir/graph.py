@@ -9,20 +9,13 @@ from typing import Literal
 from lockstep.errors import UsageError
 from lockstep.ir.op import Attr, Op, is_optional
 from lockstep.ir.type import Type
+from lockstep.ir.value import Value
 
 # `gradients` is the whole gradient arena seen as one flat tensor (its padding is zero).
 # A cache has a place for every position; a state sums up all that came before.
 Role = Literal["input", "parameter", "gradient", "gradients", "moment", "cache", "state"]
 Section = Literal["init", "pack", "forward", "backward", "update"]
 SECTIONS: tuple[Section, ...] = ("init", "pack", "forward", "backward", "update")
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value: its id, a stable path such as `layers.3.ffn.gate`, and its type."""
-
-    id: str
-    type: Type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

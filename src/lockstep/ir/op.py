@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 from lockstep.dims import LEGEND
 from lockstep.errors import UsageError
 from lockstep.ir.type import Dim, Type
-
-if TYPE_CHECKING:
-    from lockstep.ir.graph import Value
+from lockstep.ir.value import Value
 
 Attr = int | float | bool | str
 Array = NDArray[Any]
@@ -54,7 +52,7 @@ class GradientBuilder(Protocol):
         """
 
 
-Gradient = Callable[..., "tuple[Value | None, ...]"]  # (builder, node, *d_outputs), one per input
+Gradient = Callable[..., tuple[Value | None, ...]]  # (builder, node, *d_outputs), one per input
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import get_args
 
 from lockstep.errors import InputError, LockstepError
-from lockstep.ir.graph import Graph, Node, Role, Section, Value
+from lockstep.ir.graph import Graph, Node, Role, Section
 from lockstep.ir.op import Op
 from lockstep.ir.type import parse_type
+from lockstep.ir.value import Value
 
 _INPUT = re.compile(r"input (\S+): (\S+) (\w+)")
 _NODE = re.compile(r"  (.+?) = (\w+)\((.*?)\) (\{.*?\})(?: covers (.+))?")
