@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from export_run import promoted_run
-from family_harness import drawn_parameters
+from model_directories import sentencepiece_directory, sentencepiece_file
 from tokenizer_files import (
     bpe_metadata,
     nasty_texts,
+    prepend_blanks,
     sentencepiece_metadata,
     sentencepiece_model,
-    write_gguf,
     write_hf_tokenizer,
 )
 
@@ -31,8 +31,6 @@ from lockstep.engine.model import OpenModel
 from lockstep.engine.packed import SUM_BYTES, word_sums
 from lockstep.engine.source import open_source
 from lockstep.errors import UsageError
-from lockstep.families import FAMILIES, write_parameters
-from lockstep.formats.hf_directory import write_hf_directory
 from lockstep.proof.export_c import answer_checks, prove_c
 from lockstep.tokenizers import (
     GGUFTokenizer,
@@ -223,7 +221,8 @@ def test_a_build_that_does_not_end_is_a_build_that_fails(
 
 
 @pytest.mark.parametrize(
-    "pre", ["gpt-2", "smollm", "refact", "qwen2", "llama-bpe", "llama3", "qwen35", "superbpe"]
+    "pre",
+    ["gpt-2", "smollm", "refact", "qwen2", "llama-bpe", "llama3", "qwen35", "superbpe", "default"],
 )
 def test_the_ids_of_the_program_are_those_of_the_tokenizer(
     built: Built, tmp_path: Path, pre: str
@@ -272,36 +271,15 @@ def test_the_ids_of_the_program_are_those_of_tokenizer_json(
     built: Built, tmp_path: Path, make: str, change: str
 ) -> None:
     path = write_hf_tokenizer(make, tmp_path / "hf")
-    document = json.loads((path / "tokenizer.json").read_text())
     if change == "always":
+        document = json.loads((path / "tokenizer.json").read_text())
         document["normalizer"] = None
         document["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁",
                                      "prepend_scheme": "always", "split": False}  # fmt: skip
-    if change == "prepended":  # as the directories of Llama 2 have it
-        document["pre_tokenizer"] = None
-        replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        prepended = {"type": "Prepend", "prepend": "▁"}
-        document["normalizer"] = {"type": "Sequence", "normalizers": [prepended, replaced]}
-        for token in document["added_tokens"]:  # else each has to be found behind a blank
-            token["normalized"] = False
-    (path / "tokenizer.json").write_text(json.dumps(document))
+        (path / "tokenizer.json").write_text(json.dumps(document))
+    if change == "prepended":
+        prepend_blanks(path)
     assert_same_ids(built, HFTokenizer(path), tmp_path / "m")
-
-
-def sentencepiece_source(kind: str, path: Path) -> Path:
-    """A small model with such a vocabulary, as a file or as a directory."""
-    if kind == "gguf":
-        metadata = sentencepiece_metadata(sentencepiece_model(gemma=False), gemma=False)
-        return write_gguf(path, metadata)
-    write_hf_tokenizer("gemma", path)
-    family = FAMILIES["gemma3"]
-    config = replace(family.TINY, vocab=HFTokenizer(path).vocab_size, context=64)
-    files = {file.name: file.read_bytes() for file in path.iterdir()}
-    tensors = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
-    write_hf_directory(path, family.to_hf(config), tensors, force=True)
-    for name, content in files.items():
-        (path / name).write_bytes(content)
-    return path
 
 
 @pytest.mark.torch
@@ -309,7 +287,8 @@ def sentencepiece_source(kind: str, path: Path) -> Path:
 def test_a_sentencepiece_model_as_c_prints_what_lockstep_run_prints(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model, folder = sentencepiece_source(kind, tmp_path / "model"), tmp_path / "c"
+    path, folder = tmp_path / "model", tmp_path / "c"
+    model = sentencepiece_file(path) if kind == "gguf" else sentencepiece_directory(path, "gemma")
     assert main(["export", str(model), "--to", "c", "--ctx=64", "-o", str(folder), "--json"]) == 0
     checks = json.loads(capfd.readouterr().out)["checks"]
     assert {check["id"]: check["verdict"] for check in checks} == dict.fromkeys(
@@ -323,9 +302,9 @@ def test_a_sentencepiece_model_as_c_prints_what_lockstep_run_prints(
 
 @pytest.mark.torch
 def test_a_tokenizer_that_the_program_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
-    tokenizer = GGUFTokenizer.read(bpe_metadata(pre_tokenizer("default"), "default"))
-    with pytest.raises(UsageError, match="split as default"):
-        c_vocabulary(vocabulary_of(tokenizer), tokenizer)
+    tokenizer = GGUFTokenizer.read(bpe_metadata(pre_tokenizer("gpt-2"), "gpt-2"))
+    with pytest.raises(UsageError, match="split as gpt-9"):
+        c_vocabulary(replace(vocabulary_of(tokenizer), pre="gpt-9"), tokenizer)
     path = write_hf_tokenizer("gemma", tmp_path / "hf")
     for key, value in (("ignore_merges", True), ("vocab", {"a": 0})):
         document = json.loads((path / "tokenizer.json").read_text())

@@ -37,7 +37,7 @@ NASTY = (
     *("\x00", "a\x00b\x01\x02\x7f\x80\x9f", "\u00a0\u2003\u3000x\u2028y\u2029z\x85"),
     *("\ufeffbom", "\ufffd"),
     *("▁", "▁▁ a▁b ▁", "Ġ Ċ ĠĠa"),
-    *("\U0010ffff\U000e0001", "𝔘𝔫𝔦 𐍈 𠜎"),
+    *("\U0010ffff\U000e0001", "𝔘𝔫𝔦 𐍈 𠜎", "葛\U000e0100城市 a\U000e0101b"),
     *("<|im_end|>", "x<|im_start|>user\nhi<|im_end|>\n"),
     *("<|im_end", "<|endoftext|><|endoftext|>"),
     *("<think>a</think>", "<think <think>>", "a [circle]b"),
@@ -187,6 +187,19 @@ def write_hf_tokenizer(make: str, path: Path) -> Path:
     theirs.add_tokens(list(USER_DEFINED))
     theirs.save_pretrained(path)
     return path
+
+
+def prepend_blanks(path: Path) -> None:
+    """Makes a directory put a blank in front of each text, as those of Llama 2 do."""
+    file = path / "tokenizer.json"
+    document = json.loads(file.read_text())
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    prepended = {"type": "Prepend", "prepend": "▁"}
+    document["pre_tokenizer"] = None
+    document["normalizer"] = {"type": "Sequence", "normalizers": [prepended, replaced]}
+    for token in document["added_tokens"]:  # else each has to be found behind a blank
+        token["normalized"] = False
+    file.write_text(json.dumps(document))
 
 
 def write_gguf(path: Path, metadata: dict[str, Any], chat_template: str | None = None) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
@@ -17,8 +19,8 @@ from lockstep.oracle.transformers_model import refusing
 class DirectoryAnswers:
     """Greedy tokens, logits after each token of a text, and the ids of some texts.
 
-    Its class for some families normalises text whatever tokenizer.json says (NFC for Qwen2): texts
-    that this changes have no ids here.
+    Its class for some families normalises text otherwise than tokenizer.json says (NFC for Qwen2):
+    texts of which this makes others have no ids here.
     Shapes: logits (T, V)
     """
 
@@ -42,14 +44,20 @@ def ask_directory(
             torch.tensor([list(prompt)]), max_new_tokens=max_tokens, do_sample=False
         )
         logits = model(torch.tensor([list(text)])).logits[0].numpy()
-    normaliser = tokenizer.backend_tokenizer.normalizer
+    stated = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     return DirectoryAnswers(
         tokens=made[0, len(prompt) :].tolist(),
         logits=logits,
         ids=[
             tokenizer(text, add_special_tokens=False)["input_ids"]
-            if normaliser is None or normaliser.normalize_str(text) == text
+            if _normalised(tokenizer.backend_tokenizer, text) == _normalised(stated, text)
             else None
             for text in texts
         ],
     )
+
+
+def _normalised(library: Any, text: str) -> str:
+    """The text before it is split."""
+    normaliser = library.normalizer
+    return text if normaliser is None else str(normaliser.normalize_str(text))

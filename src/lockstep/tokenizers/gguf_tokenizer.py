@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from lockstep.errors import InputError
-from lockstep.tokenizers.merging import merge
+from lockstep.tokenizers.merge_order import merge_priority, score_priority
+from lockstep.tokenizers.merging import Priority, merge
 from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
 from lockstep.tokenizers.types import byte_images
@@ -21,13 +22,13 @@ from lockstep.tokenizers.vocabulary import (
     BYTE,
     CONTROL,
     NORMAL,
+    SPACE,
     UNKNOWN,
     USER_DEFINED,
     Vocabulary,
     read_vocabulary,
 )
 
-SPACE = "▁"  # how SentencePiece spells a blank
 _CACHED_WORDS = 1 << 16
 _LONGEST_CACHED = 64  # a word's characters; longer ones hardly come again
 _HINT = "use a model whose vocabulary has it"
@@ -146,14 +147,14 @@ class _ByteLevel:
         self._pre_tokenizer = pre_tokenizer(v.pre, v.where)
         self._whole_words = v.pre in LLAMA3_NAMES
         self._bytes = {image: bytes((byte,)) for byte, image in byte_images().items()}
-        self._ranks: dict[str, int] = {}
         self._cached = lru_cache(_CACHED_WORDS)(self._word)
+
+    @cached_property
+    def _priority(self) -> Priority:
+        return merge_priority(self._v)  # not before it is needed, as it takes a while
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """The ids of a text between special tokens."""
-        if not self._ranks:  # not before it is needed: a merge that is there twice is the first
-            n = len(self._v.merges)
-            self._ranks = dict(zip(reversed(self._v.merges), range(n - 1, -1, -1), strict=True))
         ids: list[int] = []
         for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
             ids += self._cached(word) if len(word) <= _LONGEST_CACHED else self._word(word)
@@ -162,9 +163,7 @@ class _ByteLevel:
     def _word(self, word: str) -> list[int]:
         if self._whole_words and (id := self._v.ids.get(word)) is not None:
             return [id]
-        ranks = self._ranks
-        parts = merge(word, lambda left, right: ranks.get(f"{left} {right}"))
-        return [self._id(part, word) for part in parts]
+        return [self._id(part, word) for part in merge(word, self._priority)]
 
     def _id(self, part: str, word: str) -> int:
         id = self._v.ids.get(part)
@@ -185,7 +184,7 @@ class _SentencePiece:
 
     def __init__(self, v: Vocabulary) -> None:
         self._v = v
-        # User text must not merge into a control token, though llama.cpp lets it.
+        self._priority = score_priority(v)
         self._never = frozenset(v.of_kinds(CONTROL, UNKNOWN, BYTE))
         self._byte_ids = [v.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
         joined = "\0".join(v.pieces)
@@ -208,10 +207,6 @@ class _SentencePiece:
 
     def _word(self, word: str) -> list[int]:
         return [id for part in merge(word, self._priority) for id in self._ids(part)]
-
-    def _priority(self, left: str, right: str) -> float | None:
-        id = self._v.ids.get(left + right)
-        return None if id is None or id in self._never else -self._v.scores[id]
 
     def _ids(self, part: str) -> Sequence[int]:
         id = self._v.ids.get(part)

@@ -43,6 +43,7 @@ class HFTokenizer:
         n_tokens: int = self._library.get_vocab_size(with_added_tokens=True)
         self.vocab_size = max(n_tokens, *(id + 1 for id in self._added), 0)
         self._byte_level = _is_byte_level(self._library, self.where)
+        self._begins_each = _begins_each_text(self._library)
         self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
         # Without the whole alphabet the library drops characters and says nothing.
         self._partial = self._byte_level and any(
@@ -111,7 +112,8 @@ class HFTokenizer:
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self._inside(piece) if i else self._encoded(piece, markup=False)
+                begins = i == 0 or self._begins_each
+                ids += self._encoded(piece, markup=False) if begins else self._inside(piece)
         return ids
 
     def _pieces(self, parts: Sequence[Part]) -> Iterator[str | int]:
@@ -243,6 +245,13 @@ def _is_byte_level(library: Any, where: str) -> bool:
         f"{where}: expected a byte-level or SentencePiece tokenizer, got the decoder {kind}",
         hint="use a model that generates text",
     )
+
+
+def _begins_each_text(library: Any) -> bool:
+    """Whether a text behind a token gets the blank in front, too, that the first one gets."""
+    steps = [step for step in (library.normalizer, library.pre_tokenizer) if step is not None]
+    stated = " ".join(step.__getstate__().decode("utf-8") for step in steps)
+    return any(f'"{name}"' in stated for name in ("Prepend", "always"))
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lockstep.errors import InputError, nearest
 
 _ENDINGS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
@@ -29,7 +30,7 @@ _QWEN35 = _words(r"[\p{L}\p{M}]", r"\p{N}", r"[^\s\p{L}\p{M}\p{N}]")
 # `tokenizer.ggml.pre` -> the expressions that split the text, one after the other.
 # Source: https://github.com/ggml-org/llama.cpp/blob/00ad355e009e/src/llama-vocab.cpp
 SPLITS: dict[str, tuple[str, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "default": (rf"{PUNCTUATION}+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "deepseek-r1-qwen": (_QWEN2,),
     "gpt-2": (_GPT2,),
     "llama-bpe": (_LLAMA3,),
@@ -40,7 +41,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "refact": (r"\p{N}", _GPT2),
     "smollm": (r"\p{N}", _GPT2),
     # Splits at runs of digits only, so merges may span quotes, blanks and brackets.
-    "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
+    # Where llama.cpp has \d, which to std::wregex are the digits of ASCII.
+    "superbpe": (r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"),
 }
 # Under these names a word that is one token is that token, whatever the merges say, and the text
 # begins with the beginning token.
@@ -57,15 +59,24 @@ def pre_tokenizer(name: str, where: str = "tokenizer") -> Any:
             f"{where}: expected a known pre-tokenizer, got tokenizer.ggml.pre = {name!r:.60}",
             hint=f"{nearest(name, SPLITS)}use a model split as one of {', '.join(SPLITS)}",
         )
-    steps = [Split(Regex(expression), "isolated") for expression in SPLITS[name]]
-    return Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)])
+    return _steps(*SPLITS[name])
 
 
 def trained_pre_tokenizer(name: str) -> Any:
-    """The same splitting in the spelling that tokenizer.json has where it was trained here."""
+    """The splitting as tokenizer.json spells it where it was trained here.
+
+    There `superbpe` counts the digits of all scripts in threes, llama.cpp those of ASCII.
+    """
     if name == "gpt-2":
         return ByteLevel(add_prefix_space=False, use_regex=True)
     if name == "smollm":
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         return Sequence(steps)
+    if name == "superbpe":
+        return _steps(r"\p{N}+", r"(?=(\d{3})+(?!\d))")
     return pre_tokenizer(name)
+
+
+def _steps(*expressions: str) -> Any:
+    steps = [Split(Regex(expression), "isolated") for expression in expressions]
+    return Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 # Kinds of tokens.  Source: SentencePiece's model proto, and enum llama_token_type of llama.cpp.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "▁"  # how SentencePiece spells a blank
 MODELS = {"gpt2": "byte-level BPE", "llama": "SentencePiece"}
 MAX_TOKENS = 1 << 22
 _KEY = "tokenizer.ggml."

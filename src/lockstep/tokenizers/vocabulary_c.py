@@ -12,11 +12,10 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from lockstep.errors import UsageError
-from lockstep.tokenizers.gguf_tokenizer import SPACE
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer
-from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES
+from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, PUNCTUATION
 from lockstep.tokenizers.types import byte_images
-from lockstep.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
+from lockstep.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, Vocabulary
 
 # The splittings of words.c, in the order of its enum; behind them it has characters.
 _SPLITTINGS = (
@@ -26,16 +25,18 @@ _SPLITTINGS = (
     ("llama-bpe", "llama-v3", "llama3"),
     ("qwen35",),
     ("superbpe",),
+    ("default",),
 )
 # Of tokenizer.c: whether each text gets a blank in front, and which do if they have none there.
 _PREFIXES = {(False, "never"): 0, (True, "never"): 1, (False, "first"): 2, (False, "always"): 3}
 _INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 _HINT = "export to gguf or hf instead"
 _CLASSES = {
-    "LETTER": r"\p{L}", "NUMBER": r"\p{N}", "DIGIT": r"\d", "MARK": r"\p{M}", "SPACE": r"\s",
+    "LETTER": r"\p{L}", "NUMBER": r"\p{N}", "MARK": r"\p{M}", "SPACE": r"\s",
+    "PUNCTUATION": PUNCTUATION,
 }  # fmt: skip
-# No character is a letter or a number beyond: these planes are not assigned, or hold no text.
-_END = 0x34000
+# The planes that hold text, and the marks that choose a variant; all others are in no class.
+_PLANES = ((0, 0x34000), (0xE0000, 0xE0200))
 _HALVES = (0xD800, 0xE000)  # of pairs, which are no characters
 
 
@@ -154,7 +155,7 @@ def c_unicode() -> str:
 def _ranges(expression: str) -> Iterator[tuple[int, int]]:
     """What of all characters an expression matches."""
     low, high = _HALVES
-    characters = [c for c in range(_END) if not low <= c < high]
+    characters = [c for plane in _PLANES for c in range(*plane) if not low <= c < high]
     text = "".join(map(chr, characters))
     end = 0
     split = Split(Regex(f"(?:{expression})+"), "removed")

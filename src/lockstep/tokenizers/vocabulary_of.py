@@ -8,16 +8,23 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lockstep.errors import UsageError
-from lockstep.tokenizers.gguf_tokenizer import SPACE, GGUFTokenizer
+from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
 from lockstep.tokenizers.hf_tokenizer import HFTokenizer
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer
-from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, SPLITS, pre_tokenizer
+from lockstep.tokenizers.pre_tokenizers import (
+    LLAMA3_NAMES,
+    SPLITS,
+    pre_tokenizer,
+    trained_pre_tokenizer,
+)
 from lockstep.tokenizers.tokenizer import Tokenizer
 from lockstep.tokenizers.types import spelling
 from lockstep.tokenizers.vocabulary import (
     BYTE,
     CONTROL,
     NORMAL,
+    SPACE,
+    UNKNOWN,
     UNUSED,
     USER_DEFINED,
     Vocabulary,
@@ -30,6 +37,9 @@ _HF_SPELLINGS = {
     tuple(s.replace(_ENDINGS, _HF_ENDINGS) for s in SPLITS[name]): name
     for name in ("qwen35", "qwen2", "llama-bpe")
 }
+# How a blank is spelled, and put in front of a text.
+_REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREPENDED = {"type": "Prepend", "prepend": SPACE}
 _HINT = "export to another format, or use a model with byte-level BPE"
 
 
@@ -95,13 +105,19 @@ def _byte_level(
 
 def _of_document(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabulary:
     model = document["model"]
-    if model.get("type") == "BPE" and model.get("byte_fallback"):
+    if model.get("type") != "BPE":
+        raise UsageError(
+            f"{tokenizer.where}: expected pieces that merges make (BPE), got {model.get('type')}",
+            hint=_HINT,
+        )
+    _check_added(tokenizer.where, document)
+    if model.get("byte_fallback"):
         return _sentence_piece(tokenizer, document)
     name = _splitting(document.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or name is None:
+    if name is None:
         raise UsageError(
             f"{tokenizer.where}: expected byte-level BPE split as one of {', '.join(SPLITS)}, "
-            f"got {model.get('type')} split in another way",
+            "got it split in another way",
             hint=_HINT,
         )
     if bool(model.get("ignore_merges")) != (name in LLAMA3_NAMES):
@@ -112,6 +128,23 @@ def _of_document(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Vocabul
         )
     pieces, kinds = _pieces(document)
     return _byte_level(tokenizer, pieces, kinds, _merges(model), name)
+
+
+def _check_added(where: str, document: Mapping[str, Any]) -> None:
+    """Insists on added tokens that are found wherever their text is, and take nothing else.
+
+    Raises: UsageError naming one that is not.
+    """
+    prepends = _steps(document)[:1] == [_PREPENDED]  # then also to what normalised tokens are
+    for token in document.get("added_tokens", ()):
+        odd = [name for name in ("single_word", "lstrip", "rstrip") if token.get(name)]
+        odd += ["normalized"] if prepends and token.get("normalized") else []
+        if odd:
+            raise UsageError(
+                f"{where}: expected added tokens that are found wherever their text is, got "
+                f"{token['content']!r:.60} with {' and '.join(odd)}",
+                hint=_HINT,
+            )
 
 
 def _pieces(document: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -149,9 +182,12 @@ def _sentence_piece(tokenizer: HFTokenizer, document: Mapping[str, Any]) -> Voca
         )
     for id in byte_ids:
         kinds[id or 0] = BYTE
+    unknown_id = ids.get(model.get("unk_token") or "")
+    if unknown_id is not None and kinds[unknown_id] == CONTROL:
+        kinds[unknown_id] = UNKNOWN
     return replace(
         _byte_level(tokenizer, pieces, kinds, _merges(model), "default"),
-        model="llama", unknown_id=ids.get(model.get("unk_token") or ""), add_space_prefix=always,
+        model="llama", unknown_id=unknown_id, add_space_prefix=always,
         metaspace=metaspace,
     )  # fmt: skip
 
@@ -160,14 +196,11 @@ def _blanks(
     where: str, document: Mapping[str, Any]
 ) -> tuple[bool, Literal["never", "first", "always"]]:
     """Whether every text gets a blank in front, and which do only if they have none there."""
-    normalizer, splitter = document.get("normalizer"), document.get("pre_tokenizer")
-    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
-    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepended = {"type": "Prepend", "prepend": SPACE}
+    steps, splitter = _steps(document), document.get("pre_tokenizer")
     at_blanks = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
                  "invert": False}  # fmt: skip
-    if splitter in (None, at_blanks) and steps in ([replaced], [prepended, replaced]):
-        return steps[0] == prepended, "never"
+    if splitter in (None, at_blanks) and steps in ([_REPLACED], [_PREPENDED, _REPLACED]):
+        return steps[0] == _PREPENDED, "never"
     found = splitter or {}
     if not steps and found.get("type") == "Metaspace" and found.get("replacement") == SPACE:
         scheme = found.get("prepend_scheme")
@@ -175,15 +208,22 @@ def _blanks(
             return False, scheme
     raise UsageError(
         f"{where}: expected blanks to be spelled {SPACE} as in Llama or Gemma, got the normalizer "
-        f"{normalizer!s:.80} and the pre-tokenizer {splitter!s:.80}",
+        f"{document.get('normalizer')!s:.80} and the pre-tokenizer {splitter!s:.80}",
         hint=_HINT,
     )
+
+
+def _steps(document: Mapping[str, Any]) -> list[Any]:
+    """The steps that normalise a text."""
+    normalizer = document.get("normalizer")
+    steps: list[Any] = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    return steps
 
 
 def _splitting(stated: Any) -> str | None:
     """Which of SPLITS a tokenizer.json splits as."""
     for name in ("qwen2", *SPLITS):  # which has a second name
-        if stated == spelling(pre_tokenizer(name)):
+        if stated in map(spelling, (pre_tokenizer(name), trained_pre_tokenizer(name))):
             return name
     steps = stated.get("pretokenizers", []) if isinstance(stated, dict) else []
     kinds = [step.get("type") for step in steps] or [isinstance(stated, dict) and stated["type"]]

@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from lockstep.errors import UsageError
+from lockstep.tokenizers.merge_order import merges_of, scores_of
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
-from lockstep.tokenizers.vocabulary import CONTROL, USER_DEFINED, Vocabulary
+from lockstep.tokenizers.vocabulary import CONTROL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
+
+_NAMED = (CONTROL, USER_DEFINED, UNKNOWN)  # found in a text before it is split
+_METASPACES = {
+    "first": "one in front of the first text only, if it has none",
+    "always": "one in front of each text that has none",
+}
 
 
 def gguf_tokenizer_metadata(
@@ -21,22 +28,25 @@ def gguf_tokenizer_metadata(
 
     Where there is no beginning token the end token is named as it, because llama.cpp would
     otherwise take token 11; nothing is put before a text.
+    Raises: UsageError if scores cannot say how pieces merge, or where blanks are put.
     """
     v = vocabulary
-    if v.model == "llama" and not v.scores:
+    if v.metaspace != "never":
         raise UsageError(
-            f"{v.where}: expected SentencePiece with scores, got one with merges: GGUF has scores",
-            hint="convert with llama.cpp, which reads tokenizer.model",
+            f"{v.where}: expected a blank in front of each text or of none, as GGUF can say, got "
+            f"{_METASPACES[v.metaspace]}",
+            hint="export with --to hf or --to c, which keep it",
         )
+    scores = v.scores or (scores_of(v) if v.model == "llama" else ())
     found: dict[str, Any] = {
         "tokenizer.ggml.model": v.model,
         "tokenizer.ggml.pre": v.pre,
         "tokenizer.ggml.tokens": list(v.pieces),
         "tokenizer.ggml.token_type": np.frombuffer(v.kinds, np.uint8).astype(np.int32),
     }
-    if v.scores:
-        found["tokenizer.ggml.scores"] = np.array(v.scores, np.float32)
-    if v.merges:
+    if scores:
+        found["tokenizer.ggml.scores"] = np.array(scores, np.float32)
+    if v.merges and v.model == "gpt2":
         found["tokenizer.ggml.merges"] = list(v.merges)
     bos_id = v.eos_id if v.bos_id is None else v.bos_id
     for key, id in (("bos", bos_id), ("eos", v.eos_id), ("unknown", v.unknown_id)):
@@ -52,34 +62,59 @@ def gguf_tokenizer_metadata(
 
 
 def hf_tokenizer_document(vocabulary: Vocabulary) -> str:
-    """The text of tokenizer.json for a byte-level BPE.
+    """The text of tokenizer.json.
 
-    Raises: UsageError for a vocabulary of another make.
+    Raises: UsageError if a list of merges cannot say how pieces merge.
     """
     v = vocabulary
-    if v.model != "gpt2":
-        raise UsageError(
-            f"{v.where}: expected byte-level BPE, got {v.model}: tokenizer.json is not written "
-            "of SentencePiece",
-            hint="export to gguf, which keeps it as it is",
-        )
-    added = [id for id in range(len(v.pieces)) if v.kinds[id] in (CONTROL, USER_DEFINED)]
-    plain = {piece: id for piece, id in v.ids.items() if v.kinds[id] not in (CONTROL, USER_DEFINED)}
-    merges = [(left, right) for left, _, right in (m.partition(" ") for m in v.merges)]
-    # Pieces that are added are in the table too, so that ids need not be in one run.
-    table = plain | {v.pieces[id]: id for id in added}
-    built = tokenizers.Tokenizer(
-        models.BPE(vocab=table, merges=merges, ignore_merges=v.pre in LLAMA3_NAMES)
-    )
-    built.pre_tokenizer = pre_tokenizer(v.pre, v.where)
-    built.decoder = decoders.ByteLevel()
+    built = _byte_level(v) if v.model == "gpt2" else _sentence_piece(v)
+    # They are in the table of pieces, too, so that their ids need not be in one run.
     tokens = [
-        AddedToken(v.pieces[id], normalized=False, special=v.kinds[id] == CONTROL) for id in added
+        AddedToken(piece, normalized=False, special=v.kinds[id] != USER_DEFINED)
+        for id, piece in enumerate(v.pieces)
+        if v.kinds[id] in _NAMED
     ]
     built.add_tokens([token for token in tokens if not token.special])
     built.add_special_tokens([token for token in tokens if token.special])
+    built.post_processor = _around(v)
     document: str = built.to_str()
     return document
+
+
+def _around(v: Vocabulary) -> Any:
+    """The tokens around a text; transformers reads them here, and not in its config."""
+    begin = [v.bos_id] if v.add_bos and v.bos_id is not None else []
+    end = [v.eos_id] if v.add_eos and v.eos_id is not None else []
+    if not begin and not end:
+        return None
+    return processors.TemplateProcessing(
+        single=[*(v.pieces[id] for id in begin), "$A", *(v.pieces[id] for id in end)],
+        special_tokens=[(v.pieces[id], id) for id in {*begin, *end}],
+    )
+
+
+def _byte_level(v: Vocabulary) -> Any:
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in v.merges)]
+    built = tokenizers.Tokenizer(
+        models.BPE(vocab=dict(v.ids), merges=merges, ignore_merges=v.pre in LLAMA3_NAMES)
+    )
+    built.pre_tokenizer = pre_tokenizer(v.pre, v.where)
+    built.decoder = decoders.ByteLevel()
+    return built
+
+
+def _sentence_piece(v: Vocabulary) -> Any:
+    unknown = None if v.unknown_id is None else v.pieces[v.unknown_id]
+    built = tokenizers.Tokenizer(
+        models.BPE(vocab=dict(v.ids), merges=merges_of(v), unk_token=unknown, byte_fallback=True)
+    )
+    prepended = [normalizers.Prepend(SPACE)] if v.add_space_prefix else []
+    built.normalizer = normalizers.Sequence([*prepended, normalizers.Replace(" ", SPACE)])
+    stripped = [decoders.Strip(" ", 1, 0)] if v.add_space_prefix else []
+    built.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped]
+    )
+    return built
 
 
 def hf_tokenizer_config(
@@ -92,8 +127,10 @@ def hf_tokenizer_config(
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": v.add_bos,
+        "add_eos_token": v.add_eos,
         "bos_token": None if v.bos_id is None else v.pieces[v.bos_id],
         "eos_token": None if v.eos_id is None else v.pieces[v.eos_id],
+        "unk_token": None if v.unknown_id is None else v.pieces[v.unknown_id],
     }
     if chat_template is not None:
         config["chat_template"] = chat_template

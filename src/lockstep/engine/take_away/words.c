@@ -1,6 +1,6 @@
 /* Words are what the expressions of llama.cpp's pre-tokenizers match, here as functions: each gives
  * the length of the word at the beginning of some characters. What they call a letter, a number, a
- * mark and a blank stands in unicode.h. */
+ * mark, punctuation and a blank stands in unicode.h. */
 #include "words.h"
 
 #include "unicode.h"
@@ -22,10 +22,11 @@ static int is_in(const uint32_t (*ranges)[2], size_t n, uint32_t c) {
 #define IS_IN(ranges, c) is_in(ranges, sizeof ranges / sizeof *ranges, c)
 static int is_letter(uint32_t c) { return IS_IN(UNICODE_LETTER, c); }
 static int is_number(uint32_t c) { return IS_IN(UNICODE_NUMBER, c); }
-static int is_digit(uint32_t c) { return IS_IN(UNICODE_DIGIT, c); }
 static int is_mark(uint32_t c) { return IS_IN(UNICODE_MARK, c); }
+static int is_punctuation(uint32_t c) { return IS_IN(UNICODE_PUNCTUATION, c); }
 static int is_blank(uint32_t c) { return IS_IN(UNICODE_SPACE, c); }
 static int is_newline(uint32_t c) { return c == '\r' || c == '\n'; }
+static int is_digit(uint32_t c) { return c >= '0' && c <= '9'; }
 static int is_letter_or_mark(uint32_t c) { return is_letter(c) || is_mark(c); }
 static int is_other(uint32_t c) { return !is_blank(c) && !is_letter(c) && !is_number(c); }
 static int is_other_than_marks(uint32_t c) { return is_other(c) && !is_mark(c); }
@@ -102,9 +103,24 @@ static size_t word_runs(const uint32_t *c, size_t n) {
   return length;
 }
 
+/* Runs of punctuation, and the words of GPT-2 between them, of which numbers are split off; of these
+ * three ASCII digits in a row are one word. */
+static size_t word_between_punctuation(const uint32_t *c, size_t n) {
+  const size_t marks = run(c, 0, n, is_punctuation);
+  if (marks) return marks;
+  size_t end = 1;
+  while (end < n && !is_punctuation(c[end])) end++;
+  const size_t length = word_gpt2(c, end);
+  if (!is_number(c[0])) return length > 1 && is_number(c[1]) ? 1 : length;
+  for (size_t i = 0; i + 3 <= length; i++)
+    if (run(c, i, i + 3, is_digit) == 3) return i ? i : 3;
+  return length;
+}
+
 size_t word_length(int splitting, const uint32_t *c, size_t n) {
   if (splitting == GPT2) return word_gpt2(c, n);
   if (splitting == RUNS_OF_DIGITS) return word_runs(c, n);
+  if (splitting == PUNCTUATION_THEN_GPT2) return word_between_punctuation(c, n);
   if (splitting != DIGITS_THEN_GPT2) return word_words(c, n, splitting);
   if (is_number(c[0])) return 1;
   size_t end = 1; /* a number ends the text of the second rule */
