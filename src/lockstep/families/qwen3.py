@@ -22,7 +22,13 @@ from lockstep.families.keys import Keys, made_from_file
 from lockstep.families.rope import YarnScaling
 from lockstep.families.source import TensorSource
 from lockstep.families.weight import Table, Weight
-from lockstep.families.windowed import WindowedConfig, hf_window, hf_window_keys
+from lockstep.families.windowed import (
+    WindowedConfig,
+    gguf_window,
+    hf_window,
+    hf_window_keys,
+    no_gguf_window,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +96,17 @@ def from_gguf(metadata: Mapping[str, object], source: TensorSource) -> Config:
     keys = architecture_keys("qwen3", metadata)
     settings = gguf_settings(keys, "qwen3", source)
     settings["attention_bias"] = "blk.0.attn_q.bias" in source.shapes
-    keys.finish({})
+    keys.finish(gguf_window(keys, "qwen3", settings["context"]))
     config: Config = made_from_file(Config, keys.where, settings)
     return config
 
 
 def to_gguf(config: Config) -> dict[str, object]:
-    """The GGUF metadata of a config."""
+    """The GGUF metadata of a config.
+
+    Raises: UsageError if layers have a window.
+    """
+    no_gguf_window(config, "qwen3")
     return gguf_keys(config, "qwen3")
 
 

@@ -72,3 +72,37 @@ def hf_window_keys(config: WindowedConfig) -> dict[str, object]:
         "max_window_layers": config.windowed_from,
         "layer_types": config.layer_types,
     }
+
+
+def no_gguf_window(config: WindowedConfig, arch: str) -> None:
+    """Refuses to write a window: llama.cpp reads no key of one for these architectures.
+
+    Source: src/models/qwen2.cpp and qwen3.cpp of https://github.com/ggml-org/llama.cpp, whose
+    layers share a cache of all positions.
+    Raises: UsageError naming the layers that have one.
+    """
+    if config.window:
+        raise UsageError(
+            f"export: expected {arch} layers that see every position, got layers "
+            f"{config.windowed_from} to {config.layers - 1} that see the last {config.window}: "
+            f"llama.cpp reads no window for {arch}, whatever key a file has, so that there they "
+            "would see all",
+            hint="export with --to hf or --to c, which keep the window",
+        )
+
+
+def gguf_window(keys: Keys, arch: str, context: int) -> dict[str, str]:
+    """Insists that a file names no window that hides a position of its context.
+
+    Returns the key that then means nothing, with the reason.
+    Raises: InputError, because llama.cpp lets these layers see all, and the trainer did not.
+    """
+    key = f"{arch}.attention.sliding_window"
+    window = keys.take(key, int, 0)
+    if 0 < window < context:
+        raise InputError(
+            f"{keys.where} {key}: expected none below the context of {context}, got {window}: "
+            f"llama.cpp reads no window for {arch}, and which layers have it is not said",
+            hint="run the Hugging Face directory of the model, whose config.json says it",
+        )
+    return {f"{arch}.attention.sliding_window_pattern": "of windows that hide nothing"}
