@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from server_harness import CONTEXT, Running, chatting, running, tiny_served
+from server_harness import CONTEXT, Running, chatting, post, running, tiny_served
 
 from lockstep.server import exchange
 from lockstep.server.served import Served
@@ -351,20 +351,6 @@ def test_it_says_what_was_expected_and_what_it_got(
         server, "/v1/chat/completions", json.dumps({"messages": TALK, "max_tokens": 1} | body)
     )
     assert document["error"]["message"] == said
-
-
-def post(server: Running, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
-    """Status, document and headers of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    try:
-        given = {"Content-Type": "application/json"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        connection.request("POST", path, body, given)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read()), dict(answer.getheaders())
-    finally:
-        connection.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +20,16 @@ from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.tokenizers import (
     KINDS,
     PRE_TOKENIZERS,
+    GGUFTokenizer,
+    HFTokenizer,
     Kind,
     PreTokenizer,
     Tokenizer,
     round_trip,
     train_tokenizer,
+    vocabulary_of,
 )
+from lockstep.tokenizers.types import library_ids
 
 TAGS = ("[circle]", "[bar-chart]", "[bars:3]", "[palette:cool]", "[layout:top-left]")
 ROWS = tuple(
@@ -238,3 +245,41 @@ def test_the_trip_sees_a_tag_that_is_not_one_id() -> None:
 
 def test_a_trip_over_nothing_is_not_exact() -> None:
     assert not round_trip(ONE, []).exact
+
+
+@pytest.mark.parametrize("n_digits", [299, 300, 301, 302, 303, 601, 604, 1205])
+def test_a_long_number_has_the_ids_that_the_library_gives_it(n_digits: int, tmp_path: Path) -> None:
+    ours = trained("bpe")
+    vocabulary = vocabulary_of(ours)
+    gguf = GGUFTokenizer(vocabulary)
+    (tmp_path / "tokenizer.json").write_text(ours.document)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    hf = HFTokenizer(tmp_path)
+    library = tokenizers.Tokenizer.from_str(ours.document)
+    library.encode_special_tokens = True
+    number = "".join(str(i * i % 10) for i in range(n_digits))
+    for text in (number, f"a {number}b 12 {number}.", f"½{number}²{number}"):
+        expected = library.encode(text, add_special_tokens=False).ids
+        assert [t.encode(text) for t in (ours, gguf, hf)] == [expected] * 3
+    arabic = number.translate({ord("0") + i: 0x660 + i for i in range(10)})
+    mixed = f"{arabic}{number}x"
+    expected = library.encode(mixed, add_special_tokens=False).ids
+    assert ours.encode(mixed) == hf.encode(mixed) == expected
+
+
+def test_a_very_long_number_is_no_trap() -> None:
+    """Of 200 000 digits, each of which would be looked over to the end."""
+    assert len(trained("bpe").encode("1" * 200_000)) > 60_000
+
+
+def test_other_threads_run_while_a_large_text_is_cut() -> None:
+    library = tokenizers.Tokenizer.from_str(trained("bpe", "gpt-2").document)
+    text = "the cat sat on 12 mats, " * 20_000
+    n_ticks = 0
+    with ThreadPoolExecutor(1) as pool:
+        ids = pool.submit(library_ids, library, text)
+        while not ids.done():
+            time.sleep(0.001)
+            n_ticks += 1
+    assert ids.result()
+    assert n_ticks > 20, "the library held the interpreter"

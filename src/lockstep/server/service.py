@@ -23,6 +23,7 @@ class Limits:
 
     max_queue: int = 256  # requests that wait for a slot
     max_body_bytes: int = 8 << 20
+    max_text_bytes: int = 256 << 10  # of a text that is only cut into tokens
     body_s: float = 30.0  # how long a client may take to send its body
     request_s: float = 600.0  # how long an answer may take, from arrival to its last token
 
@@ -37,6 +38,7 @@ class Service:
         self.constraints = Constraints(served)
         self.draining = False
         self.n_answering = 0  # requests whose answer is not sent to the end
+        self.tokenizing = asyncio.Semaphore(1)  # texts at once: they would share one core anyway
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler = Scheduler(
             served.session, self._publish, max_waiting=limits.max_queue, metrics=self.metrics

@@ -19,11 +19,16 @@ async def tokenize(request: Request) -> Response:
     """The ids of a text, in which the names of control tokens count."""
     service: Service = request.app.state.service
     body = await read_body(request, TokenizeBody, service.limits)
-    tokenizer = service.served.tokenizer
+    tokenizer, most = service.served.tokenizer, service.limits.max_text_bytes
+    n_bytes = len(body.prompt.encode("utf-8", "replace"))
+    if n_bytes > most:
+        message = f"expected a text of at most {most} bytes, got {n_bytes}; cut it into several"
+        raise invalid("prompt", message, code="text_too_large")
     begin = begin_ids(tokenizer) if body.add_special_tokens else []
+    parts = [Part(body.prompt, markup=True)]
     try:
-        parts = [Part(body.prompt, markup=True)]
-        ids = begin + await run_in_threadpool(tokenizer.encode_parts, parts)
+        async with service.tokenizing:
+            ids = begin + await run_in_threadpool(tokenizer.encode_parts, parts)
     except LockstepError as error:
         raise invalid("prompt", error.message) from None
     document = {"tokens": ids, "count": len(ids), "max_model_len": service.context}

@@ -16,7 +16,7 @@ from lockstep.errors import InputError
 from lockstep.tokenizers.merge_order import merge_priority, score_priority
 from lockstep.tokenizers.merging import Priority, merge
 from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
-from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
+from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, number_parts, pre_tokenizer
 from lockstep.tokenizers.types import byte_images
 from lockstep.tokenizers.vocabulary import (
     BYTE,
@@ -155,9 +155,11 @@ class _ByteLevel:
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """The ids of a text between special tokens."""
+        parts = number_parts(text, "[0-9]") if self._v.pre == "superbpe" else (text,)
         ids: list[int] = []
-        for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
-            ids += self._cached(word) if len(word) <= _LONGEST_CACHED else self._word(word)
+        for part in parts:
+            for word, _ in self._pre_tokenizer.pre_tokenize_str(part):
+                ids += self._cached(word) if len(word) <= _LONGEST_CACHED else self._word(word)
         return ids
 
     def _word(self, word: str) -> list[int]:

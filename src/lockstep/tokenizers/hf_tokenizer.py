@@ -16,7 +16,8 @@ import tokenizers
 from lockstep.errors import InputError
 from lockstep.formats.json_text import MAX_BYTES, read_json_object
 from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
-from lockstep.tokenizers.types import byte_images
+from lockstep.tokenizers.pre_tokenizers import THREES, number_parts
+from lockstep.tokenizers.types import byte_images, library_ids
 from lockstep.tokenizers.vocabulary import ENDINGS
 
 _HINT = "download the model again"
@@ -44,6 +45,7 @@ class HFTokenizer:
         self.vocab_size = max(n_tokens, *(id + 1 for id in self._added), 0)
         self._byte_level = _is_byte_level(self._library, self.where)
         self._begins_each = _begins_each_text(self._library)
+        self._splits_threes = _splits_threes(self._library)
         self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
         # Without the whole alphabet the library drops characters and says nothing.
         self._partial = self._byte_level and any(
@@ -144,7 +146,8 @@ class HFTokenizer:
         check_unicode(text, self.where)
         with self._lock:
             self._library.encode_special_tokens = not markup
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            parts = number_parts(text, r"\d") if self._splits_threes else (text,)
+            ids = [id for part in parts for id in library_ids(self._library, part)]
         if self._partial and b"".join(map(self.token_bytes, ids)) != text.encode("utf-8"):
             raise InputError(
                 f"{self.where}: expected text of its alphabet, got {text!r:.60}",
@@ -252,6 +255,13 @@ def _begins_each_text(library: Any) -> bool:
     steps = [step for step in (library.normalizer, library.pre_tokenizer) if step is not None]
     stated = " ".join(step.__getstate__().decode("utf-8") for step in steps)
     return any(f'"{name}"' in stated for name in ("Prepend", "always"))
+
+
+def _splits_threes(library: Any) -> bool:
+    """Whether numbers are split into threes from their end, and no step comes before that."""
+    step = library.pre_tokenizer
+    stated = "" if step is None else step.__getstate__().decode("utf-8")
+    return library.normalizer is None and json.dumps(THREES) in stated
 
 
 def _optional(path: Path) -> dict[str, Any]:

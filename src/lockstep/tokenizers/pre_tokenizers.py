@@ -6,6 +6,8 @@ case-insensitive part as `'[sS]`, so is it here: `(?i:'s)` would take the long s
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import Regex
@@ -44,6 +46,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
     # Where llama.cpp has \d, which to std::wregex are the digits of ASCII.
     "superbpe": (r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"),
 }
+# How tokenizer.json spells the second of these.
+THREES = r"(?=(\d{3})+(?!\d))"
+_PART = 300  # digits, a multiple of three
 # Under these names a word that is one token is that token, whatever the merges say, and the text
 # begins with the beginning token.
 LLAMA3_NAMES = frozenset(("llama-bpe", "llama-v3", "llama3"))
@@ -73,10 +78,24 @@ def trained_pre_tokenizer(name: str) -> Any:
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         return Sequence(steps)
     if name == "superbpe":
-        return _steps(r"\p{N}+", r"(?=(\d{3})+(?!\d))")
+        return _steps(r"\p{N}+", THREES)
     return pre_tokenizer(name)
 
 
 def _steps(*expressions: str) -> Any:
     steps = [Split(Regex(expression), "isolated") for expression in expressions]
     return Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def number_parts(text: str, digit: str) -> Iterator[str]:
+    """A text for `superbpe`, cut within very long numbers where that splits it anyway.
+
+    Its expression looks from each digit to the end of the number; `digit` is what it counts.
+    """
+    begin = 0
+    for number in re.finditer(f"{digit}+", text):
+        rest = (number.end() - number.start()) % 3
+        for at in range(number.start() + rest + _PART, number.end(), _PART):
+            yield text[begin:at]
+            begin = at
+    yield text[begin:]

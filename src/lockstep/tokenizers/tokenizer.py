@@ -15,7 +15,7 @@ import tokenizers
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.tokenizers.model_tokenizer import Part, longest_token
-from lockstep.tokenizers.pre_tokenizers import trained_pre_tokenizer
+from lockstep.tokenizers.pre_tokenizers import number_parts, trained_pre_tokenizer
 from lockstep.tokenizers.types import (
     KINDS,
     PRE_TOKENIZERS,
@@ -24,6 +24,7 @@ from lockstep.tokenizers.types import (
     alphabet,
     byte_images,
     check_text,
+    library_ids,
     spelling,
 )
 
@@ -106,8 +107,7 @@ class Tokenizer:
         Raises: InputError naming line, column and character outside the alphabet.
         """
         check_text(text, self.kind, where)
-        ids: list[int] = self._text.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._ids(self._text, text)
 
     def encode_row(self, row: str, *, where: str = "row") -> list[int]:
         """The ids of a row of a corpus; the end token is one id.
@@ -115,8 +115,11 @@ class Tokenizer:
         Raises: InputError naming line, column and character outside the alphabet.
         """
         check_text(row, self.kind, where)
-        ids: list[int] = self._rows.encode(row, add_special_tokens=False).ids
-        return ids
+        return self._ids(self._rows, row)
+
+    def _ids(self, library: Any, text: str) -> list[int]:
+        parts = number_parts(text, r"\d") if self.pre_tokenizer == "superbpe" else (text,)
+        return [id for part in parts for id in library_ids(library, part)]
 
     def encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """The ids of a prompt; the end token is one id in markup only.

@@ -55,3 +55,12 @@ def _is_surrogate(character: str) -> bool:
 def spelling(component: pre_tokenizers.PreTokenizer) -> Any:
     """The JSON of a pre-tokenizer inside tokenizer.json, by which a loaded file is recognised."""
     return json.loads(component.__getstate__())
+
+
+def library_ids(library: Any, text: str) -> list[int]:
+    """The ids of a text, with nothing put around it; other threads run meanwhile.
+
+    The library's `encode` holds the interpreter for as long as it takes.
+    """
+    ids: list[int] = library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
