@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -78,6 +79,20 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if compiler:
             patch.setenv("CC", f"{compiler} -Werror")
         yield home
+
+
+@pytest.fixture(scope="module")
+def quick_builds(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs that are built in less than half the time: in the plain run, without optimisation.
+
+    For tests of what is done with a program. No bit depends on the level, as test_codegen.py shows;
+    tests of kernels, and slow ones, build as users do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        compiler, is_plain = os.environ.get("CC"), request.config.getoption("-m") == "not slow"
+        if compiler and is_plain:
+            patch.setenv("CC", f"{shlex.quote(str(Path(__file__).parent / 'quick_cc'))} {compiler}")
+        yield
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from lockstep.cli.run_display import Display  # noqa: E402
 from lockstep.engine.streaming import split_thinking  # noqa: E402
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_builds")]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from lockstep.artifacts.post_train_eval import PostTrainEval
 from lockstep.cli.main import main
 from lockstep.data.grammar import prompt_from_tags
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 SHORT = (*TRAIN, "--total-tokens=64", "--epochs=1")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from lockstep.engine.packed import place_arrays
 from lockstep.errors import EnvironmentLacks
 from lockstep.families import family_named
 from lockstep.ir import Array, Graph, InferenceShape, f32, print_graph
-from lockstep.native import Compiler, find_compiler, sanitizer_environment
+from lockstep.native import Compiler, Program, find_compiler, sanitizer_environment
 from lockstep.ops import OPS
 from lockstep.ops.registry import FILES
 
@@ -122,12 +123,17 @@ def test_one_node_alone_gives_what_the_whole_gave() -> None:
             assert built.program.view(value.id).tobytes() == array.tobytes(), node.id
 
 
-def test_two_builds_are_the_same_text_and_give_the_same_bits(
+def without_optimisation() -> Compiler:
+    """The machine's compiler, as `quick_builds` has it."""
+    return replace(find_compiler(), extra=("-Og",))
+
+
+def test_two_builds_are_the_same_text_and_at_any_level_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = reused()
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
-    again = link(tiny_graph())
+    again = link(tiny_graph(), compiler=without_optimisation())
     assert again.library.is_relative_to(tmp_path)
     assert not first.library.is_relative_to(tmp_path)
     assert again.emitted == first.emitted
@@ -217,8 +223,9 @@ def test_fault_in_the_text_reaches_its_node_and_what_follows() -> None:
         assert source.count(f"{at}{gate}, {up}") == 1
         return source.replace(f"{at}{gate}, {up}", f"{at}{up}, {gate}")
 
-    graph = tiny_graph(guards=True)
-    right, wrong = kept(), link(graph, mode="keep", guards=True, source_patch=plant)
+    graph, quick = tiny_graph(guards=True), without_optimisation()
+    right = kept()
+    wrong = link(graph, mode="keep", guards=True, source_patch=plant, compiler=quick)
     run_step(right, tiny_inputs())
     run_step(wrong, tiny_inputs())
     ids = [n.id for n in right.graph.nodes if n.section == "forward"]
@@ -250,17 +257,19 @@ def test_overrun_of_one_element_touches_a_guard() -> None:
         assert program.check_guards() == touched
 
 
-def test_inference_takes_any_count_of_rows() -> None:
+def test_inference_takes_any_count_of_rows_and_gives_the_same_bits_at_any_level() -> None:
     family = family_named("llama")
-    shape = InferenceShape(context=24, rows=8, outs=8)
-    built = inference_program(family, family.TINY, shape)
-    program, rng = built.program, np.random.default_rng(0)
-    shapes = {weight.id: weight.shape for weight in family.weights(family.TINY)}
-    place_arrays(program, {id: 0.3 * rng.standard_normal(s) for id, s in shapes.items()})
-    program.call("init")
+    shape, rng = InferenceShape(context=24, rows=8, outs=8), np.random.default_rng(0)
+    weights = {w.id: 0.3 * rng.standard_normal(w.shape) for w in family.weights(family.TINY)}
     tokens = rng.integers(0, family.TINY.vocab, 20)
 
-    def logits(chunks: list[int]) -> bytes:
+    def program_by(compiler: Compiler) -> Program:
+        program = inference_program(family, family.TINY, shape, compiler=compiler).program
+        place_arrays(program, weights)
+        program.call("init")
+        return program
+
+    def logits(program: Program, chunks: list[int]) -> bytes:
         start, rows = 0, []
         for n in chunks:
             program.view("tokens")[:n] = tokens[start : start + n]
@@ -271,9 +280,11 @@ def test_inference_takes_any_count_of_rows() -> None:
             start += n
         return np.concatenate(rows).tobytes()
 
-    expected = logits([1] * 20)
+    program = program_by(find_compiler())
+    expected = logits(program, [1] * 20)
     for chunks in ([8, 8, 4], [7, 1, 5, 7], [3] * 6 + [2]):
-        assert logits(chunks) == expected
+        assert logits(program, chunks) == expected
+    assert logits(program_by(without_optimisation()), [5] * 4) == expected
 
 
 def test_graph_record_fits_the_artifact(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from lockstep.families import FAMILIES
 from lockstep.ir import InferenceShape
 from lockstep.tokenizers import Tokenizer, train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 FAMILY = FAMILIES["qwen3"]
 CONFIG = FAMILY.TINY
 CONTEXT = 24

@@ -51,6 +51,8 @@ from lockstep.tokenizers import (
 )
 from lockstep.tokenizers.pre_tokenizers import pre_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:

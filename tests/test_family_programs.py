@@ -20,6 +20,8 @@ from lockstep.engine.packed import place_arrays
 from lockstep.families import FAMILIES, Family
 from lockstep.ir import Array, InferenceShape
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 # Every op may err twice as much as PyTorch's (law 3 of the ops); the other factor of two is chance,
 # for tensors of some ten elements. Root mean squares are compared, because the largest error of a
 # tensor is mostly luck: over 24 batches our rms was 1.0 times PyTorch's in the median, 2.6 at most.

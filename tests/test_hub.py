@@ -24,6 +24,8 @@ from lockstep.formats import HFDirectory
 from lockstep.formats.hub import fetch
 from lockstep.formats.hub_name import HubName, parse_hub_name
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 SMALL = b"GGUF, or something like it" * 1000
 LARGE = np.random.default_rng(0).bytes(23 << 20)  # the library writes ten MiB at a time
 WEIGHTS = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})

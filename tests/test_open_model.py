@@ -32,6 +32,8 @@ from lockstep.ir import CacheKind
 from lockstep.native import read_rate
 from lockstep.ops import panels
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 FAMILY = FAMILIES["qwen3"]
 CONFIG = convertible(FAMILY, FAMILY.TINY)
 IDS = [3, 1, 4, 1, 5]

@@ -38,6 +38,8 @@ from lockstep.proof.replay import Snapshot
 from lockstep.proof.twin import Recipe, Twin
 from lockstep.training.create import ModelRequest
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 SMALL = ModelRequest(
     layers=1, embed_dim=32, hidden_dim=48, num_heads=4, num_kv_heads=2, vocab_size=200,
     context_len=32,

@@ -16,6 +16,8 @@ from lockstep.tokenizers import Tokenizer
 from lockstep.training.prepare import DATASET, TRAIN_FILE, windows_of
 from lockstep.training.settings import DEFAULTS
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 SHORT = (*TRAIN, *ALONE, "--total-tokens=64", "--epochs=4")
 
 

@@ -29,6 +29,8 @@ from lockstep.artifacts.metrics import MetricRow
 from lockstep.artifacts.run_ledger import LedgerRow, current
 from lockstep.engine.checkpoint import list_checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 PATIENCE_SECONDS = 120
 
 

@@ -20,6 +20,8 @@ from lockstep.server import exchange
 from lockstep.server.served import Served
 from lockstep.server.service import Limits
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 TALK: Any = [{"role": "user", "content": "the cat"}]
 LIMITS = Limits(max_body_bytes=4096, body_s=1.0, max_queue=200)
 

@@ -25,6 +25,8 @@ from lockstep.server.served import Served
 from lockstep.server.service import Limits
 from lockstep.server.slots import Slots
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 LONG = "the cat sat né € " * 12
 
 REQUESTS: list[tuple[str, dict[str, Any]]] = [

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from server_harness import NARROW, running, tiny_served
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 lm_eval = pytest.importorskip("lm_eval", reason="needs the package lm_eval[api]")
 
 DOCS = [

@@ -24,6 +24,8 @@ from server_harness import CONTEXT, write_hf
 from lockstep.cli.main import main
 from lockstep.engine import model as engine_model
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 SERVE = "import sys; from lockstep.cli.main import main; sys.exit(main(['serve', *sys.argv[1:]]))"
 
 

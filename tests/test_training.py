@@ -45,6 +45,8 @@ from lockstep.training.lock import sole_training
 from lockstep.training.loop import Budget, Loop, Position, StopRequest
 from lockstep.training.train import schedule_of
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
