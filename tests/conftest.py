@@ -15,12 +15,16 @@ from shutil import which
 # that a test starts: workers of xdist are as many as cores, models are tiny, and threads of OpenMP
 # that wait for others spin. On a busy machine that made single tests last minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Programs that tests start, some hundred, would otherwise each compile our sources for themselves.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from lockstep.cli.doctor import find_chromium
+
+sys.dont_write_bytecode = False  # in this process, as in those
 
 # The plain run draws the same examples each time; `--hypothesis-profile search` looks for others.
 settings.register_profile("plain", derandomize=True, deadline=None, database=None)
@@ -49,8 +53,28 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+# The files that take longest, longest first: one that began last would be waited for alone.
+LONGEST = (
+    "test_ops.py",
+    "test_codegen.py",
+    "test_ready_claims.py",
+    "test_compare.py",
+    "test_export_c.py",
+    "test_training.py",
+    "test_parity.py",
+    "test_docs.py",
+    "test_family_programs.py",
+    "test_verify_selftest.py",
+    "test_resume.py",
+    "test_export.py",
+    "test_bench.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot run, and says what is missing."""
+    """Puts long files first, skips what this machine cannot run, and says what is missing."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     lacks = {
         "torch": [name for name in ("torch", "transformers") if find_spec(name) is None],
         "browser": [] if find_chromium() else ["chromium"],

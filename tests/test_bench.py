@@ -27,22 +27,29 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return models
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each model is made once."""
+    return tmp_path_factory.mktemp("models")
+
+
 def make(bench: ModuleType, folder: Path, name: str) -> Path:
-    """One tiny model as a directory and as a float32 file."""
-    folder.mkdir(exist_ok=True)
+    """One tiny model as a directory and as a float32 file, if it is not there yet."""
+    made = folder / f"{name}-tiny-F32.gguf"
     options = Namespace(folder=folder, tiny=True, types="F32", seed=1, llama_python=sys.executable)
-    bench.make(name, options)
-    return folder / f"{name}-tiny-F32.gguf"
+    if not made.exists():
+        bench.make(name, options)
+    return made
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_files_weights_are_those_of_transformers(
-    bench: ModuleType, tmp_path: Path, name: str
+    bench: ModuleType, models: Path, name: str
 ) -> None:
     import gguf_tensors
 
-    file = make(bench, tmp_path, name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-tiny-hf")
+    file = make(bench, models, name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / f"{name}-tiny-hf")
     values = gguf_tensors.dequantised(str(file))
     for parameter, wanted in model.named_parameters():
         how = gguf_tensors.stored(parameter, model.config)
@@ -52,10 +59,12 @@ def test_the_files_weights_are_those_of_transformers(
     assert not values
 
 
-def test_the_same_seed_gives_the_same_bytes(bench: ModuleType, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    bench: ModuleType, models: Path, tmp_path: Path
+) -> None:
     digests = {
-        hashlib.sha256(make(bench, tmp_path / turn, "llama-135m").read_bytes()).hexdigest()
-        for turn in ("first", "second")
+        hashlib.sha256(make(bench, folder, "llama-135m").read_bytes()).hexdigest()
+        for folder in (models, tmp_path)
     }
     assert len(digests) == 1
 
@@ -108,13 +117,13 @@ def test_the_proof_of_inference_names_each_bound_that_is_broken(bench: ModuleTyp
 
 
 def test_what_a_token_reads_grows_with_its_depth_up_to_the_window(
-    bench: ModuleType, tmp_path: Path
+    bench: ModuleType, models: Path
 ) -> None:
     from gguf_tensors import dequantised
     from work import work_of
 
-    file = make(bench, tmp_path, "gemma3-270m")
-    work = work_of(file, tmp_path / "gemma3-270m-tiny-hf")
+    file = make(bench, models, "gemma3-270m")
+    work = work_of(file, models / "gemma3-270m-tiny-hf")
     near, window, far = (work.bytes_per_token(depth) for depth in (0, 32, 1032))
     row = 2 * 1 * 64 * 2  # keys and values of one head of 64 halves
     assert window - near == 7 * 32 * row
