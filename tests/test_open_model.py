@@ -14,6 +14,7 @@ from typing import Any, get_args
 import gguf
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 from family_harness import drawn_parameters
 from gguf_models import convertible, write_gguf
@@ -437,3 +438,26 @@ def test_untied_heads_and_tied_ones_run(tmp_path: Path) -> None:
     write_gguf(FAMILY, config, tmp_path / "untied.gguf", hf)
     assert open_source(str(tmp_path / "untied.gguf")).model.config.tied is False
     assert np.isfinite(np.frombuffer(logits(opened(tmp_path / "untied.gguf")), np.float32)).all()
+
+
+@pytest.mark.parametrize("verb", ["inspect", "run"])
+def test_a_type_that_nothing_reads_is_refused_by_tensor_and_type(
+    verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
+    write_hf_directory(tmp_path / "hf", FAMILY.to_hf(CONFIG), tensors)
+    name = "model.layers.1.mlp.up_proj.weight"
+    wider = tensors | {name: tensors[name].astype(np.float64)}
+    safetensors.numpy.save_file(wider, tmp_path / "hf" / "model.safetensors")
+    assert main([verb, str(tmp_path / "hf"), *(["-p", "x"] if verb == "run" else [])]) == 4
+    said = capfd.readouterr()
+    assert f"{name}: F64" in said.err + said.out
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_short(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "x" * 5000, "-p", "x"]) == 4
+    said = capfd.readouterr().err
+    assert "cannot be read" in said
+    assert len(said) < 200

@@ -21,6 +21,7 @@ from lockstep.formats.hf_directory import HFDirectory
 from lockstep.formats.hub import fetch
 from lockstep.formats.hub_name import is_hub_name
 from lockstep.formats.leaf import FileIdentity
+from lockstep.formats.mapped import MappedTensors, expect_supported
 
 CONFIG = "config.json"
 KINDS = "a GGUF file, a Hugging Face directory, hf://ORG/REPO/FILE or the name of a run"
@@ -71,7 +72,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     if is_hub_name(name):
         name = str(fetch(name, lockstep_home() / "models" / "hub"))
     path = expanded(name)
-    if path.is_file():
+    if _is_file(path):
         if path.suffix != ".gguf" and not is_gguf(path):
             raise _no_model_file(path)
         return open_gguf(path)
@@ -88,6 +89,15 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
         f"{name}: expected {KINDS}, found none of them",
         hint="check the path",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name that no file can have
+        raise InputError(
+            f"{str(path)[:80]}: cannot be read: {error.strerror}", hint="check the path"
+        ) from error
 
 
 def _no_model_file(path: Path) -> InputError:
@@ -137,7 +147,7 @@ def open_gguf(path: Path) -> Source:
         kind="gguf",
         path=path,
         model=model,
-        parameters=model.family.parameters(model.config, file, "gguf"),
+        parameters=_readable(model, file, "gguf"),
         content=_content(file.files),
         gguf=file,
         metadata=file.metadata,
@@ -155,11 +165,21 @@ def open_hf(path: Path) -> Source:
         kind="hf",
         path=path,
         model=model,
-        parameters=model.family.parameters(model.config, directory, "hf"),
+        parameters=_readable(model, directory, "hf"),
         content=_content(directory.files),
         hf=directory,
         metadata=directory.config,
     )
+
+
+def _readable(model: Model, file: MappedTensors, scheme: Literal["gguf", "hf"]) -> StoredParameters:
+    """The parameters in a file, whatever its other tensors are.
+
+    Raises: InputError naming those that are missing or extra, or of a type that nothing reads.
+    """
+    found = model.family.parameters(model.config, file, scheme)
+    expect_supported(file.where, {found.name(id): found.stored(id) for id in found})
+    return found
 
 
 def open_run(run: RunDir, *, weights: Path | None = None) -> Source:

@@ -61,16 +61,7 @@ class MappedTensors:
         Raises: InputError naming each that cannot, with its type.
         """
         names = list(self.shapes if names is None else names)
-        types = {name: self._leaf(name).element.name for name in names}
-        wrong = [f"{name}: {stored}" for name, stored in types.items() if stored not in SUPPORTED]
-        if wrong:
-            listed = "\n  ".join(wrong[:20])
-            more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-            raise InputError(
-                f"{self.where}: expected tensors of type {', '.join(SUPPORTED)}, got\n"
-                f"  {listed}{more}",
-                hint="choose a checkpoint in one of these types",
-            )
+        expect_supported(self.where, {name: self._leaf(name).element.name for name in names})
 
     def _leaf(self, name: str) -> Leaf:
         leaf = self._leaves.get(name)
@@ -87,3 +78,18 @@ class MappedTensors:
                 whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             self._maps[path] = np.frombuffer(whole, np.uint8)
         return self._maps[path]
+
+
+def expect_supported(where: str, types: Mapping[str, str]) -> None:
+    """Insists that tensors of these types can be read as numbers.
+
+    Raises: InputError naming each that cannot, with its type.
+    """
+    wrong = [f"{name}: {stored}" for name, stored in types.items() if stored not in SUPPORTED]
+    if wrong:
+        listed = "\n  ".join(wrong[:20])
+        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise InputError(
+            f"{where}: expected tensors of type {', '.join(SUPPORTED)}, got\n  {listed}{more}",
+            hint="choose a checkpoint in one of these types",
+        )
