@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import threading
@@ -42,7 +43,8 @@ SHAPE = InferenceShape(context=CONTEXT, rows=32, slots=4, outs=8)
 NARROW = InferenceShape(context=CONTEXT, rows=7, slots=1, outs=2)
 
 
-RENDERER = ChatRenderer()  # one worker for all tests of a process; it ends with it
+RENDERER = ChatRenderer()  # one worker for all tests of a process
+atexit.register(RENDERER.close)
 
 
 @cache
