@@ -2,6 +2,7 @@
 #include "vec_dot.h"
 
 enum { ROWS_BLOCK = 32 };
+#define ROWS_LEAST 0x1p-100f /* a block with less than this is zeros: its inverse would overflow */
 
 /* The largest integer of int8 and int16; 32 products with weights of 8 bits still fit in int32. */
 INLINE float rows_most(int64_t bits) { return bits == 8 ? 127.0f : 32767.0f; }
@@ -25,7 +26,7 @@ KERNEL void quantize_rows_naive(void *q_MK, float *scale_MJ, int32_t *sum_MJ, co
       most = fabsf(x[k]) > most ? fabsf(x[k]) : most;
       off += x[k] - x[k]; /* NaN if one is not finite */
     }
-    const float inverse = most > 0.0f && off == 0.0f ? rows_most(bits) / most : 0.0f;
+    const float inverse = most >= ROWS_LEAST && off == 0.0f ? rows_most(bits) / most : 0.0f;
     int32_t sums[2] = {0, 0};
     for (int k = 0; k < ROWS_BLOCK; k++) {
       const int q = off == 0.0f ? (int)nearbyintf(x[k] * inverse) : 0;
@@ -49,7 +50,7 @@ INLINE void rows_block(void *q, float *scale, int32_t *sum, const float *from, c
     off = off + (x[i] - x[i]);
   }
   const float largest = vf_hmax(most), spoilt = vf_sum(off);
-  const float inverse = largest > 0.0f && spoilt == 0.0f ? rows_most(bits) / largest : 0.0f;
+  const float inverse = largest >= ROWS_LEAST && spoilt == 0.0f ? rows_most(bits) / largest : 0.0f;
   vi sums[2] = {vi_set(0), vi_set(0)};
   UNROLL for (int i = 0; i < N; i++) {
     vi v = vi_set(0);

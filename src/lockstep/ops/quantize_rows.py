@@ -22,6 +22,7 @@ from lockstep.ops.registry import OPS, source
 
 BLOCK = 32
 _MOST = {8: np.float32(127), 16: np.float32(32767)}
+_LEAST = np.float32(2.0**-100)  # a block with less than this is zeros: its inverse would overflow
 
 
 def quantized_types(x_MK: Type, bits: int) -> tuple[Type, ...]:
@@ -50,7 +51,7 @@ def quantized(x_MK: Array, bits: int) -> tuple[Array, Array, Array]:
     x = np.where(finite, x, np.float32(0))
     most = np.abs(x).max(-1, keepdims=True)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        inverse = np.where(most > 0, _MOST[bits] / most, np.float32(0))
+        inverse = np.where(most >= _LEAST, _MOST[bits] / most, np.float32(0))
         q = np.rint(x * inverse).astype(np.int8 if bits == 8 else np.int16)
     halves = q.astype(np.int32).reshape(M, K // BLOCK, 2, BLOCK // 2).sum(-1, dtype=np.int32)
     sums = halves.astype("<i2").view("<i4")[..., 0] if bits == 8 else halves.sum(-1, dtype=np.int32)
@@ -67,7 +68,10 @@ def _has_bits(bits: int) -> Callable[..., bool]:
 
 
 def _example(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
-    return (normal(rng, size(case, "M"), BLOCK * size(case, "J")),)
+    x_MJB = normal(rng, size(case, "M"), size(case, "J"), BLOCK)
+    for i, scale in enumerate((0.0, 1e-38, 1e-30)):  # nothing, and what is nearly nothing
+        x_MJB[i % len(x_MJB), -1 - i // len(x_MJB) % x_MJB.shape[1]] *= np.float32(scale)
+    return (x_MJB.reshape(len(x_MJB), -1),)
 
 
 QUANTIZE_ROWS = OPS.register(
