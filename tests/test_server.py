@@ -530,3 +530,15 @@ def test_the_metrics_count(client: openai.OpenAI, server: Running) -> None:
     connection.close()
     for name in ("requests_total", "time_to_first_token_seconds_bucket", "pass_sequences_count"):
         assert f"\nlockstep_{name}" in text
+
+
+def test_a_grammar_whose_error_would_take_minutes_to_place_is_refused_at_once() -> None:
+    line = "a" * 100_000
+    with running(tiny_served(), Limits()) as roomy:
+        body = json.dumps({"prompt": "a", "grammar": line})
+        connection = http.client.HTTPConnection("127.0.0.1", roomy.port, timeout=10)
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 400
+        assert "lines of at most" in json.loads(answer.read())["error"]["message"]
+        connection.close()

@@ -25,6 +25,7 @@ _JSON: Any = {
 # Why a grammar ends before the text does, by the names that llguidance has for it.
 _ENDS = {"NoExtension": "nothing may follow", "NoExtensionBias": "nothing may follow"}
 MAX_CHARACTERS = 1 << 17  # of a grammar: some take seconds, and memory, beyond that
+MAX_LINE = 1 << 13  # of Lark: the place of an error in a line takes the square of its length
 
 Allowed = NDArray[np.bool_]
 
@@ -40,15 +41,23 @@ def regex_grammar(regex: str) -> str:
 
 
 def lark_grammar(text: str) -> str:
-    """The grammar that a text in the language of Lark describes."""
+    """The grammar that a text in the language of Lark describes.
+
+    Raises: UsageError if a line is too long.
+    """
+    longest = max(map(len, text.split("\n")))
+    if longest > MAX_LINE:
+        raise UsageError(
+            f"grammar: expected lines of at most {MAX_LINE} characters, got {longest}",
+            hint="break it into several lines",
+        )
     return str(llguidance.LLMatcher.grammar_from_lark(text))
 
 
 def choice_grammar(texts: Collection[str]) -> str:
     """The grammar of one of some texts."""
-    return lark_grammar(
-        "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-    )
+    choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return str(llguidance.LLMatcher.grammar_from_lark(f"start: {choices}"))
 
 
 class Constraint:
