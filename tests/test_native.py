@@ -94,6 +94,14 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert caught.value.hint.startswith("set LOCKSTEP_HOME")
 
 
+def test_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builds have no place: what to set is said."""
+    monkeypatch.setenv("LOCKSTEP_HOME", "~nobody-of-this-name/builds")
+    with pytest.raises(EnvironmentLacks, match="expected a home directory") as caught:
+        compile_library(ANSWER)
+    assert "LOCKSTEP_HOME" in caught.value.hint
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)

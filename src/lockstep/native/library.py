@@ -16,9 +16,18 @@ SHOWN_LINES = 8  # of a compiler's complaint
 
 
 def build_directory() -> Path:
-    """Where builds are cached: $LOCKSTEP_HOME/build, or ~/.cache/lockstep/build."""
+    """Where builds are cached: $LOCKSTEP_HOME/build, or ~/.cache/lockstep/build.
+
+    Raises: EnvironmentLacks if the user has no home directory.
+    """
     home = os.environ.get("LOCKSTEP_HOME") or "~/.cache/lockstep"
-    return Path(home).expanduser() / "build"
+    try:
+        return Path(home).expanduser() / "build"
+    except RuntimeError as error:
+        raise EnvironmentLacks(
+            f"{home:.120}: expected a home directory, got none for this user",
+            hint="set LOCKSTEP_HOME to a directory that you can write",
+        ) from error
 
 
 def compile_library(
