@@ -30,6 +30,7 @@ from lockstep.verify.numbers.integers import INTEGERS, holds_integer, integer_nu
 from lockstep.verify.numbers.rounding import NEAREST, Rules, encode
 
 BLOCK = 1 << 15  # elements at a time, so that what is on the way stays in the cache
+TABLE_SHARE = 16  # a table costs the rule for all its rows: made for a sixteenth of them at once
 E8M0 = "F8_E8M0"  # a scale: 2^(word - 127), 255 is NaN
 BLOCKS = [name for name, element in SUPPORTED.items() if element.n_numbers > 1]
 CANONICAL_NAN = 0x7FC00000
@@ -52,10 +53,14 @@ class Move:
         out = np.empty(len(words) * self.expands, dtype)
         for start in range(0, len(words), BLOCK):
             block = words[start : start + BLOCK]
-            short = words.ndim == 1 and words.itemsize <= 2
-            made = self._table[block] if short else self.rule(block)
+            made = self._table[block] if self._is_looked_up(words) else self.rule(block)
             out[start * self.expands : (start + len(block)) * self.expands] = made
         return out
+
+    def _is_looked_up(self, words: Words) -> bool:
+        if words.ndim > 1 or words.itemsize > 2:
+            return False
+        return "_table" in self.__dict__ or TABLE_SHARE * len(words) >= 1 << 8 * words.itemsize
 
     @cached_property
     def _table(self) -> Words:
