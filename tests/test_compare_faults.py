@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import converted_pair
 import gguf
 import numpy as np
 import pytest
@@ -186,3 +187,24 @@ def test_an_original_that_transformers_does_not_take_is_said(
     code, said = compared(pair(tmp_path, "llama", None), capfd)
     assert (code, said["original_beside"]["verdict"]) == (0, "missing")
     assert "not a multiple of the number of attention heads" in said["original_beside"]["reason"]
+
+
+def test_blocks_of_a_small_weight_are_not_taken_for_zeros(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(tensors: Tensors, config: Any) -> None:
+        up, gate = UP, f"{LAYER}mlp.gate_proj.weight"
+        tensors[up], tensors[gate] = tensors[gate], tensors[up]
+
+    found = FAMILIES["qwen3"]
+    wide = replace(found, TINY=replace(found.TINY, width=96, ffn=128), variants={})
+    monkeypatch.setitem(FAMILIES, "qwen3", wide)
+    drawn = converted_pair.drawn_parameters
+
+    def small(family: Any, config: Any) -> dict[str, Array]:
+        return {id: w * np.float32(0.01) for id, w in drawn(family, config).items()}
+
+    monkeypatch.setattr(converted_pair, "drawn_parameters", small)
+    code, said = compared(pair(tmp_path, "qwen3", fault, stored=Q8_0), capfd)
+    assert code == 1
+    assert "that of layers.1.ffn.up.weight" in said["comparison"]["first_guilty"]["why"]

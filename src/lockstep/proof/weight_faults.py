@@ -26,6 +26,8 @@ def explain(left: Source, right: Source, ours: str, theirs: str, bound: float) -
         return None
     if ours != theirs:
         return f"it reads {ours}, the original {theirs}: only one of them ties head and embedding"
+    if not got.any():
+        return f"its weight {ours} is all zeros"
     if got.shape == expected.shape:
         for what, changed in chain(
             _left(left, ours, expected), _changes(left, right, theirs, expected)
@@ -90,7 +92,6 @@ def _left(left: Source, id: str, expected: Array) -> Iterator[tuple[str, Array]]
 def _changes(left: Source, right: Source, id: str, expected: Array) -> Iterator[tuple[str, Array]]:
     """What might stand in its place, with the words for it."""
     config, shapes = right.model.config, right.model.shapes
-    yield "all zeros", np.zeros_like(expected)
     layer = id.rpartition(".")[0].split(".")[:2]
     for other, shape in shapes.items():
         if other != id and shape == expected.shape and other.split(".")[:2] == layer:
