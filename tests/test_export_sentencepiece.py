@@ -11,7 +11,7 @@ from model_directories import sentencepiece_directory, sentencepiece_file
 
 from lockstep.cli.main import main
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_builds")]
 
 
 def verdicts(capfd: pytest.CaptureFixture[str], *args: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ from tokenizer_files import sentencepiece_metadata, sentencepiece_model
 from lockstep.server.service import Limits
 from lockstep.tokenizers import GGUFTokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 MOST = Limits().max_text_bytes
 LARGE = 3  # texts at once
 
