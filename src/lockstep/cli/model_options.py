@@ -41,7 +41,7 @@ def expect_context(source: Source, context: int | None) -> None:
     most = source.model.config.context
     if context is not None and context > most:
         raise UsageError(
-            f"--ctx: expected 2 to {most} tokens, the context of {source.where}, got {context}",
+            f"--ctx: expected at most {most} tokens, the context of {source.where}, got {context}",
             hint="give a shorter one, or leave it out",
         )
 
