@@ -214,9 +214,15 @@ def table(rows: list[Row]) -> str:
         busy = "" if r.busy >= BUSY_ENOUGH else f", disturbed: had {r.busy:.0%} of its threads"
         lines.append(
             f"{head}| {r.tokens_per_s:.1f} ({r.spread[0]:.1f} to {r.spread[1]:.1f}){busy} "
-            f"| {r.share or 0:.0%} | {r.peak_mib:.0f} | {r.relative_error:.1e} | {ratio} |"
+            f"| {shown(r.share, '.0%')} | {shown(r.peak_mib, '.0f')} "
+            f"| {shown(r.relative_error, '.1e')} | {ratio} |"
         )
     return "\n".join(lines)
+
+
+def shown(figure: float | None, spec: str) -> str:
+    """A figure, or nothing where there is none."""
+    return "" if figure is None else format(figure, spec)
 
 
 def summary(rows: list[Row]) -> str:
@@ -230,12 +236,12 @@ def summary(rows: list[Row]) -> str:
         own = [r for r in rows if (r.file, r.threads) == (file, threads)]
         found = {(r.case, r.engine): r for r in own}
         pair = [next(r for r in own if r.engine == engine) for engine in ("lockstep", "llama.cpp")]
-        peak = " / ".join(f"{max(r.peak_mib or 0 for r in own if r.engine == side.engine):.0f}"
-                          for side in pair)  # fmt: skip
-        error = " / ".join("" if r.relative_error is None else f"{r.relative_error:.1e}"
-                           for r in pair)  # fmt: skip
+        highest = (max((r.peak_mib for r in own if r.engine == side.engine and r.peak_mib),
+                       default=None) for side in pair)  # fmt: skip
+        peak = " / ".join(shown(mib, ".0f") for mib in highest)
+        error = " / ".join(shown(r.relative_error, ".1e") for r in pair)
         decode = found.get((DECODE.name, "lockstep"))
-        share = "" if decode is None or decode.share is None else f"{decode.share:.0%}"
+        share = shown(decode.share if decode else None, ".0%")
         cells = [
             cell(found.get((case, "lockstep")), found.get((case, "llama.cpp"))) for case in CASES
         ]
