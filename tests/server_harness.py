@@ -36,6 +36,7 @@ from lockstep.tokenizers import (
 
 FAMILY = FAMILIES["qwen3"]
 ROWS = ["<svg>né €𝄞</svg><eos>", '<svg>the cat sat {"on": [1, 2]}</svg><eos>'] * 4
+TALK: list[Any] = [{"role": "user", "content": "the cat"}]
 CONTEXT = 192
 # Each shape is compiled once.
 SHAPE = InferenceShape(context=CONTEXT, rows=32, slots=4, outs=8)
