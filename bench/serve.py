@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from lockstep.engine.model import load
+from lockstep.engine.model import Capacity, load
 from lockstep.engine.session import InferenceSession, Logits, Piece
 from lockstep.engine.source import open_source
 from lockstep.engine.text import open_tokenizer
@@ -130,7 +130,8 @@ def main() -> None:
     counts = [int(n) for n in asked.concurrent.split(",")]
     source = open_source(asked.model)
     context = PROMPT + asked.tokens + 8
-    opened = load(source, context=context, slots=max(counts), threads=asked.threads)
+    capacity = Capacity(context=context, slots=max(counts))
+    opened = load(source, capacity, threads=asked.threads)
     served = Served(
         name="bench", session=opened.session, tokenizer=open_tokenizer(source), template=None
     )

@@ -13,7 +13,7 @@ import numpy as np
 from protocol import answer_requests
 from timing import Engine, Logits, Tokens, requests_of
 
-from lockstep.engine.model import ROWS, open_model
+from lockstep.engine.model import ROWS, Capacity, open_model
 from lockstep.engine.session import Piece
 
 
@@ -22,14 +22,9 @@ class Lockstep(Engine):
 
     def __init__(self, path: str, context: int, threads: int, cache: str, *, every: bool) -> None:
         rows = min(ROWS, context)
-        self.session = open_model(
-            path,
-            context=context,
-            threads=threads,
-            cache=cache,
-            rows=rows,
-            outs=rows if every else 1,
-        ).session
+        outs = rows if every else 1
+        capacity = Capacity(context=context, cache=cache, rows=rows, outs=outs)
+        self.session = open_model(path, capacity, threads=threads).session
         self.n_entries = self.session.n_vocab
 
     def rewind(self, position: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -23,7 +24,7 @@ from lockstep.cli.main import main
 from lockstep.engine import model as engine_model
 from lockstep.engine import packed
 from lockstep.engine.inspection import running
-from lockstep.engine.model import OpenModel, open_model
+from lockstep.engine.model import Capacity, OpenModel, open_model
 from lockstep.engine.source import open_source
 from lockstep.errors import BudgetError, InputError, UsageError
 from lockstep.families import FAMILIES, write_parameters
@@ -41,14 +42,21 @@ IDS = [3, 1, 4, 1, 5]
 PRE = "gpt-2"
 
 
+def letters_of(vocab: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The ids of so many pieces, and the one merge that makes the last of them."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: vocab - 1]
+    pieces = [*letters, letters[0] + letters[1]]
+    return {piece: id for id, piece in enumerate(pieces)}, [(letters[0], letters[1])]
+
+
 def spelled(vocab: int) -> Callable[[gguf.GGUFWriter], None]:
     """Adds a byte-level tokenizer of so many tokens."""
 
     def add(writer: gguf.GGUFWriter) -> None:
-        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: vocab - 1]
+        pieces, merges = letters_of(vocab)
         writer.add_tokenizer_pre(PRE)
-        writer.add_token_list([*letters, letters[0] + letters[1]])
-        writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+        writer.add_token_list(list(pieces))
+        writer.add_token_merges([" ".join(pair) for pair in merges])
 
     return add
 
@@ -74,7 +82,7 @@ def home(home: Path, _shared_home: Path) -> Path:
 
 
 def opened(path: Path) -> OpenModel:
-    return open_model(str(path), context=16, rows=8)
+    return open_model(str(path), Capacity(context=16, rows=8))
 
 
 def logits(model: OpenModel) -> bytes:
@@ -344,6 +352,90 @@ def test_inspect_refuses_a_tokenizer_that_run_refuses(
     assert found["tensors"]
 
 
+def written(path: Path, hf: dict[str, np.ndarray], vocab: int, template: str = "") -> Path:
+    """A GGUF file with these tensors and a tokenizer of so many ids."""
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        spelled(vocab)(writer)
+        if template:
+            writer.add_chat_template(template)
+
+    write_gguf(FAMILY, CONFIG, path, hf, add)
+    return path
+
+
+@pytest.mark.parametrize("fault", ["tokenizer", "gain", "template", "merges", "compiler"])
+def test_inspect_refuses_what_run_refuses_for_the_same_reason(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hf = dict(write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf"))
+    vocab, template = CONFIG.vocab, ""
+    if fault == "tokenizer":
+        vocab += 1
+    elif fault == "gain":
+        hf["model.norm.weight"] = np.full_like(hf["model.norm.weight"], np.nan)
+    elif fault == "template":
+        template = "{% for m in messages %}"
+    elif fault == "compiler":
+        monkeypatch.setenv("CC", str(tmp_path / "no-such-cc"))
+    path = written(tmp_path / "model.gguf", hf, vocab, template)
+    if fault == "merges":
+        data = path.read_bytes()
+        assert data.count(b"tokenizer.ggml.merges") == 1
+        path.write_bytes(data.replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez"))
+    code = main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"])
+    said = capfd.readouterr().err
+    assert code == (3 if fault == "compiler" else 4)
+    found_code, found = inspected(capfd, str(path), "--ctx=16")
+    assert (found_code, found["runs"]) == (code, False)
+    assert found["reason"].splitlines()[0] in said
+
+
+def with_tokenizer(folder: Path, tmp_path: Path, vocab: int) -> Path:
+    """The directory with a byte-level tokenizer of so many ids."""
+    path = tmp_path / "hf"
+    shutil.copytree(folder / "hf", path)
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(*letters_of(vocab)))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(path / "tokenizer.json"))
+    return path
+
+
+def test_a_control_token_without_a_row_keeps_no_model_from_running(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The tokenizer of the small Gemma 3 has a token for images behind its last row."""
+    path = with_tokenizer(folder, tmp_path, CONFIG.vocab)
+    made = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    made.add_special_tokens(["<image>"])
+    made.save(str(path / "tokenizer.json"))
+    code, found = inspected(capfd, str(path), "--ctx=16")
+    assert (code, found["reason"]) == (0, None)
+    assert main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"]) == 0
+    capfd.readouterr()
+    made.add_tokens(["words"])
+    made.save(str(path / "tokenizer.json"))
+    code, found = inspected(capfd, str(path), "--ctx=16")
+    assert (code, found["runs"]) == (4, False)
+    assert f"expected ids below {CONFIG.vocab}" in found["reason"]
+    assert "'words'" in found["reason"]
+
+
+def test_inspect_refuses_a_head_that_is_not_the_tied_table(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = with_tokenizer(folder, tmp_path, CONFIG.vocab)
+    tensors = safetensors.numpy.load_file(path / "model.safetensors")
+    other = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+    safetensors.numpy.save_file(other, path / "model.safetensors")
+    assert main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"]) == 4
+    assert "lm_head.weight: expected a copy" in capfd.readouterr().err
+    code, found = inspected(capfd, str(path), "--ctx=16")
+    assert (code, found["runs"]) == (4, False)
+    assert "lm_head.weight: expected a copy" in found["reason"]
+
+
 def test_inspect_refuses_what_does_not_fit_as_run_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,7 +448,8 @@ def test_inspect_refuses_what_does_not_fit_as_run_does(
 
 def test_the_plan_that_inspect_counts_is_the_memory_that_run_takes(folder: Path) -> None:
     path = str(folder / "model.gguf")
-    planned, taken = running(open_source(path), context=16), open_model(path, context=16)
+    room = Capacity(context=16)
+    planned, taken = running(open_source(path), room), open_model(path, room)
     assert planned.shape == taken.session.shape
     arenas = taken.built.program.manifest.arenas
     assert {name: n for name, n in planned.plan.arenas.items() if n} == {

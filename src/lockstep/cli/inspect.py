@@ -13,6 +13,7 @@ from lockstep.artifacts.printable import printable, size
 from lockstep.cli.model_options import context_option, expect_context, kv_option, threads_option
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.inspection import Contents, Running, contents, running
+from lockstep.engine.model import Capacity
 from lockstep.engine.source import open_source
 from lockstep.errors import BudgetError, EnvironmentLacks, LockstepError
 from lockstep.ir import print_graph
@@ -75,7 +76,7 @@ def _looked_at(
     expect_context(source, context)
     found = None if source.kind == "run" else contents(str(source.path))
     try:
-        return found, None, running(source, context=context, depth=depth, cache=cache)
+        return found, None, running(source, Capacity(context=context, cache=cache), depth=depth)
     except LockstepError as error:
         return found, error, None
 

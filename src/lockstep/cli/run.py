@@ -29,7 +29,7 @@ from lockstep.cli.run_request import (
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.data.grammar import CONTROL_TAGS, parse_prompt
 from lockstep.engine.conversation import Answer, Speaker
-from lockstep.engine.model import OpenModel, load
+from lockstep.engine.model import Capacity, OpenModel, load
 from lockstep.engine.sampling import Sampler, Sampling
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
@@ -107,7 +107,7 @@ def command(
     with ExitStack() as stack:
         # It starts while the weights are loaded.
         renderer = None if chosen is None else stack.enter_context(ChatRenderer())
-        opened = load(source, context=context, cache=kv, threads=threads)
+        opened = load(source, Capacity(context=context, cache=kv), threads=threads)
         template = None
         if chosen is not None and renderer is not None:
             template = ChatTemplate(chosen, templates, renderer)

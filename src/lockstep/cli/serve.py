@@ -18,7 +18,7 @@ from lockstep.cli.model_options import (
 )
 from lockstep.cli.options import Finite
 from lockstep.cli.verb import Outcome, Verb
-from lockstep.engine.model import OpenModel, load
+from lockstep.engine.model import Capacity, OpenModel, load
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
@@ -72,7 +72,8 @@ def command(
         expect_context(source, context)
         tokenizer = open_tokenizer(source)
         template = _template(source, tokenizer, chat_template, opening)
-        opened = load(source, context=context, slots=slots, outs=OUTS, cache=kv, threads=threads)
+        capacity = Capacity(context=context, slots=slots, outs=OUTS, cache=kv)
+        opened = load(source, capacity, threads=threads)
         served = Served(
             name=name or _name(source),
             session=opened.session,

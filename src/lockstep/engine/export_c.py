@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from lockstep.engine.model import OpenModel, load
+from lockstep.engine.model import Capacity, OpenModel, load
 from lockstep.engine.packed import SUM_BYTES, word_sums
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_tokenizer
@@ -45,7 +45,7 @@ def export_c(source: Source, path: Path, *, context: int | None = None) -> OpenM
     tokenizer = open_tokenizer(source)
     vocabulary = padded(vocabulary_of(tokenizer), source.model.config.vocab)
     table = c_vocabulary(vocabulary, tokenizer)
-    opened = load(source, context=context, rows=ROWS)
+    opened = load(source, Capacity(context=context, rows=ROWS))
     tags = tokenizer.tags if isinstance(tokenizer, Tokenizer) else ()
     about = _README.format(
         name=source.path.name, family=source.model.family.name,

@@ -10,13 +10,14 @@ from typing import Any
 
 from lockstep.artifacts import expanded
 from lockstep.build import lowered_inference
-from lockstep.engine.model import expect_room, shape_of
-from lockstep.engine.packed import packed_type
+from lockstep.engine.model import USUAL, Capacity, expect_room
+from lockstep.engine.packed import expect_readable, packed_type
 from lockstep.engine.source import Source
-from lockstep.engine.text import open_templates, open_tokenizer
+from lockstep.engine.text import expect_template, open_templates, open_tokenizer
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
-from lockstep.ir import CacheKind, Graph, InferenceShape, Plan
+from lockstep.ir import Graph, InferenceShape, Plan
+from lockstep.native import build_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,21 @@ def contents(name: str) -> Contents:
     return Contents(where=str(path), metadata=metadata, tensors=tuple(tensors))
 
 
-def running(
-    source: Source, *, context: int | None = None, depth: int = 0, cache: CacheKind | None = None
-) -> Running:
-    """What running the model takes, with a context of that many tokens, at that depth.
+def running(source: Source, capacity: Capacity = USUAL, *, depth: int = 0) -> Running:
+    """What running the model takes, with that capacity, at that depth of the context.
 
-    Raises: what keeps it from running: InputError if its tokenizer cannot be read, or naming each
-    tensor that no kernel reads; BudgetError if it does not fit into memory.
+    Raises: what keeps it from running, in the order in which a run would meet it: InputError if a
+    part of it cannot be read, and EnvironmentLacks or BudgetError if this machine lacks something.
     """
-    open_templates(source, open_tokenizer(source))
+    templates = open_templates(source, open_tokenizer(source))
     model = source.model
-    shape = shape_of(source, context=context, cache=cache)
+    shape = capacity.of(source)
     graph, plan = lowered_inference(model, shape, partial(packed_type, source.parameters))
+    build_tools()
     expect_room(sum(plan.arenas.values()), source.where)
+    held = graph.with_role("parameter")
+    expect_readable(source.parameters, {value.id: value.type.dtype == "u8" for value in held})
+    expect_template(templates)
     depth = min(depth, shape.context)
     return Running(
         graph=graph,

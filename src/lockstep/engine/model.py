@@ -48,41 +48,50 @@ class RunModel:
     session: InferenceSession
 
 
-def open_model(
-    name: str,
-    *,
-    context: int | None = None,
-    slots: int = 1,
-    rows: int = ROWS,
-    outs: int = 1,
-    cache: CacheKind | None = None,
-    threads: int | None = None,
-) -> OpenModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a program is asked to hold, and to read in a pass.
+
+    `context` is by default the model's, but at most CONTEXT. A pass gives as many rows of logits
+    as there are slots, or `outs` if these are more. Keys and values are kept as float16 unless all
+    weights are float32, or `cache` says otherwise.
+    """
+
+    context: int | None = None
+    slots: int = 1
+    rows: int = ROWS
+    outs: int = 1
+    cache: CacheKind | None = None
+
+    def of(self, source: Source) -> InferenceShape:
+        """The shape of the program of this source."""
+        model = source.model
+        room = self.context or min(model.config.context, CONTEXT)
+        return InferenceShape(
+            context=room,
+            rows=min(self.rows, self.slots * room),
+            slots=self.slots,
+            outs=min(max(self.slots, self.outs), self.rows, self.slots * room),
+            cache=self.cache or usual_cache(source.parameters, model.shapes),
+        )
+
+
+USUAL = Capacity()
+
+
+def open_model(name: str, capacity: Capacity = USUAL, *, threads: int | None = None) -> OpenModel:
     """Opens a GGUF file, a Hugging Face directory, hf://... or a run, compiles it, loads it.
 
     Where a program in Python begins, as the bench does; verbs open the source first, to say more.
-    A pass gives as many rows of logits as there are slots, or `outs` if these are more. Keys and
-    values are kept as float16 unless all weights are float32, or `cache` says otherwise.
 
     Raises: UsageError, InputError, EnvironmentLacks; BudgetError if it does not fit into memory.
     """
-    return load(open_source(name), context=context, slots=slots, rows=rows, outs=outs, cache=cache,
-                threads=threads)  # fmt: skip
+    return load(open_source(name), capacity, threads=threads)
 
 
-def load(
-    source: Source,
-    *,
-    context: int | None = None,
-    slots: int = 1,
-    rows: int = ROWS,
-    outs: int = 1,
-    cache: CacheKind | None = None,
-    threads: int | None = None,
-) -> OpenModel:
+def load(source: Source, capacity: Capacity = USUAL, *, threads: int | None = None) -> OpenModel:
     """The same for a source that is open."""
-    model, parameters = source.model, source.parameters
-    shape = shape_of(source, context=context, slots=slots, rows=rows, outs=outs, cache=cache)
+    model, parameters, shape = source.model, source.parameters, capacity.of(source)
     stored = partial(packed_type, parameters)
     built = inference_program(model.family, model.config, shape, stored=stored, threads=threads)
     expect_room(sum(arena.n_bytes for arena in built.program.manifest.arenas), source.where)
@@ -96,27 +105,6 @@ def load(
     )
     session = InferenceSession(built.program, shape)
     return OpenModel(source=source, session=session, built=built, filled=filled)
-
-
-def shape_of(
-    source: Source,
-    *,
-    context: int | None = None,
-    slots: int = 1,
-    rows: int = ROWS,
-    outs: int = 1,
-    cache: CacheKind | None = None,
-) -> InferenceShape:
-    """What the program of a source holds and reads in a pass, where nobody asks for else."""
-    model = source.model
-    room = context or min(model.config.context, CONTEXT)
-    return InferenceShape(
-        context=room,
-        rows=min(rows, slots * room),
-        slots=slots,
-        outs=min(max(slots, outs), rows, slots * room),
-        cache=cache or usual_cache(source.parameters, model.shapes),
-    )
 
 
 def open_run_model(
@@ -136,7 +124,7 @@ def open_run_model(
     assert source.weights is not None
     tokenizer = Tokenizer.load(run.tokenizer, expect_sha256=source.weights.tokenizer_sha256)
     room = context or source.run.context_len
-    opened = load(source, context=room, rows=min(64, room), threads=threads)
+    opened = load(source, Capacity(context=room, rows=min(64, room)), threads=threads)
     return RunModel(
         config=source.run, manifest=source.weights, parameters=source.parameters,
         tokenizer=tokenizer, session=opened.session,

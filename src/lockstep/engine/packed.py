@@ -137,12 +137,27 @@ def _place(
             continue
         view = program.view(id)
         if id in formats:
-            held = parameters if parameters.has_rows(id) else InMemory({id: parameters.f32(id)})
-            packed = pack_weight(formats[id], held.rows(id), shapes[id][1])
+            packed = pack_weight(formats[id], _rows(parameters, id), shapes[id][1])
             _expect_size(packed, view, where, id)
             view[...] = packed
         else:
             view[...] = parameters.f32(id)
+
+
+def expect_readable(parameters: StoredParameters, packed: Mapping[str, bool]) -> None:
+    """Refuses what `fill_parameters` would, where there is no program yet.
+
+    `packed` says of each parameter whether the program packs it.
+
+    Raises: InputError.
+    """
+    for id, is_packed in packed.items():
+        _rows(parameters, id) if is_packed else parameters.f32(id)
+
+
+def _rows(parameters: StoredParameters, id: str) -> Bytes:
+    held = parameters if parameters.has_rows(id) else InMemory({id: parameters.f32(id)})
+    return held.rows(id)
 
 
 def _expect_size(packed: Bytes, view: Bytes, where: str, id: str) -> None:

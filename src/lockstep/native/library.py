@@ -37,8 +37,7 @@ def compile_library(
 
     Raises: EnvironmentLacks without a compiler or a writable cache, or if the compiler complains.
     """
-    compiler = compiler or find_compiler()
-    directory = _writable(build_directory())
+    compiler, directory = build_tools(compiler)
     flags = compiler.flags(sanitize)
     identity = (compiler.version, *compiler.command, *flags, cpu_identity(), source)
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
@@ -46,6 +45,14 @@ def compile_library(
     if not _intact(library, seal):
         _build(source, compiler, flags, library, seal)
     return library
+
+
+def build_tools(compiler: Compiler | None = None) -> tuple[Compiler, Path]:
+    """The compiler and the cache that a build takes.
+
+    Raises: EnvironmentLacks without a compiler or a writable cache.
+    """
+    return compiler or find_compiler(), _writable(build_directory())
 
 
 def _intact(library: Path, seal: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from lockstep.artifacts import Check
 from lockstep.engine.export_gguf import ExportType
 from lockstep.engine.export_hf import HFType
-from lockstep.engine.model import available_bytes, load
+from lockstep.engine.model import Capacity, available_bytes, load
 from lockstep.engine.packed import packed_type
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
@@ -153,7 +153,7 @@ def _read_back(case: _Case) -> Iterator[Check]:
 def greedy_answers(source: Source, prompt: Sequence[int], steps: int = STEPS) -> Answers:
     """Our engine: the greedy tokens after a prompt, and the logits of each choice."""
     room = min(source.model.config.context, len(prompt) + steps)
-    opened = load(source, context=room, rows=room, cache="f32")
+    opened = load(source, Capacity(context=room, rows=room, cache="f32"))
     session, stops = opened.session, open_tokenizer(source).stop_ids
     rows, tokens = [session.prefill(prompt)], []
     while True:
