@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from converted_pair import CONVERTIBLE, LAYER, Tensors, compared, pair
 
 from lockstep.cli.main import main
+from lockstep.engine.source import open_source
 from lockstep.families import FAMILIES
 from lockstep.families.form import join_pairs
 
@@ -153,6 +156,62 @@ def test_a_setting_that_these_tokens_cannot_show_is_named(
     guilty = said["comparison"]["first_guilty"]
     assert (code, guilty["id"]) == (1, node)
     assert f"is {wrong}, not {right}" in guilty["why"]
+
+
+def another_context(tensors: Tensors, config: Any) -> Any:
+    return replace(config, context=20)
+
+
+def one_layer_less(tensors: Tensors, config: Any) -> Any:
+    last = f"model.layers.{config.layers - 1}."
+    for name in [name for name in tensors if name.startswith(last)]:
+        del tensors[name]
+    return replace(config, layers=config.layers - 1)
+
+
+def without_a_tensor(tensors: Tensors, _: Any) -> None:
+    del tensors[f"{LAYER}mlp.up_proj.weight"]
+
+
+@pytest.mark.parametrize("tokens", [["--tokens=9"], []])
+def test_another_context_is_named(
+    tokens: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = pair(tmp_path, "qwen3", another_context)
+    assert main(["compare", *files, *tokens]) == 1
+    out = capfd.readouterr().out
+    assert "context_length: 20, not 40" in out
+    assert "no guilty node" in out
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (one_layer_less, "layers: {less} against {layers}"),
+        (without_a_tensor, "blk.1.ffn_up.weight: missing"),
+    ],
+)
+@pytest.mark.parametrize("family", CONVERTIBLE)
+def test_what_a_conversion_lost_is_a_finding(
+    family: str, fault: Any, why: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = pair(tmp_path, family, fault)
+    layers = open_source(files[1]).model.config.layers
+    assert main(["compare", *files]) == 1
+    assert why.format(layers=layers, less=layers - 1) in capfd.readouterr().err
+    assert main(["compare", *reversed(files)]) == (1 if fault is one_layer_less else 4)
+
+
+def test_a_layer_that_is_not_counted_is_a_finding(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = Path(pair(tmp_path, "qwen3", None)[1])
+    less = shutil.copytree(original, tmp_path / "less")
+    config = json.loads((less / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (less / "config.json").write_text(json.dumps(config))
+    assert main(["compare", str(less), str(original)]) == 1
+    assert f"{LAYER}mlp.up_proj.weight: not a tensor of this model" in capfd.readouterr().err
 
 
 def test_models_of_two_families_are_not_compared(

@@ -13,10 +13,14 @@ from lockstep.artifacts.compare import Compare, Comparison, NodeRow
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.cli.options import resolved_run
 from lockstep.cli.verb import Outcome, Verb
-from lockstep.engine.source import open_source
-from lockstep.errors import UsageError
+from lockstep.engine.source import Source, open_source
+from lockstep.errors import GateError, UsageError
+from lockstep.families.weight import OtherTensors
+from lockstep.proof.compare_metadata import metadata_check
 from lockstep.proof.compare_models import compare_models
 from lockstep.proof.compare_run import compare_run
+
+TOKENS = 32  # in a sequence, unless asked for more
 
 
 @click.command(cls=Verb)
@@ -51,7 +55,7 @@ def command(
             "compare: expected MODEL ORIGINAL, or a run with --run and --batch, got both",
             hint="leave out --run and --batch to compare two models",
         )
-    return _compare_models(model, original, 32 if tokens is None else tokens, seed)
+    return _compare_models(model, original, tokens, seed)
 
 
 def _compare_run(
@@ -69,9 +73,10 @@ def _compare_run(
     return Outcome(document, "\n".join(_lines(record)), 0 if record.passed else 1)
 
 
-def _compare_models(model: str, original: str, tokens: int, seed: int) -> Outcome:
-    left, right = open_source(model), open_source(original)
+def _compare_models(model: str, original: str, wanted: int | None, seed: int) -> Outcome:
+    left, right = _opened(model, original)
     most = min(side.model.config.context for side in (left, right))
+    tokens = min(TOKENS, most) if wanted is None else wanted
     if not 1 <= tokens <= most or seed < 0:
         raise UsageError(
             f"compare: expected 1 to {most} tokens and a seed of at least 0, "
@@ -79,15 +84,41 @@ def _compare_models(model: str, original: str, tokens: int, seed: int) -> Outcom
             hint="choose other --tokens or --seed",
         )
     pair, beside = compare_models(left, right, tokens=tokens, seed=seed, progress=_layer)
-    passed = pair.passed and beside.verdict != "fail"
-    document = {"passed": passed, "comparison": asdict(pair), "original_beside": asdict(beside)}
-    return Outcome(document, "\n".join(_model_lines(pair, beside)), 0 if passed else 1)
+    metadata = metadata_check(left, right)
+    passed = pair.passed and "fail" not in (metadata.verdict, beside.verdict)
+    document = {
+        "passed": passed,
+        "comparison": asdict(pair),
+        "metadata": asdict(metadata),
+        "original_beside": asdict(beside),
+    }
+    text = "\n".join(_model_lines(pair, metadata, beside))
+    return Outcome(document, text, 0 if passed else 1)
 
 
-def _model_lines(pair: Comparison, beside: Check) -> Iterator[str]:
+def _opened(model: str, original: str) -> tuple[Source, Source]:
+    """The two, where a conversion that lost a tensor is a finding and not a damaged file.
+
+    Raises: GateError naming the tensors that the original has and the conversion has not.
+    """
+    right = open_source(original)
+    try:
+        return open_source(model), right
+    except OtherTensors as error:
+        raise GateError(
+            f"compare: the tensors of {right.where} are those of its config, not so those of "
+            f"{error.message}",
+            hint="convert it again",
+        ) from error
+
+
+def _model_lines(pair: Comparison, metadata: Check, beside: Check) -> Iterator[str]:
     yield f"{'pass' if pair.passed else 'FAIL'}  {pair.left} against {pair.right}"
     yield f"      {pair.nodes_compared:,} nodes, {pair.values_compared:,} values in float64"
     yield from (f"      {line}" for line in _details(pair))
+    verdict = "FAIL" if metadata.verdict == "fail" else metadata.verdict
+    found = f": {metadata.reason}" if metadata.reason else ""
+    yield f"{verdict}  {metadata.compared} facts of the metadata{found}"
     yield f"{beside.verdict}  the original against {beside.against}: " + (
         f"{beside.figure:.2g} of {beside.bound:.2g} allowed"
         if beside.figure is not None and beside.bound is not None

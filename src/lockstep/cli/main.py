@@ -144,7 +144,8 @@ def _guarded(work: Callable[[], Outcome]) -> Outcome:
     except LockstepError as error:
         if error.exit_code == LockstepError.exit_code:
             return _our_bug(error)
-        return _failure(type(error).__name__, error.message, error.hint, error.exit_code)
+        kind = next(c for c in type(error).__mro__ if "exit_code" in vars(c))
+        return _failure(kind.__name__, error.message, error.hint, error.exit_code)
     except click.ClickException as error:
         return _click_failure(error)
     except (click.Abort, KeyboardInterrupt, EOFError):

@@ -131,10 +131,14 @@ class Table:
         )
 
 
+class OtherTensors(InputError):
+    """A file whose tensors are not those that its own config names."""
+
+
 class Parameters(Mapping[str, Weight]):
     """The parameters of a model in a file: by our id, in the order of the table, read one by one.
 
-    Raises: InputError naming every tensor that is missing, extra or of another shape.
+    Raises: OtherTensors naming every tensor that is missing, extra or of another shape.
     """
 
     def __init__(
@@ -148,7 +152,8 @@ class Parameters(Mapping[str, Weight]):
         self._weights = {w.id: w for w in weights}
         self._source, self._scheme = source, scheme
         self.copies = {k: v for k, v in (copies or {}).items() if k in source.shapes}
-        _refuse(source.where, list(_differences(weights, source.shapes, scheme, self.copies)))
+        problems = list(_differences(weights, source.shapes, scheme, self.copies))
+        _refuse(source.where, problems, OtherTensors)
 
     def __getitem__(self, id: str) -> Weight:
         return self._weights[id]
@@ -278,9 +283,9 @@ def _differences(
             yield f"{name}: not a tensor of this model"
 
 
-def _refuse(where: str, problems: list[str]) -> None:
+def _refuse(where: str, problems: list[str], kind: type[InputError] = InputError) -> None:
     if problems:
-        raise InputError(
+        raise kind(
             f"{where}: expected exactly the tensors of its config, got\n  " + "\n  ".join(problems),
             hint="check that config and weights belong together and that the download is complete",
         )

@@ -1,0 +1,135 @@
+"""`lockstep compare`: what of the metadata a run goes by, and what a conversion made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from converted_pair import compared
+from model_directories import byte_level_directory, sentencepiece_directory
+
+from lockstep.engine.export_gguf import export_gguf
+from lockstep.engine.source import open_source
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "hf"
+    byte_level_directory(path, "qwen3")
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+def edited(path: Path, change: Callable[[dict], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def another_end(path: Path) -> None:
+    edited(path / "tokenizer_config.json", lambda c: c.update(eos_token="[circle]"))
+
+
+def one_in_front(path: Path) -> None:
+    changes = {"add_bos_token": True, "bos_token": "[circle]"}
+    edited(path / "tokenizer_config.json", lambda c: c.update(changes))
+
+
+def another_template(path: Path) -> None:
+    text = TEMPLATE.replace("m.content", "m.content.strip()")
+    (path / "chat_template.jinja").write_text(text)
+
+
+def no_template(path: Path) -> None:
+    (path / "chat_template.jinja").unlink()
+
+
+def swapped_tokens(path: Path) -> None:
+    def swap(document: dict) -> None:
+        vocab = document["model"]["vocab"]
+        vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+    edited(path / "tokenizer.json", swap)
+
+
+FAULTS = {
+    another_end: "eos_token_id: ",
+    one_in_front: "tokens before a text: [",
+    another_template: "chat template, character 35: '.strip() }}",
+    no_template: "chat template: none, not one",
+    swapped_tokens: "and 1 more: 'b', not 'a'",
+}
+
+
+def converted(original: Path, folder: Path, fault: Callable[[Path], None] | None) -> list[str]:
+    """A GGUF file of the original, which had this fault when it was converted."""
+    path = folder / "hf"
+    shutil.copytree(original, path)
+    if fault is not None:
+        fault(path)
+    export_gguf(open_source(str(path)), folder / "model.gguf", "F32")
+    return [str(folder / "model.gguf"), str(original)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_text_that_a_conversion_changed_is_named(
+    fault: Callable[[Path], None], original: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    code, found = compared(converted(original, tmp_path, fault), capfd)
+    assert found["metadata"]["verdict"] == "fail"
+    assert FAULTS[fault] in found["metadata"]["reason"]
+    assert (code, found["comparison"]["first_guilty"]) == (1, None)
+
+
+def test_a_token_that_no_longer_ends_an_answer_is_named(
+    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = tmp_path / "before"
+    shutil.copytree(original, before)
+    tags = json.loads((before / "tokenizer.json").read_text())["added_tokens"]
+    circle = next(tag["id"] for tag in tags if tag["content"] == "[circle]")
+    (before / "generation_config.json").write_text(json.dumps({"eos_token_id": [circle]}))
+    code, found = compared(converted(before, tmp_path, None), capfd)
+    assert (code, found["comparison"]["first_guilty"]) == (1, None)
+    assert f"{circle}" in found["metadata"]["reason"].partition("tokens that end an answer: ")[2]
+
+
+@pytest.mark.torch
+def test_the_text_of_a_faithful_conversion_passes(
+    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, found = compared(converted(original, tmp_path, None), capfd)
+    assert (code, found["metadata"]["reason"]) == (0, "")
+    assert found["metadata"]["compared"] > 5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("make", ["gemma", "llama"])
+def test_sentencepiece_of_a_faithful_conversion_passes(
+    make: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = sentencepiece_directory(tmp_path / "original", make)
+    code, found = compared(converted(original, tmp_path, None), capfd)
+    assert (code, found["metadata"]["verdict"]) == (0, "pass"), found["metadata"]["reason"]
+
+
+def test_an_original_without_a_tokenizer_has_its_text_not_compared(
+    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = converted(original, tmp_path, None)
+    bare = tmp_path / "bare"
+    shutil.copytree(original, bare)
+    (bare / "tokenizer.json").unlink()
+    code, found = compared([names[0], str(bare)], capfd)
+    assert found["metadata"]["verdict"] == "pass"
+    assert found["metadata"]["compared"] == 1
+    assert "were not compared" in found["metadata"]["reason"]
+    code, found = compared([str(bare), names[0]], capfd)
+    assert code == 1
+    assert "this has none that can be read" in found["metadata"]["reason"]
