@@ -7,6 +7,7 @@ import random
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -21,6 +22,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import numpy as np
 import pytest
 from hypothesis import settings
+from precompiled import with_intrinsics
 
 from lockstep.cli.doctor import find_chromium
 
@@ -87,7 +89,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _shared_home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """LOCKSTEP_HOME for the whole run, so that no test touches the user's and builds are shared."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -96,8 +100,9 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCKSTEP_HOME", str(home))
-        # A home of its own costs zig ten seconds: it builds what every program links.
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(home / "zig"))
+        # A new one costs zig ten seconds: it builds what every program links.
+        cache = getattr(request.config, "cache", None)
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache.mkdir("zig") if cache else home / "zig"))
         # A warning of a compiler that we never saw must not stop a user; one of ours must stop us.
         compiler = next(filter(which, (os.environ.get("CC", ""), "cc", "gcc", "clang")), None)
         if compiler:
@@ -106,16 +111,40 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def quick_builds(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that are built in less than half the time: in the plain run, without optimisation.
+def kernel_builds(_shared_home: Path) -> Iterator[None]:
+    """Kernels as users have them; only the compiler's own headers are read in another way."""
+    with _compiler_with_headers(_shared_home, "-O3"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def fault_builds(_shared_home: Path) -> Iterator[None]:
+    """The same for programs that are built to have a fault, which `lockstep` builds at -O0."""
+    with _compiler_with_headers(_shared_home, "-O0"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_builds(request: pytest.FixtureRequest, _shared_home: Path) -> Iterator[None]:
+    """Programs that are built in a third of the time: in the plain run, without optimisation.
 
     For tests of what is done with a program. No bit depends on the level, as test_codegen.py shows;
     tests of kernels, and slow ones, build as users do.
     """
+    if request.config.getoption("-m") != "not slow":
+        yield
+        return
+    with _compiler_with_headers(_shared_home, "-Og", Path(__file__).parent / "quick_cc"):
+        yield
+
+
+@contextmanager
+def _compiler_with_headers(home: Path, level: str, *wrapper: Path) -> Iterator[None]:
+    """$CC with precompiled headers for this level, behind a program that changes its arguments."""
     with pytest.MonkeyPatch.context() as patch:
-        compiler, is_plain = os.environ.get("CC"), request.config.getoption("-m") == "not slow"
-        if compiler and is_plain:
-            patch.setenv("CC", f"{shlex.quote(str(Path(__file__).parent / 'quick_cc'))} {compiler}")
+        if command := shlex.split(os.environ.get("CC", "")):
+            with_headers = with_intrinsics(command, home / "precompiled", level)
+            patch.setenv("CC", shlex.join([*map(str, wrapper), *with_headers]))
         yield
 
 

@@ -30,6 +30,7 @@ DTYPES: dict[str, type] = {
     "i8": np.int8,
     "i16": np.int16,
 }
+NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 def attrs_of(op: Op, case: Case) -> dict[str, Attr]:
@@ -56,8 +57,7 @@ def without_optional(op: Op, inputs: tuple[Array | None, ...]) -> tuple[Array | 
 
 def type_of(array: Array) -> Type:
     """The graph type of an array."""
-    names = {np.dtype(v): k for k, v in DTYPES.items()}
-    return Type(names[array.dtype], array.shape)  # type: ignore[arg-type]
+    return Type(NAMES[array.dtype], array.shape)  # type: ignore[arg-type]
 
 
 def infer(op: Op, inputs: tuple[Array | None, ...], case: Case) -> tuple[Type, ...]:

@@ -33,6 +33,8 @@ from lockstep.proof.subject import Subject
 from lockstep.proof.verdict import record_of
 from lockstep.proof.walk import relative_error
 
+pytestmark = pytest.mark.usefixtures("fault_builds")
+
 NAME = "qwen3, untied, biased, sgd"
 
 

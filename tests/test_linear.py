@@ -11,6 +11,8 @@ from op_harness import Call, same_bits
 from lockstep.ir.op import Array
 from lockstep.ops import OPS
 
+pytestmark = pytest.mark.usefixtures("kernel_builds")
+
 SIZES = [(1, 5, 3), (7, 64, 96), (13, 257, 47), (26, 513, 70), (97, 300, 290)]
 
 

@@ -28,6 +28,8 @@ from lockstep.ir import Graph, Kernel, Node, NotDifferentiable, Op, Value, inter
 from lockstep.ir.op import Array
 from lockstep.ops import OPS
 
+pytestmark = pytest.mark.usefixtures("kernel_builds")
+
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{i}")
     for op in OPS.values()

@@ -10,7 +10,7 @@ from lockstep.ir import Op
 from lockstep.ir.op import Array
 from lockstep.ops import OPS
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("kernel_builds")]
 INEXACT = [op for op in OPS.values() if op.tolerance.rel > 0]
 
 

@@ -15,6 +15,8 @@ from lockstep.ops import OPS, panels
 from lockstep.ops.embed_panels import stored_rows
 from lockstep.passes import Target, fuse, quantize
 
+pytestmark = pytest.mark.usefixtures("kernel_builds")
+
 PACKED = [f"linear_{stored.lower()}" for stored in panels.STORED]
 PLAIN, DOTS = Target(byte_dots=False), Target(byte_dots=True)
 

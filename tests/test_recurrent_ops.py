@@ -17,6 +17,8 @@ from lockstep.ir import f32, i32
 from lockstep.ir.op import Array
 from lockstep.ops import OPS
 
+pytestmark = pytest.mark.usefixtures("kernel_builds")
+
 HEADS: dict[str, Any] = {"key_heads": 2, "key_width": 20, "tiled": False, "eps": 1e-6}
 
 

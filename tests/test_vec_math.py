@@ -13,6 +13,8 @@ from lockstep.ir.op import Array
 from lockstep.native import compile_library
 from lockstep.ops.registry import source
 
+pytestmark = pytest.mark.usefixtures("kernel_builds")
+
 NAMES = ("exp", "exp2", "log", "root", "sigmoid")
 BELOW_ZERO = ("log", "root")  # these have no value there
 

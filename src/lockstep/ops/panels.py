@@ -121,8 +121,12 @@ def pack(stored: str, raw: U8, k: int) -> U8:
         else:
             _pack_blocks(panels[j : j + step], rows, stored)
 
+    starts = range(0, len(panels), step)
+    if len(starts) == 1:
+        pack_some(0)
+        return packed
     with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets others run while it works
-        list(pool.map(pack_some, range(0, len(panels), step)))
+        list(pool.map(pack_some, starts))
     return packed
 
 

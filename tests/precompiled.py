@@ -1,0 +1,44 @@
+"""The intrinsics of GCC as a precompiled header: to read the plain one takes it half a second."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from lockstep.native.compiler import FLAGS
+
+# Programs define _GNU_SOURCE before their first header. Nothing else stands here: a program that
+# lacks a header shall not compile. (That intrinsics are included, builds by test_codegen.py show.)
+HEADER = """#define _GNU_SOURCE
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+"""
+
+
+def with_intrinsics(command: list[str], directory: Path, level: str) -> list[str]:
+    """The command of a compiler with the header, made for a level once for all processes.
+
+    GCC reads the header as text where no precompiled one fits the flags. Other compilers stop
+    there, and their command stays as it is.
+    """
+    if "Free Software Foundation" not in _version(tuple(command)):
+        return command
+    header = directory / "intrinsics.h"
+    made = directory / "intrinsics.h.gch" / level.strip("-")
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            header.write_text(HEADER)
+            flags = [flag for flag in FLAGS if flag != "-shared"]
+            output = ["-x", "c-header", str(header), "-o", str(made)]
+            subprocess.run([*command, *flags, level, *output], check=True)
+    return [*command, "-include", str(header)]
+
+
+@cache
+def _version(command: tuple[str, ...]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
