@@ -201,14 +201,16 @@ def test_attention_agrees_for_any_heads_tokens_and_window(
 def test_cached_rows_keep_their_bits_in_any_calls(
     element: str, seed: int, rows: int, window: int, heads: tuple[int, int], n_calls: int
 ) -> None:
-    """However several sequences are cut into calls and mixed, rows get what one call gives them."""
+    """However several sequences are cut and mixed, rows left out or not, they get the same."""
     op, rng = OPS[f"attend_{element}"], np.random.default_rng(seed)
     case: dict[str, Any] = {"M": rows, "E": 20, "slots": 3, "depth": 600, "scale": 0.2}
     case |= {"heads": heads[0], "kv_heads": heads[1], "window": window}
     q, *caches, positions, slots, room = draw(op, case, seed)
     whole = Call(op, (q, *caches, positions, slots, room), case)
     expected = whole.run(op.kernels[-1])[0]
-    marks = np.sort(rng.integers(0, n_calls, (3, rows)), axis=1)  # the call of each row, by slot
+    marks = rng.integers(0, n_calls, (3, rows))  # the call of each row, by slot
+    if seed % 2:
+        marks.sort(axis=1)  # so that no call leaves rows out
     for number in range(n_calls):
         mine = np.flatnonzero(marks[slots, np.arange(rows)] == number)
         mine = np.concatenate([mine[slots[mine] == s] for s in rng.permutation(3)])

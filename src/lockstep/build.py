@@ -30,6 +30,7 @@ from lockstep.passes import (
     plan_memory,
     quantize,
     schedule,
+    take_early,
 )
 from lockstep.passes.plan_memory import GUARD_BYTES
 from lockstep.passes.quantize import PANEL_READERS
@@ -170,7 +171,7 @@ def inference_program(
     `stored` says in which format the file has a weight that the program packs; `target` says what
     the CPU can do, by default what this one can.
     """
-    graph = fuse(family.inference_graph(config, shape))
+    graph = take_early(fuse(family.inference_graph(config, shape)))
     formats = packed_formats(graph, stored)
     return link(
         quantize(graph, formats, target or Target.of(cpu_features())),
@@ -216,7 +217,7 @@ def lowered_inference(
     model: Model, shape: InferenceShape, stored: Callable[[str], str]
 ) -> tuple[Graph, Plan]:
     """The lowered graph of an inference program and its memory plan, without any C."""
-    graph = fuse(model.family.inference_graph(model.config, shape))
+    graph = take_early(fuse(model.family.inference_graph(model.config, shape)))
     formats = packed_formats(graph, stored)
     lowered, _, plan = _planned(quantize(graph, formats, Target.of(cpu_features())))
     return lowered, plan

@@ -242,6 +242,11 @@ INLINE void attend_span(const int type, const AttendCall *c, int64_t m, int64_t 
   }
 }
 
+/* Whether a row is the next one of the sequence of the row before it. */
+INLINE int attend_follows(const AttendCall *c, int64_t m) {
+  return c->slots_M[m] == c->slots_M[m - 1] && c->positions_M[m] == c->positions_M[m - 1] + 1;
+}
+
 INLINE void attend_tile(const int type, const AttendCall *c, int64_t P, int64_t tile) {
   int64_t spans = attend_spans(c->M, c->G, c->C, P), heads = c->group;
   if (heads > ATTEND_QUERIES) heads = ATTEND_QUERIES;
@@ -263,7 +268,7 @@ INLINE void attend_tile(const int type, const AttendCall *c, int64_t P, int64_t 
   if (stop > c->M) stop = c->M;
   while (m < stop) {
     int64_t end = m + 1;
-    while (end < stop && c->slots_M[end] == c->slots_M[m]) end++;
+    while (end < stop && attend_follows(c, end)) end++;
     for (int64_t i = 0; i < c->group; i += heads)
       attend_rows(type, c, m, end - m, g * c->group + i,
                   c->group - i < heads ? c->group - i : heads);

@@ -1,10 +1,10 @@
 """Attention of the rows of several sequences over their caches, in inference.
 
 Row m belongs to sequence `slots[m]` and sees its positions up to `positions[m]`, or of these the
-last `window` where that is not 0: o = softmax(scale q k) v. Rows of one sequence in a call lie
-together, at consecutive positions. What a row yields has the same bits whatever else is in the
-call. `room` is memory, all zeros, that the kernels borrow and give back as it was: with it, threads
-share the work on a single row; without it they may only share out heads of keys.
+last `window` where that is not 0: o = softmax(scale q k) v. Rows of one sequence at consecutive
+positions are worked on together where they lie together. What a row yields has the same bits
+whatever else is in the call. `room` is memory, all zeros, that the kernels borrow and give back as
+it was: with it, threads share the work on a single row; without it they may only share out heads.
 Source: arXiv:1706.03762, arXiv:2205.14135.
 """
 
@@ -231,6 +231,7 @@ def _register(element: Element) -> None:
                 rel=2e-6,
                 why="dots of E products, exponentials within 2 ulp, weights summed in float32",
             ),
+            row_inputs=frozenset({"q_MN", "positions_M", "slots_M"}),
             example=_example(element),
         )
     )

@@ -212,3 +212,21 @@ KERNEL void take_rows_f32(float *y_BD, const float *x_MD, const int32_t *index_B
   (void)M, (void)B;
   memcpy(y_BD + tile * D, x_MD + index_B[tile] * D, (size_t)D * sizeof(float));
 }
+
+/* take_i32: the numbers of x with these indices. */
+KERNEL void take_i32_naive(int32_t *y_B, const int32_t *x_M, const int32_t *index_B, int64_t M,
+                           int64_t B) {
+  (void)M;
+  for (int64_t b = 0; b < B; b++) y_B[b] = x_M[index_B[b]];
+}
+
+KERNEL int64_t take_i32_all_tiles(int64_t M, int64_t B) {
+  (void)M, (void)B;
+  return 1;
+}
+
+KERNEL void take_i32_all(int32_t *y_B, const int32_t *x_M, const int32_t *index_B, int64_t M,
+                         int64_t B, int64_t tile) {
+  (void)tile;
+  take_i32_naive(y_B, x_M, index_B, M, B);
+}

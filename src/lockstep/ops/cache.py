@@ -124,6 +124,13 @@ def _example_put(kind: Kind, element: Element) -> Example:
     return example
 
 
+def _infer_take_i32(x_M: Type, index_B: Type) -> tuple[Type, ...]:
+    for name, type in (("x", x_M), ("index", index_B)):
+        expect_rank(f"take_i32 {name}", type, 1)
+        expect_type(f"take_i32 {name}", type, i32_type(*type.dims))
+    return (index_B,)
+
+
 def _infer_take(x_MD: Type, index_B: Type) -> tuple[Type, ...]:
     expect_rank("take_rows x", x_MD, 2)
     expect_rank("take_rows index", index_B, 1)
@@ -131,14 +138,23 @@ def _infer_take(x_MD: Type, index_B: Type) -> tuple[Type, ...]:
     return (f32_type(index_B.dims[0], x_MD.dims[1]),)
 
 
-def _reference_take(x_MD: Array, index_B: Array) -> tuple[Array, ...]:
-    return (x_MD[index_B],)
+def _reference_take(x: Array, index_B: Array) -> tuple[Array, ...]:
+    return (x[index_B],)
 
 
 def _example_take(rng: np.random.Generator, case: Mapping[str, Attr]) -> tuple[Array | None, ...]:
     x_MD = normal(rng, size(case, "M"), size(case, "D"))
     return x_MD, indices(rng, len(x_MD), size(case, "B"))
 
+
+def _example_take_i32(
+    rng: np.random.Generator, case: Mapping[str, Attr]
+) -> tuple[Array | None, ...]:
+    x_M = rng.integers(-9, 999, size(case, "M"), dtype=np.int32)
+    return x_M, indices(rng, len(x_M), size(case, "B"))
+
+
+_TAKEN_ONLY = NotDifferentiable("it picks the rows whose logits are wanted, in inference only")
 
 OPS.register(
     Op(
@@ -148,13 +164,31 @@ OPS.register(
         attrs={},
         infer=_infer_take,
         reference=_reference_take,
-        gradient=NotDifferentiable("it picks the rows whose logits are wanted, in inference only"),
+        gradient=_TAKEN_ONLY,
         source=_SOURCE,
         naive="take_rows_naive",
         kernels=(Kernel(symbol="take_rows_f32", tiling="tiles"),),
         cases=({"M": 3, "D": 8, "B": 2}, {"M": 6, "D": 37, "B": 9}),
         tolerance=Tolerance(rel=0.0, why="a copy"),
         example=_example_take,
+    )
+)
+
+OPS.register(
+    Op(
+        name="take_i32",
+        inputs=("x_M", "index_B"),
+        outputs=("y_B",),
+        attrs={},
+        infer=_infer_take_i32,
+        reference=_reference_take,
+        gradient=_TAKEN_ONLY,
+        source=_SOURCE,
+        naive="take_i32_naive",
+        kernels=(Kernel(symbol="take_i32_all", tiling="tiles"),),
+        cases=({"M": 3, "B": 2}, {"M": 6, "B": 9}),
+        tolerance=Tolerance(rel=0.0, why="a copy"),
+        example=_example_take_i32,
     )
 )
 

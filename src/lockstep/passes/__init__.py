@@ -7,6 +7,7 @@ from lockstep.passes.pack import pack
 from lockstep.passes.plan_memory import plan_memory
 from lockstep.passes.quantize import Target, quantize
 from lockstep.passes.schedule import schedule
+from lockstep.passes.take_early import take_early
 
 __all__ = [
     "OptimizerSpec",
@@ -18,4 +19,5 @@ __all__ = [
     "plan_memory",
     "quantize",
     "schedule",
+    "take_early",
 ]
