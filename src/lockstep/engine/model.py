@@ -10,6 +10,7 @@ from lockstep.artifacts import RunDir
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.artifacts.weights_manifest import WeightsManifest
 from lockstep.build import Built, inference_program
+from lockstep.engine.memory import available_bytes
 from lockstep.engine.packed import (
     Filled,
     StoredParameters,
@@ -143,13 +144,3 @@ def expect_room(n_bytes: int, where: str) -> None:
             f"this machine has {free >> 20} MiB left",
             hint="choose a shorter context (--ctx), fewer slots, or a smaller model",
         )
-
-
-def available_bytes() -> int | None:
-    """The memory that a program could take without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        return int(kilobytes) * 1024
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None

@@ -13,7 +13,8 @@ import numpy as np
 from lockstep.artifacts import Check
 from lockstep.engine.export_gguf import ExportType
 from lockstep.engine.export_hf import HFType
-from lockstep.engine.model import Capacity, available_bytes, load
+from lockstep.engine.memory import available_bytes
+from lockstep.engine.model import Capacity, load
 from lockstep.engine.packed import packed_type
 from lockstep.engine.source import Source, open_gguf, open_hf
 from lockstep.engine.text import open_tokenizer
