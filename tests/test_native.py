@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
+import subprocess
 import sys
 import threading
 from importlib.util import find_spec
@@ -84,6 +87,64 @@ def test_builds_at_the_same_time_do_not_disturb_each_other(home: Path) -> None:
     assert len(made) == 3
     assert len(set(made)) == 1
     assert sorted(p.suffix for p in (home / "build").iterdir()) == [".c", ".sha256", ".so"]
+
+
+def filed(home: Path) -> set[str]:
+    return {path.name for path in (home / "build").iterdir()}
+
+
+def files_of(library: Path) -> set[str]:
+    return {library.with_suffix(suffix).name for suffix in (".so", ".c", ".sha256")}
+
+
+def test_builds_that_were_not_used_for_longest_make_room(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [compile_library(f"{ANSWER}// {i}\n") for i in range(4)]
+    loaded = ctypes.CDLL(str(made[1]))
+    size = sum((home / "build" / name).stat().st_size for name in files_of(made[0]))
+    (home / "build" / "kept.weights").write_bytes(b"x" * size * 9)
+    killed = home / "build" / "building-killed"
+    killed.mkdir()
+    for i, library_path in enumerate(made):
+        for name in files_of(library_path):
+            os.utime(home / "build" / name, (1000 + i, 1000 + i))
+    os.utime(killed, (1000, 1000))
+    compile_library(f"{ANSWER}// 0\n")  # which makes it the one that was used last
+    monkeypatch.setattr(library, "MOST_BYTES", 3 * size + size // 2)
+    new = compile_library(f"{ANSWER}// new\n")
+    kept = files_of(made[0]) | files_of(made[3]) | files_of(new)
+    assert filed(home) == {*kept, "kept.weights"}
+    assert loaded.answer() == 42, "what is loaded stays"
+    assert ctypes.CDLL(str(compile_library(f"{ANSWER}// 1\n"))).answer() == 42
+
+
+def test_a_build_that_somebody_may_be_loading_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "MOST_BYTES", 1)
+    made = [compile_library(f"{ANSWER}// {i}\n") for i in range(3)]
+    assert filed(home) == set().union(*map(files_of, made))
+
+
+def test_processes_that_build_and_trim_at_once_lose_nothing_that_they_load(home: Path) -> None:
+    """Each asks for builds that are old, and has a new one built before it loads them."""
+    for i in range(4):
+        made = compile_library(f"{ANSWER}// {i}\n")
+        for name in files_of(made):
+            os.utime(home / "build" / name, (1000, 1000))
+    script = (
+        "import ctypes, os\n"
+        "from lockstep.native import library\n"
+        "library.MOST_BYTES = 1\n"
+        "for i in range(4):\n"
+        f"    path = library.compile_library({ANSWER!r} + f'// {{i}}\\n')\n"
+        f"    library.compile_library({ANSWER!r} + f'// {{os.getpid()}} {{i}}\\n')\n"
+        "    assert ctypes.CDLL(str(path)).answer() == 42\n"
+    )
+    command = [sys.executable, "-c", script]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [(p.communicate()[1], p.returncode) for p in processes] == [(b"", 0)] * 3
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lockstep.errors import EnvironmentLacks
@@ -13,6 +19,15 @@ from lockstep.native.compiler import Compiler, Sanitizer, cpu_identity, find_com
 
 COMPILE_SECONDS = 600  # zig has been seen to spin for ever; a model of 24 layers takes seconds
 SHOWN_LINES = 8  # of a compiler's complaint
+MOST_BYTES = 1 << 30  # of all builds; those that were not used for longest go first
+_IN_USE_S = 600.0  # after that a build has been loaded by whoever asked for it
+_LEFT_S = 24 * 3600.0  # no build takes so long: its process was killed
+_SUFFIXES = (
+    ".sha256",
+    ".so",
+    ".c",
+)  # of one build; without the first it is as if it were not there
+_BUILDING = "building-"
 
 
 def build_directory() -> Path:
@@ -42,7 +57,7 @@ def compile_library(
     identity = (compiler.version, *compiler.command, *flags, cpu_identity(), source)
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     library, seal = directory / f"{key}.so", directory / f"{key}.sha256"
-    if not _intact(library, seal):
+    if not _found(library, seal):
         _build(source, compiler, flags, library, seal)
     return library
 
@@ -53,6 +68,49 @@ def build_tools(compiler: Compiler | None = None) -> tuple[Compiler, Path]:
     Raises: EnvironmentLacks without a compiler or a writable cache.
     """
     return compiler or find_compiler(), _writable(build_directory())
+
+
+def _found(library: Path, seal: Path) -> bool:
+    """Whether it has been built; from now on it stays for as long as it takes to load it."""
+    with _locked(library.parent, fcntl.LOCK_SH):
+        if not _intact(library, seal):
+            return False
+        with suppress(OSError):
+            os.utime(seal)  # what was used last is kept longest
+        return True
+
+
+@contextmanager
+def _locked(directory: Path, kind: int) -> Iterator[None]:
+    """Keeps a process from deleting what another is about to use, where the disk knows locks."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, kind)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _trim(directory: Path) -> None:
+    """Deletes the builds that were not used for longest, beyond MOST_BYTES of them.
+
+    What a process left that was killed while it built goes as well.
+    """
+    now, n_bytes = time.time(), 0
+    builds: dict[str, list[os.stat_result]] = defaultdict(list)
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):
+            if path.suffix in _SUFFIXES:
+                builds[path.stem].append(path.stat())
+            elif path.name.startswith(_BUILDING) and path.stat().st_mtime < now - _LEFT_S:
+                shutil.rmtree(path, ignore_errors=True)
+    used = {key: max(found.st_mtime for found in files) for key, files in builds.items()}
+    for key in sorted(builds, key=used.__getitem__, reverse=True):
+        n_bytes += sum(found.st_size for found in builds[key])
+        if n_bytes > MOST_BYTES and used[key] < now - _IN_USE_S:
+            for suffix in _SUFFIXES:
+                (directory / f"{key}{suffix}").unlink(missing_ok=True)
 
 
 def _intact(library: Path, seal: Path) -> bool:
@@ -67,7 +125,7 @@ def _build(
     source: str, compiler: Compiler, flags: tuple[str, ...], library: Path, seal: Path
 ) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as name:
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=_BUILDING) as name:
             text, made = Path(name) / "model.c", Path(name) / "model.so"
             text.write_text(source)
             # zig reads the order of -l and files as ld does: libraries last.
@@ -77,9 +135,11 @@ def _build(
             _run(command, _environment(compiler, library.parent), name)
             digest = hashlib.sha256(made.read_bytes()).hexdigest()
             (Path(name) / "seal").write_text(digest)
-            os.replace(text, library.with_suffix(".c"))
-            os.replace(made, library)
-            os.replace(Path(name) / "seal", seal)
+            with _locked(library.parent, fcntl.LOCK_EX):
+                os.replace(text, library.with_suffix(".c"))
+                os.replace(made, library)
+                os.replace(Path(name) / "seal", seal)
+                _trim(library.parent)
     except OSError as error:
         raise _cannot_write(library.parent, error) from error
 
