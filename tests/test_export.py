@@ -424,6 +424,10 @@ def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
     assert greedy_check("g", "x", [1, 1], ours, truth, truth.own, "us").verdict == "fail"
     assert greedy_check("g", "x", [1, 2], ours, truth, truth.wide, "us").verdict == "fail"
     assert greedy_check("g", "x", [1], ours, truth, truth.wide, "us").verdict == "fail"
+    first = Truth(logits=logits[1:], band=1e-5, own=1e-5, wide=1e-4)
+    assert greedy_check("g", "x", [1], [0], first, first.wide, "us").verdict == "pass"
+    assert greedy_check("g", "x", [1], [0], first, first.own, "us").verdict == "fail"
+    assert greedy_check("g", "x", [], [], first, first.wide, "us").verdict == "fail"
     for moved, verdict in ((5e-6, "pass"), (2e-5, "fail"), (np.nan, "fail")):
         answers = Answers(tokens=ours, logits=logits + moved)
         assert logits_check("l", "x", answers, truth, ours, truth.band).verdict == verdict

@@ -187,7 +187,7 @@ def greedy_check(
     reason, bad, compared = "", 0, min(len(tokens), len(ours))
     if n is not None:
         row = truth.logits[n]
-        gap, compared = abs(float(row[tokens[n]] - row[ours[n]])), n
+        gap, compared = abs(float(row[tokens[n]] - row[ours[n]])), n + 1  # this choice as well
         is_tie = gap <= 2 * bound
         bad = 0 if is_tie else 1
         reason = f"token {n}: {tokens[n]} against {ours[n]}, apart by {gap:.3g} in float64"
