@@ -38,7 +38,8 @@ from lockstep.engine.source import Source, open_gguf, open_source
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.families import FAMILIES, Weight
 from lockstep.formats import GGUFFile
-from lockstep.formats.gguf_write import TensorToWrite, write_gguf
+from lockstep.formats.gguf_write import write_gguf
+from lockstep.formats.to_write import TensorToWrite
 from lockstep.passes import Target
 from lockstep.proof import export as proof
 from lockstep.proof.export_logits import Answers, Truth, greedy_check, logits_check
@@ -310,7 +311,7 @@ def test_a_proof_that_does_not_fit_into_memory_is_not_begun(
     run: RunDir, source: Source, target: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    free = source.model.n_parameters * proof.BYTES_PER_PARAMETER - 1
+    free = proof.proof_bytes(source.model) - 1
     monkeypatch.setattr(proof, "available_bytes", lambda: free)
     out = tmp_path / "out"
     assert main(["export", str(run.path), "--to", target, "-o", str(out)]) == 5

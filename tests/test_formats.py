@@ -6,21 +6,24 @@ import contextlib
 import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
+import huggingface_hub
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.formats import (
     GGUFFile,
     HFDirectory,
     SafetensorsFile,
+    TensorToWrite,
     write_hf_directory,
     write_safetensors,
 )
@@ -79,6 +82,63 @@ def test_an_index_that_is_not_true_is_refused(
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(InputError, match=says):
         HFDirectory(path)
+
+
+def test_a_file_has_the_bytes_that_the_library_writes(tmp_path: Path) -> None:
+    mixed = {
+        **TENSORS,
+        "wide": np.array([[1.5, -2.5]]),
+        "count": np.array(7, dtype=np.int64),
+        "é": np.array([1, 0], dtype=np.bool_),
+        "small": np.arange(3, dtype=np.uint8),
+        "half": np.arange(5, dtype=np.float16)[::2],
+        "none": np.zeros((0, 3), dtype=np.float32),
+    }
+    write_safetensors(tmp_path / "ours.safetensors", mixed, {"format": "pt"})
+    plain = {name: array.copy(order="C") for name, array in mixed.items()}
+    save_file(plain, tmp_path / "theirs.safetensors", {"format": "pt"})
+    theirs = (tmp_path / "theirs.safetensors").read_bytes()
+    assert (tmp_path / "ours.safetensors").read_bytes() == theirs
+
+
+@pytest.mark.torch
+def test_shards_and_their_index_are_those_of_huggingface_hub(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = {f"layer.{i}": np.full((i + 1, 3), i, np.float32) for i in range(6)}
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    (tmp_path / "theirs").mkdir()
+    huggingface_hub.save_torch_state_dict(state, tmp_path / "theirs", max_shard_size=100)
+    write_hf_directory(tmp_path / "ours", {}, arrays, shard_bytes=100)
+    index = "model.safetensors.index.json"
+    ours, theirs = (json.loads((tmp_path / d / index).read_text()) for d in ("ours", "theirs"))
+    assert ours == theirs
+    files = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {*files, "config.json"}
+    for name in files - {index}:
+        loaded = load_file(tmp_path / "ours" / name)
+        assert all(np.array_equal(array, arrays[n]) for n, array in loaded.items())
+    assert {n: HFDirectory(tmp_path / "ours").read(n).tobytes() for n in arrays} == {
+        n: a.tobytes() for n, a in arrays.items()
+    }
+
+
+@pytest.mark.parametrize("stored", ["F32", "BF16"])
+def test_no_more_than_a_tensor_is_in_memory_while_a_directory_is_written(
+    stored: str, tmp_path: Path
+) -> None:
+    shape = (512, 1024)
+
+    def rows() -> np.ndarray:
+        return np.ones(shape, np.float32)
+
+    tensors = {f"w.{i}": TensorToWrite(shape, stored, rows) for i in range(12)}
+    tracemalloc.start()
+    write_hf_directory(tmp_path / "model", {}, tensors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    one = rows().nbytes
+    assert peak < 3 * one, "numbers, their bytes, and little more"
+    assert HFDirectory(tmp_path / "model").read("w.11").sum() == shape[0] * shape[1]
 
 
 def test_an_existing_directory_is_replaced_only_when_told(directory: Path) -> None:

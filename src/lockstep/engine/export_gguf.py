@@ -16,7 +16,8 @@ from lockstep.build import Model
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import LockstepError, UsageError
-from lockstep.formats.gguf_write import TensorToWrite, write_gguf
+from lockstep.formats.gguf_write import write_gguf
+from lockstep.formats.to_write import TensorToWrite
 from lockstep.tokenizers import gguf_tokenizer_metadata, padded, vocabulary_of
 
 ExportType = Literal["F32", "F16", "BF16", "Q8_0"]

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from lockstep.engine.export_gguf import default_template
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_tokenizer
 from lockstep.formats.atomic import sync
 from lockstep.formats.hf_directory import write_hf_directory
-from lockstep.formats.safetensors import StoredTensor
+from lockstep.formats.to_write import TensorToWrite
 from lockstep.tokenizers import (
     ModelTokenizer,
     Tokenizer,
@@ -36,16 +38,25 @@ def export_hf(source: Source, path: Path, wanted: HFType = "F32") -> None:
     source, tokenizer = source.in_hf_order(), open_tokenizer(source)
     beside = _beside(source, tokenizer)
     model = source.model
-    tensors = {
-        w.hf: StoredTensor.of(w.hf_form.stored(source.parameters.f32(w.id)), wanted, w.hf)
-        for w in model.family.weights(model.config)
-    }
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config = {**model.family.to_hf(model.config), **ids, "torch_dtype": _NAMES[wanted]}
-    write_hf_directory(path, config, tensors)
+    write_hf_directory(path, config, hf_tensors(source, wanted))
     for name, text in beside.items():
         (path / name).write_text(text, encoding="utf-8")
         sync(path / name)
+
+
+def hf_tensors(source: Source, wanted: HFType) -> dict[str, TensorToWrite]:
+    """The tensors by Hugging Face's names, each made when its turn has come."""
+    tensors = {}
+    for weight in source.model.family.weights(source.model.config):
+
+        def rows(id: str = weight.id, form: Any = weight.hf_form) -> Any:
+            return np.ascontiguousarray(form.stored(source.parameters.f32(id)), np.float32)
+
+        shape = weight.hf_form.shape(weight.shape)
+        tensors[weight.hf] = TensorToWrite(shape, weight.written_as("hf", wanted), rows)
+    return tensors
 
 
 def _beside(source: Source, tokenizer: ModelTokenizer) -> Mapping[str, str]:

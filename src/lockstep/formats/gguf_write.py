@@ -6,9 +6,7 @@ Source: https://github.com/ggml-org/ggml/blob/01f0d4da3e44/docs/gguf.md
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +17,7 @@ from lockstep.errors import EnvironmentLacks, UsageError
 from lockstep.formats.atomic import replacing
 from lockstep.formats.dequantise import SUPPORTED
 from lockstep.formats.locate.gguf import MAX_DIMS, TYPES
-from lockstep.formats.quantise import quantise
+from lockstep.formats.to_write import TensorToWrite
 
 VERSION = 3
 ALIGNMENT = 32
@@ -37,24 +35,6 @@ _SCALARS = {
 
 Scalar = str | bool | int | float | np.generic
 Value = Scalar | Sequence[str] | NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorToWrite:
-    """A tensor, which is made when its turn has come.
-
-    `rows` gives float32 numbers of the shape, or bytes that are of the stored type already.
-    """
-
-    shape: tuple[int, ...]
-    stored: str
-    rows: Callable[[], NDArray[Any]]
-
-    @property
-    def n_bytes(self) -> int:
-        """The bytes that it takes in the file, before they are padded."""
-        element = SUPPORTED[self.stored]
-        return prod(self.shape) // element.n_numbers * element.n_bytes
 
 
 def write_gguf(
@@ -123,12 +103,7 @@ def _listed(name: str, tensor: TensorToWrite, offset: int) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, name: str, tensor: TensorToWrite, alignment: int) -> None:
-    rows = tensor.rows()
-    if rows.dtype != np.uint8:
-        assert rows.shape == tensor.shape, f"{name}: {rows.shape} is not {tensor.shape}"
-        rows = quantise(rows, tensor.stored, name)
-    assert rows.nbytes == tensor.n_bytes, f"{name}: {rows.nbytes} bytes, not {tensor.n_bytes}"
-    file.write(np.ascontiguousarray(rows).data)
+    file.write(tensor.made(name).data)
     file.write(bytes(_padded(tensor.n_bytes, alignment) - tensor.n_bytes))
 
 

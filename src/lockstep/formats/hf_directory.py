@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.formats.atomic import replace_directory, sync
 from lockstep.formats.json_text import read_json_object
-from lockstep.formats.locate.safetensors import SINGLE, locate
+from lockstep.formats.locate.safetensors import INDEX, SINGLE, locate
 from lockstep.formats.mapped import MappedTensors
-from lockstep.formats.safetensors import StoredTensor, write_safetensors
+from lockstep.formats.safetensors import write_safetensors
+from lockstep.formats.to_write import TensorToWrite
+
+SHARD_BYTES = 5 * 10**9  # the default of huggingface_hub: what one download may take anew
 
 
 class HFDirectory(MappedTensors):
@@ -42,12 +46,15 @@ class HFDirectory(MappedTensors):
 def write_hf_directory(
     path: Path,
     config: Mapping[str, object],
-    tensors: Mapping[str, NDArray[Any] | StoredTensor],
+    tensors: Mapping[str, NDArray[Any] | TensorToWrite],
     *,
     force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a directory whole or not at all; an existing one is replaced only with `force`.
 
+    A file of weights has at most `shard_bytes` of tensors, or one that is larger; with several
+    comes their index.
     Raises: UsageError if the path exists. EnvironmentLacks if the disk is full or read-only.
     """
     if path.exists() and not force:
@@ -58,10 +65,8 @@ def write_hf_directory(
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
-            text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
-            sync(temporary / "config.json")
-            write_safetensors(temporary / SINGLE, tensors, {"format": "pt"})
+            _write_json(temporary / "config.json", config)
+            _write_weights(temporary, tensors, shard_bytes)
             temporary.chmod(0o755)
             replace_directory(temporary, path)
         finally:
@@ -71,3 +76,27 @@ def write_hf_directory(
         raise EnvironmentLacks(
             f"{path}: cannot be written: {error}", hint="check free space and permissions"
         ) from error
+
+
+def _write_weights(
+    directory: Path, tensors: Mapping[str, NDArray[Any] | TensorToWrite], shard_bytes: int
+) -> None:
+    # Here, because verifying needs numpy and the standard library only, and imports this room.
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    plan = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda t: t.nbytes if isinstance(t, np.ndarray) else t.n_bytes,
+        filename_pattern=SINGLE.replace(".safetensors", "{suffix}.safetensors"),
+        max_shard_size=shard_bytes,
+    )
+    for file, names in plan.filename_to_tensors.items():
+        write_safetensors(directory / file, {n: tensors[n] for n in names}, {"format": "pt"})
+    if len(plan.filename_to_tensors) > 1:
+        places = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        _write_json(directory / INDEX, places)
+
+
+def _write_json(path: Path, document: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(dict(document), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    sync(path)

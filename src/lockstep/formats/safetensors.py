@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks
 from lockstep.formats.atomic import replacing
+from lockstep.formats.dequantise import SUPPORTED
 from lockstep.formats.locate.safetensors import read_header
 from lockstep.formats.mapped import MappedTensors
-from lockstep.formats.quantise import quantise
+from lockstep.formats.to_write import TensorToWrite
+
+_KINDS = {"f": "F", "i": "I", "u": "U"}  # of NumPy, as the format spells them before their bits
+_ALIGN_BYTES = 8
 
 
 class SafetensorsFile(MappedTensors):
@@ -31,54 +35,58 @@ class SafetensorsFile(MappedTensors):
         super().__init__(str(path), header.leaves)
 
 
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as the bytes of a type, which NumPy need not have."""
-
-    stored: str
-    shape: tuple[int, ...]
-    raw: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, array: NDArray[Any], stored: str, where: str) -> StoredTensor:
-        """Float32 numbers in a type of `quantise`, rounded as it does.
-
-        Raises: InputError if a number becomes none in the type.
-        """
-        return cls(stored, array.shape, quantise(array.reshape(-1), stored, where))
-
-
 def write_safetensors(
     path: Path,
-    tensors: Mapping[str, NDArray[Any] | StoredTensor],
+    tensors: Mapping[str, NDArray[Any] | TensorToWrite],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all, one tensor after the other.
 
-    Raises: EnvironmentLacks if the disk is full or the folder cannot be written.
+    The library of the format wants all of them in memory at once.
+    Raises: EnvironmentLacks if the disk is full or the folder cannot be written. InputError if a
+    number does not fit the type that it is to be stored in.
+    Source: https://github.com/huggingface/safetensors#format
     """
-    # Here, because verifying needs numpy and the standard library only, and imports this room.
-    from safetensors import SafetensorError, TensorSpec, serialize_file
-
-    kept, specs = [], {}
-    for name, tensor in tensors.items():
-        raw = tensor.raw if isinstance(tensor, StoredTensor) else _little_endian(tensor)
-        kept.append(raw)  # as long as its address is in use
-        named = _NAMES[tensor.stored] if isinstance(tensor, StoredTensor) else tensor.dtype.name
-        specs[name] = TensorSpec(
-            dtype=named, shape=tensor.shape, data_ptr=raw.ctypes.data, data_len=raw.nbytes
-        )
+    # Wide elements first, so that each is at a multiple of its size; then as the library has them.
+    names = sorted(tensors, key=lambda name: (-_item_bytes(tensors[name]), name))
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + _n_bytes(tensor)
+        place = {"shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": _type_name(tensor), **place}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = text.ljust(-(-len(text) // _ALIGN_BYTES) * _ALIGN_BYTES)
     try:
-        with replacing(path) as temporary:
-            serialize_file(specs, temporary, dict(metadata or {}))
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                file.write(_raw(name, tensors[name]).data)
+    except OSError as error:
         raise EnvironmentLacks(
             f"{path}: cannot be written: {error}", hint="check free space and permissions"
         ) from error
 
 
-def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+def _item_bytes(tensor: NDArray[Any] | TensorToWrite) -> int:
+    if isinstance(tensor, TensorToWrite):
+        return SUPPORTED[tensor.stored].n_bytes
+    return tensor.dtype.itemsize
+
+
+def _n_bytes(tensor: NDArray[Any] | TensorToWrite) -> int:
+    return tensor.nbytes if isinstance(tensor, np.ndarray) else tensor.n_bytes
+
+
+def _type_name(tensor: NDArray[Any] | TensorToWrite) -> str:
+    if isinstance(tensor, TensorToWrite):
+        return tensor.stored
+    kind = _KINDS.get(tensor.dtype.kind)
+    return f"{kind}{8 * tensor.dtype.itemsize}" if kind else "BOOL"
+
+
+def _raw(name: str, tensor: NDArray[Any] | TensorToWrite) -> NDArray[Any]:
+    if isinstance(tensor, TensorToWrite):
+        return tensor.made(name)
+    return np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))

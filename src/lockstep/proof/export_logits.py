@@ -61,7 +61,9 @@ def truth_of(
 
     A band is a multiple of the error that the same graph makes in float64 when its values are
     rounded: each to float32, and the rows before a weight as well: to the type in which it is
-    `stored` for the wide one, to so many `bits` for our own.
+    `stored` for the wide one, to so many `bits` for our own. A recurrence is computed in float32:
+    its one node holds a state and a correction for every token, and all tokens behind read what
+    these lost.
     """
     ids = [*prompt, *tokens[:-1]]
 
@@ -116,24 +118,37 @@ def _interpreted(
     graph = model.family.inference_graph(model.config, shape)
     counted = np.arange(n, dtype=np.int32)
     values: dict[str, Array] = {
-        id: np.zeros(entry.value.type.shape(graph.symbols)) for id, entry in graph.inputs.items()
+        id: np.zeros(entry.value.type.shape(graph.symbols))
+        for id, entry in graph.inputs.items()
+        if id not in parameters
     }
-    values |= {id: np.asarray(array, np.float64) for id, array in parameters.items()}
     values |= {"tokens": np.asarray(ids, np.int32), "positions": counted, "wanted": counted,
                "slots": np.zeros(n, np.int32)}  # fmt: skip
+    states = {value.id for value in graph.with_role("state")}
     for node in graph.nodes:
-        inputs, given = [str(id) for id in node.inputs], values
+        given = {
+            id: values[id] if id in values else np.asarray(parameters[id], np.float64)
+            for id in node.inputs
+            if id is not None
+        }
+        first, second = (*map(str, node.inputs), "", "")[:2]
         in_halves = node.op.name == "gelu_mul" and rounding is not None and rounding.gelu_in_halves
         if in_halves:
-            given = {**values, inputs[0]: _rounded(values[inputs[0]], np.float16)}
+            given[first] = _rounded(given[first], np.float16)
         if node.op.name == "linear" and rounding is not None:
-            given = {**values, inputs[0]: rounding.rows(inputs[1], values[inputs[0]])}
+            given[first] = rounding.rows(second, given[first])
+        if rounding is not None and not states.isdisjoint(given):
+            given = {id: _as_f32(x) for id, x in given.items()}
         for value, array in zip(node.outputs, run_reference(node, given), strict=True):
             if in_halves:
                 array = _rounded(array, np.float16)
             is_rounded = rounding is not None and array.dtype.kind == "f"
             values[value.id] = _rounded(array, np.float32) if is_rounded else array
     return values[graph.outputs["logits"]]
+
+
+def _as_f32(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
 def _rounded(array: Array, kind: type[np.floating[Any]]) -> Array:

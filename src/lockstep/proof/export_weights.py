@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,19 +66,41 @@ def _tensors(
         yield name, array.size, _differing(array, file.read(name))
 
 
+class OneByOne(Mapping[str, Array]):
+    """Arrays by name, each read when it is asked for and kept by nobody here."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Array]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def expected_parameters(source: Source, wanted: ExportType, scheme: Any) -> Mapping[str, Array]:
     """The parameters that the export should hold: the model's, rounded to what is written.
 
     A form may round as well: a gain less one, the exponential of a logarithm.
     """
-    found = {}
-    for weight in source.model.family.weights(source.model.config):
-        ours = source.parameters.f32(weight.id)
-        kind, form = weight.written_as(scheme, wanted), weight.form(scheme)
-        rows = np.ascontiguousarray(form.stored(ours), np.float32)
-        rounded = dequantise(quantise(rows, kind, weight.id), kind)
-        found[weight.id] = np.ascontiguousarray(form.held(rounded), np.float32)
-    return found
+    weights = {weight.id: weight for weight in source.model.family.weights(source.model.config)}
+
+    def read(id: str) -> Array:
+        kind, form = weights[id].written_as(scheme, wanted), weights[id].form(scheme)
+        rows = np.ascontiguousarray(form.stored(source.parameters.f32(id)), np.float32)
+        rounded = dequantise(quantise(rows, kind, id), kind)
+        return np.ascontiguousarray(form.held(rounded), np.float32)
+
+    return OneByOne(weights, read)
 
 
 def _differing(expected: Array, found: Array) -> int:
