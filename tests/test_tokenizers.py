@@ -15,8 +15,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_files import ask_llama_cpp, differing, write_gguf
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
+from lockstep.proof.export_texts import texts_for
 from lockstep.tokenizers import (
     KINDS,
     PRE_TOKENIZERS,
@@ -25,6 +27,7 @@ from lockstep.tokenizers import (
     Kind,
     PreTokenizer,
     Tokenizer,
+    gguf_tokenizer_metadata,
     round_trip,
     train_tokenizer,
     vocabulary_of,
@@ -121,6 +124,51 @@ def test_ids_are_those_of_plain_bpe(splitting: PreTokenizer, pattern: str) -> No
         spelled = [word.replace(" ", "Ġ") for word in re.findall(pattern, text)]
         expected = [id_of[p] for word in spelled for p in merged(list(word), ranks)]
         assert tokenizer.encode(text) == expected
+
+
+def metadata_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The keys that an export writes, as a reader gives them."""
+    facts = gguf_tokenizer_metadata(vocabulary_of(tokenizer))
+    kinds = "tokenizer.ggml.token_type"
+    return {**facts, kinds: facts[kinds].tolist()}
+
+
+ARABIC = tuple(f"[circle]<svg>١٢٣٤٥٦٧٨ १२३४५६७ {i}234567</svg><eos>" for i in range(40))
+
+
+@pytest.mark.parametrize("splitting", PRE_TOKENIZERS)
+def test_digits_of_all_scripts_have_the_ids_of_llama_cpp(
+    splitting: PreTokenizer, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer("bpe", ARABIC, 330, TAGS, splitting)
+    facts = metadata_of(tokenizer)
+    texts = texts_for(tokenizer.encode, TAGS)
+    assert any(len(run) > 6 for text in texts for run in re.findall("[٠-٩]+", text))
+    ours = list(map(tokenizer.encode, texts))
+    assert not differing(texts, ours, map(GGUFTokenizer.read(facts).encode, texts))
+    posts = [("/tokenize", {"content": text, "add_special": False}) for text in texts]
+    told = ask_llama_cpp(write_gguf(tmp_path / "v.gguf", facts), posts)
+    assert not differing(texts, ours, (answer["tokens"] for answer in told))
+
+
+def test_a_tokenizer_that_counts_the_digits_of_all_scripts_is_known_and_its_export_is_not() -> None:
+    """As they were trained here before: the texts of the proof show that GGUF has other ids."""
+    new = train_tokenizer("bpe", ARABIC, 330, TAGS)
+    spelled = json.dumps(r"(?=([0-9]{3})+(?![0-9]))")
+    assert new.document.count(spelled) == 1
+    old = Tokenizer(new.document.replace(spelled, json.dumps(r"(?=(\d{3})+(?!\d))")))
+    assert old.pre_tokenizer == "superbpe"
+    assert old.encode("1234567") == new.encode("1234567")
+    assert old.encode("١٢٣٤٥٦٧٨") == [i for n in ("١٢", "٣٤٥", "٦٧٨") for i in old.encode(n)]
+    facts = metadata_of(old)
+    texts = texts_for(old.encode, TAGS)
+    assert differing(texts, map(old.encode, texts), map(GGUFTokenizer.read(facts).encode, texts))
+
+
+@pytest.mark.parametrize("digit", ["7", "٣"])
+def test_long_numbers_are_cut_where_they_are_split_anyway(digit: str) -> None:
+    tokenizer, text = train_tokenizer("bpe", ARABIC, 330, TAGS), f"a{digit * 2000}b"
+    assert tokenizer.encode(text) == library_ids(tokenizer._text, text)
 
 
 def test_training_is_repeatable() -> None:

@@ -16,7 +16,7 @@ import tokenizers
 from lockstep.errors import InputError
 from lockstep.formats.json_text import MAX_BYTES, read_json_object
 from lockstep.tokenizers.model_tokenizer import Part, check_unicode, longest_token
-from lockstep.tokenizers.pre_tokenizers import THREES, number_parts
+from lockstep.tokenizers.pre_tokenizers import counted_digits, number_parts
 from lockstep.tokenizers.types import byte_images, library_ids
 from lockstep.tokenizers.vocabulary import ENDINGS
 
@@ -45,7 +45,7 @@ class HFTokenizer:
         self.vocab_size = max(n_tokens, *(id + 1 for id in self._added), 0)
         self._byte_level = _is_byte_level(self._library, self.where)
         self._begins_each = _begins_each_text(self._library)
-        self._splits_threes = _splits_threes(self._library)
+        self._digits = _counted_digits(self._library)
         self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
         # Without the whole alphabet the library drops characters and says nothing.
         self._partial = self._byte_level and any(
@@ -146,7 +146,7 @@ class HFTokenizer:
         check_unicode(text, self.where)
         with self._lock:
             self._library.encode_special_tokens = not markup
-            parts = number_parts(text, r"\d") if self._splits_threes else (text,)
+            parts = number_parts(text, self._digits) if self._digits else (text,)
             ids = [id for part in parts for id in library_ids(self._library, part)]
         if self._partial and b"".join(map(self.token_bytes, ids)) != text.encode("utf-8"):
             raise InputError(
@@ -257,11 +257,11 @@ def _begins_each_text(library: Any) -> bool:
     return any(f'"{name}"' in stated for name in ("Prepend", "always"))
 
 
-def _splits_threes(library: Any) -> bool:
-    """Whether numbers are split into threes from their end, and no step comes before that."""
+def _counted_digits(library: Any) -> str | None:
+    """Which digits are split into threes from the end of a number, where no step is before that."""
     step = library.pre_tokenizer
     stated = "" if step is None else step.__getstate__().decode("utf-8")
-    return library.normalizer is None and json.dumps(THREES) in stated
+    return counted_digits(stated) if library.normalizer is None else None
 
 
 def _optional(path: Path) -> dict[str, Any]:

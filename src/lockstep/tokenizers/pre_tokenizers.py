@@ -6,6 +6,7 @@ case-insensitive part as `'[sS]`, so is it here: `(?i:'s)` would take the long s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -46,8 +47,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
     # Where llama.cpp has \d, which to std::wregex are the digits of ASCII.
     "superbpe": (r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"),
 }
-# How tokenizer.json spells the second of these.
-THREES = r"(?=(\d{3})+(?!\d))"
+# How tokenizers of other trainers, and older ones of ours, spell the second of these: there the
+# digits of all scripts are counted.
+_THREES = r"(?=(\d{3})+(?!\d))"
 _PART = 300  # digits, a multiple of three
 # Under these names a word that is one token is that token, whatever the merges say, and the text
 # begins with the beginning token.
@@ -68,18 +70,28 @@ def pre_tokenizer(name: str, where: str = "tokenizer") -> Any:
 
 
 def trained_pre_tokenizer(name: str) -> Any:
-    """The splitting as tokenizer.json spells it where it was trained here.
-
-    There `superbpe` counts the digits of all scripts in threes, llama.cpp those of ASCII.
-    """
+    """The splitting as tokenizer.json spells it where it is trained here, with llama.cpp's ids."""
     if name == "gpt-2":
         return ByteLevel(add_prefix_space=False, use_regex=True)
     if name == "smollm":
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         return Sequence(steps)
-    if name == "superbpe":
-        return _steps(r"\p{N}+", THREES)
     return pre_tokenizer(name)
+
+
+def known_pre_tokenizers(name: str) -> list[Any]:
+    """All that is taken for the splitting of this name.
+
+    One of them is not it in numbers of four digits and more of other scripts than ASCII.
+    """
+    found = [pre_tokenizer(name), trained_pre_tokenizer(name)]
+    return [*found, _steps(r"\p{N}+", _THREES)] if name == "superbpe" else found
+
+
+def counted_digits(stated: str) -> str | None:
+    """Which digits a splitting counts in threes, from the JSON of it; None if it does not."""
+    spelled = {r"\d": _THREES, "[0-9]": SPLITS["superbpe"][1]}
+    return next((digit for digit, step in spelled.items() if json.dumps(step) in stated), None)
 
 
 def _steps(*expressions: str) -> Any:

@@ -15,7 +15,11 @@ import tokenizers
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
 from lockstep.tokenizers.model_tokenizer import Part, longest_token
-from lockstep.tokenizers.pre_tokenizers import number_parts, trained_pre_tokenizer
+from lockstep.tokenizers.pre_tokenizers import (
+    counted_digits,
+    known_pre_tokenizers,
+    number_parts,
+)
 from lockstep.tokenizers.types import (
     KINDS,
     PRE_TOKENIZERS,
@@ -60,6 +64,7 @@ class Tokenizer:
         self.add_bos = False
         self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}
         self.kind, self.pre_tokenizer = _recognised(document, where)
+        self._digits = counted_digits(json.dumps(json.loads(document)["pre_tokenizer"]))
         self._check_ids()
 
     def _check_ids(self) -> None:
@@ -118,7 +123,7 @@ class Tokenizer:
         return self._ids(self._rows, row)
 
     def _ids(self, library: Any, text: str) -> list[int]:
-        parts = number_parts(text, r"\d") if self.pre_tokenizer == "superbpe" else (text,)
+        parts = number_parts(text, self._digits) if self._digits else (text,)
         return [id for part in parts for id in library_ids(library, part)]
 
     def encode_parts(self, parts: Sequence[Part]) -> list[int]:
@@ -230,7 +235,7 @@ def _recognised(document: str, where: str) -> tuple[Kind, PreTokenizer]:
     """Which kind of vocabulary and which splitting a document holds."""
     parts = json.loads(document)
     splitting, model = parts.get("pre_tokenizer"), parts.get("model", {})
-    names = [n for n in PRE_TOKENIZERS if spelling(trained_pre_tokenizer(n)) == splitting]
+    names = [n for n in PRE_TOKENIZERS if splitting in map(spelling, known_pre_tokenizers(n))]
     if model.get("type") != "BPE" or parts.get("normalizer") is not None or not names:
         raise InputError(
             f"{where}: expected byte-level BPE split as {', '.join(PRE_TOKENIZERS)}, "

@@ -14,8 +14,7 @@ from lockstep.tokenizers.model_tokenizer import ModelTokenizer
 from lockstep.tokenizers.pre_tokenizers import (
     LLAMA3_NAMES,
     SPLITS,
-    pre_tokenizer,
-    trained_pre_tokenizer,
+    known_pre_tokenizers,
 )
 from lockstep.tokenizers.tokenizer import Tokenizer
 from lockstep.tokenizers.types import spelling
@@ -223,7 +222,7 @@ def _steps(document: Mapping[str, Any]) -> list[Any]:
 def _splitting(stated: Any) -> str | None:
     """Which of SPLITS a tokenizer.json splits as."""
     for name in ("qwen2", *SPLITS):  # which has a second name
-        if stated in map(spelling, (pre_tokenizer(name), trained_pre_tokenizer(name))):
+        if stated in map(spelling, known_pre_tokenizers(name)):
             return name
     steps = stated.get("pretokenizers", []) if isinstance(stated, dict) else []
     kinds = [step.get("type") for step in steps] or [isinstance(stated, dict) and stated["type"]]
