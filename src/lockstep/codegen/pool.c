@@ -17,10 +17,17 @@ typedef struct {
   int64_t (*tasks)(const Call *c); /* all of them */
 } Stage;
 
-enum { MAX_THREADS = 256, MANY_SPINS = 4096, FEW_SPINS = 128, STACK_BYTES = 16 << 20 };
+enum {
+  MAX_THREADS = 256,
+  MANY_SPINS = 1024, /* about as long as it takes to wake a thread that is parked */
+  FEW_SPINS = 128,
+  LONG_NS = 200000, /* longer than any wake-up takes */
+  STACK_BYTES = 16 << 20
+};
 
-/* How long this thread spins before it parks. A wait that outlasts it is one for a thread that
- * lost its core to another program: then spinning takes a core from those who have work. */
+/* How long this thread spins before it parks. A long wait is one for a thread that lost its core to
+ * another program: then spinning takes a core from those who have work. A short one that was parked
+ * for says that it should have spun. */
 static _Thread_local int patience = MANY_SPINS;
 
 typedef struct {
@@ -57,6 +64,22 @@ static inline void relax(void) {
 #endif
 }
 
+static int64_t clock_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Sleeps until the word is no longer `old`. */
+static void park_while(atomic_uint *word, uint32_t old) {
+  pthread_mutex_lock(&pool.lock);
+  atomic_fetch_add(&pool.n_asleep,
+                   1); /* before the word is read again, or a wake-up could be missed */
+  while (atomic_load(word) == old) pthread_cond_wait(&pool.changed, &pool.lock);
+  atomic_fetch_sub(&pool.n_asleep, 1);
+  pthread_mutex_unlock(&pool.lock);
+}
+
 /* Waits until the word is no longer `old`. */
 static void wait_while(atomic_uint *word, uint32_t old) {
   for (int i = 0; i < patience; i++) {
@@ -66,13 +89,12 @@ static void wait_while(atomic_uint *word, uint32_t old) {
     }
     relax();
   }
-  if (patience > FEW_SPINS) patience /= 2;
-  pthread_mutex_lock(&pool.lock);
-  atomic_fetch_add(&pool.n_asleep,
-                   1); /* before the word is read again, or a wake-up could be missed */
-  while (atomic_load(word) == old) pthread_cond_wait(&pool.changed, &pool.lock);
-  atomic_fetch_sub(&pool.n_asleep, 1);
-  pthread_mutex_unlock(&pool.lock);
+  const int64_t start = clock_ns();
+  park_while(word, old);
+  if (clock_ns() - start < LONG_NS)
+    patience = patience < MANY_SPINS / 2 ? 2 * patience : MANY_SPINS;
+  else if (patience > FEW_SPINS)
+    patience /= 2;
 }
 
 /* Changes the word and wakes those that gave up spinning for it. */

@@ -10,7 +10,9 @@ from lockstep.errors import UsageError
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(<[^>]+>|"[^"]+")[^\n]*$', re.MULTILINE)
 # What the program around the kernels needs itself.
-_OWN_HEADERS = ("<pthread.h>", "<stdatomic.h>", "<stddef.h>", "<stdint.h>", "<unistd.h>")
+_OWN_HEADERS = (
+    "<pthread.h>", "<stdatomic.h>", "<stddef.h>", "<stdint.h>", "<time.h>", "<unistd.h>",
+)  # fmt: skip
 
 # Headers that only some machines have stay where they are, under their conditions.
 _CONDITIONAL = ("<immintrin.h>", "<arm_neon.h>")
