@@ -127,7 +127,13 @@ class InferenceSession:
 
         Raises: UsageError if the context is full, or the token is not in the vocabulary.
         """
-        return self.prefill((id,), slot)
+        self._check_ids((id,), slot)
+        # What `read` does, without its lists: between two tokens all threads wait for this.
+        self._tokens_M[0], self._positions_M[0] = id, self.lengths[slot]
+        self._slots_M[0], self._wanted_B[0] = slot, 0
+        self.program.call("forward", rows=1, outs=1)
+        self.lengths[slot] += 1
+        return np.asarray(self._logits_BV[0].copy())
 
     def _check(self, pieces: Sequence[Piece]) -> None:
         slots = [piece.slot for piece in pieces]
