@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -147,27 +147,34 @@ class Call:
     inputs: tuple[Array | None, ...]
     case: Case
 
+    @cached_property
+    def types(self) -> tuple[Type, ...]:
+        """The types of the outputs."""
+        return infer(self.op, self.inputs, self.case)
+
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The size of each axis letter."""
         types = tuple(type_of(a) if a is not None else None for a in self.inputs)
-        return self.op.sizes(types, infer(self.op, self.inputs, self.case))  # type: ignore[return-value]
+        return self.op.sizes(types, self.types)  # type: ignore[return-value]
 
     def usable(self) -> list[Kernel]:
         """The kernels that may be used for these sizes."""
         attrs = attrs_of(self.op, self.case)
-        return [k for k in self.op.kernels if k.when(self.sizes(), attrs)]
+        return [k for k in self.op.kernels if k.when(self.sizes, attrs)]
 
+    @cached_property
     def _numbers(self) -> tuple[Array, Array]:
         attrs = [self.case[name] for name in self.op.attrs]
-        whole = [*self.sizes().values(), *(0 if isinstance(a, float) else int(a) for a in attrs)]
+        whole = [*self.sizes.values(), *(0 if isinstance(a, float) else int(a) for a in attrs)]
         real = [a if isinstance(a, float) else 0.0 for a in attrs] or [0.0]
         return np.array(whole, np.int64), np.array(real, np.float64)
 
     def n_tiles(self, kernel: Kernel) -> int:
         """How many tiles, or rows, there are."""
         if kernel.tiling == "rows":
-            return self.sizes()["M"]
-        whole, real = self._numbers()
+            return self.sizes["M"]
+        whole, real = self._numbers
         count = getattr(library(self.op.source), f"count_{kernel.symbol}")
         count.restype = ctypes.c_int64
         return int(count(ctypes.c_void_p(whole.ctypes.data), ctypes.c_void_p(real.ctypes.data)))
@@ -187,7 +194,7 @@ class Call:
                 buffers[name] = Buffer.of(type_of(array))
                 buffers[name].array[...] = array
         outputs = []
-        for name, type in zip(self.op.outputs, infer(self.op, self.inputs, self.case), strict=True):
+        for name, type in zip(self.op.outputs, self.types, strict=True):
             shared = name if name in buffers else self.op.inplace.get(name) if inplace else None
             outputs.append(buffers[shared] if shared in buffers else Buffer.of(type))
         symbol = kernel.symbol if kernel else self.op.naive
@@ -205,7 +212,7 @@ class Call:
     ) -> None:
         pointers = [b.array.ctypes.data for b in outputs]
         pointers += [inputs[n].array.ctypes.data if n in inputs else 0 for n in self.op.inputs]
-        whole, real = self._numbers()
+        whole, real = self._numbers
         table = np.array(pointers, np.uint64)
         function: Callable[..., None] = getattr(library(self.op.source), f"call_{symbol}")
         for begin, end in spans:

@@ -383,10 +383,10 @@ def test_one_flipped_bit_is_named_with_its_place(bit: int) -> None:
 
 def test_damage_is_not_taken_for_a_change_of_the_whole_leaf() -> None:
     """Each place that is read may cost the decoding of a chunk: few are, where little differs."""
-    w = weights(256, 512)
+    w = weights(128, 256)
     out = w.copy()
-    out[200, 300:310] ^= np.uint32(1)
-    found = explained({"w": w}, {"out": out}, identity((256, 512)), most_read=1000)
+    out[100, 150:160] ^= np.uint32(1)
+    found = explained({"w": w}, {"out": out}, identity((128, 256)), most_read=1000)
     check(found, "few_elements", "10 elements")
 
 

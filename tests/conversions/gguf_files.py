@@ -8,9 +8,10 @@ Source: https://github.com/ggml-org/llama.cpp (conversion/base.py, llama.py, gem
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import ml_dtypes
@@ -20,6 +21,8 @@ from conversions.conversion import Array, Conversion, Scheme, Tensors, interleav
 from conversions.hf_models import config_of, hf_scheme, saved, tensors_of, tiny, write_hf
 
 ARCHITECTURES = {"gpt_neox": "gptneox", "gemma3_text": "gemma3"}  # where the names are not equal
+# To make such a table takes milliseconds: we ask for one per tensor, transformers one per module.
+_name_map = cache(gguf.get_tensor_name_map)
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 
 
@@ -50,7 +53,8 @@ def gguf_to_hf(forth: Conversion, root: Path) -> Conversion:
     config = config_of(forth.source)
     kept = {key: config[key] for key in ("attention_bias",) if key in config}
     model = tiny(config["model_type"].removesuffix("_text"), config["num_hidden_layers"], **kept)
-    loaded = load_gguf_checkpoint(forth.target, return_tensors=True, model_to_load=model)
+    with patch.object(gguf, "get_tensor_name_map", _name_map):
+        loaded = load_gguf_checkpoint(forth.target, return_tensors=True, model_to_load=model)
     lacks = model.load_state_dict(loaded["tensors"], strict=False)
     assert set(lacks.missing_keys) <= {"lm_head.weight"}, lacks  # tied
     assert not lacks.unexpected_keys, lacks
@@ -78,7 +82,7 @@ def _converted(
     w = w if w.dtype == np.float16 else w.astype(np.float32)
     if "gemma" in kind and name.endswith("norm.weight"):
         w = w + w.dtype.type(1)
-    names = gguf.get_tensor_name_map(_architecture(config), config["num_hidden_layers"])
+    names = _name_map(_architecture(config), config["num_hidden_layers"])
     new = names.get_name(name, try_suffixes=(".weight", ".bias"))
     assert new, name
     small = w.ndim <= 1 or new.endswith("_norm.weight")
