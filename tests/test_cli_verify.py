@@ -23,6 +23,7 @@ from lockstep.cli import verify_progress
 from lockstep.cli.main import main
 from lockstep.cli.verify_options import Size
 from lockstep.errors import EnvironmentLacks
+from lockstep.verify.engine.budget import memory_now
 
 Said = pytest.CaptureFixture[str]
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
@@ -457,7 +458,8 @@ def test_plan_shows_claims_before_anything_is_read(pair: Pair, capfd: Said) -> N
     found = document(capfd, words, 0)
     assert found["schema"] == "lockstep.claims-plan/1"
     assert {row["target"] for row in found["claims"]} == set(converted(source_arrays()))
-    assert all(0 < row["predicted_peak_bytes"] <= 1 << 30 for row in found["claims"])
+    most = (memory_now().anonymous or 0) + (1 << 30)  # beside what other tests left in this process
+    assert all(0 < row["predicted_peak_bytes"] <= most for row in found["claims"])
     assert found["predicted_peak_bytes"] >= max(r["predicted_peak_bytes"] for r in found["claims"])
 
 
