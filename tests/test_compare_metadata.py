@@ -13,6 +13,7 @@ from model_directories import byte_level_directory, sentencepiece_directory
 
 from lockstep.engine.export_gguf import export_gguf
 from lockstep.engine.source import open_source
+from lockstep.engine.text import open_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
@@ -87,17 +88,38 @@ def test_text_that_a_conversion_changed_is_named(
     assert (code, found["comparison"]["first_guilty"]) == (1, None)
 
 
+def with_ends(original: Path, path: Path, names: list[str]) -> list[int]:
+    """A copy whose configuration has these tokens end an answer, too; their ids."""
+    shutil.copytree(original, path)
+    document = json.loads((path / "tokenizer.json").read_text())
+    ids = {tag["content"]: tag["id"] for tag in document["added_tokens"]}
+    ids |= document["model"]["vocab"]
+    ends = [ids[name] for name in names]
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    return ends
+
+
 def test_a_token_that_no_longer_ends_an_answer_is_named(
     original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = tmp_path / "before"
-    shutil.copytree(original, before)
-    tags = json.loads((before / "tokenizer.json").read_text())["added_tokens"]
-    circle = next(tag["id"] for tag in tags if tag["content"] == "[circle]")
-    (before / "generation_config.json").write_text(json.dumps({"eos_token_id": [circle]}))
-    code, found = compared(converted(before, tmp_path, None), capfd)
+    ends = with_ends(original, tmp_path / "before", ["[circle]", "a", "b"])
+    code, found = compared(converted(tmp_path / "before", tmp_path, None), capfd)
     assert (code, found["comparison"]["first_guilty"]) == (1, None)
-    assert f"{circle}" in found["metadata"]["reason"].partition("tokens that end an answer: ")[2]
+    reason = found["metadata"]["reason"].partition("tokens that end an answer: ")[2]
+    ours, _, theirs = reason.partition(", not ")
+    lost = set(json.loads(theirs)) - set(json.loads(ours))  # GGUF has keys for three
+    assert lost == {max(ends)}
+
+
+@pytest.mark.torch
+def test_all_tokens_that_end_an_answer_are_kept_where_gguf_has_keys_for_them(
+    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends = with_ends(original, tmp_path / "before", ["[circle]", "a"])
+    names = converted(tmp_path / "before", tmp_path, None)
+    code, found = compared(names, capfd)
+    assert (code, found["metadata"]["reason"]) == (0, "")
+    assert set(ends) < open_tokenizer(open_source(names[0])).stop_ids
 
 
 @pytest.mark.torch

@@ -12,7 +12,14 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 from lockstep.errors import UsageError
 from lockstep.tokenizers.merge_order import merges_of, scores_of
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
-from lockstep.tokenizers.vocabulary import CONTROL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
+from lockstep.tokenizers.vocabulary import (
+    CONTROL,
+    ENDINGS,
+    SPACE,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+)
 
 _NAMED = (CONTROL, USER_DEFINED, UNKNOWN)  # found in a text before it is split
 _METASPACES = {
@@ -27,7 +34,8 @@ def gguf_tokenizer_metadata(
     """The keys `tokenizer.*` of a GGUF file.
 
     Where there is no beginning token the end token is named as it, because llama.cpp would
-    otherwise take token 11; nothing is put before a text.
+    otherwise take token 11; nothing is put before a text. Of the tokens that end an answer it has
+    keys for three; others count where readers know them by name.
     Raises: UsageError if scores cannot say how pieces merge, or where blanks are put.
     """
     v = vocabulary
@@ -49,7 +57,9 @@ def gguf_tokenizer_metadata(
     if v.merges and v.model == "gpt2":
         found["tokenizer.ggml.merges"] = list(v.merges)
     bos_id = v.eos_id if v.bos_id is None else v.bos_id
-    for key, id in (("bos", bos_id), ("eos", v.eos_id), ("unknown", v.unknown_id)):
+    unknown = v.stop_ids.intersection(v.ids.values()) - {v.eos_id, *map(v.ids.get, ENDINGS)}
+    ends = zip(("eot", "eom"), sorted(unknown), strict=False)
+    for key, id in (("bos", bos_id), ("eos", v.eos_id), ("unknown", v.unknown_id), *ends):
         if id is not None:
             found[f"tokenizer.ggml.{key}_token_id"] = id
     found["tokenizer.ggml.add_bos_token"] = v.add_bos
