@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def byte_level_directory(path: Path, name: str) -> Source:
-    """A model of a family with a byte-level tokenizer."""
+def byte_level_directory(
+    path: Path, name: str, sizes: Mapping[str, Any] | None = None, seed: int = 4
+) -> Source:
+    """A model of a family with a byte-level tokenizer, with the sizes in CONFIGS or others."""
     family = FAMILIES[name]
-    config = replace(family.TINY, vocab=N_VOCAB, **CONFIGS[name])
-    draw = np.random.default_rng(4)
+    settled = CONFIGS[name] if sizes is None else sizes
+    config = replace(family.TINY, vocab=N_VOCAB, **settled)
+    draw = np.random.default_rng(seed)
     arrays = {
         w.id: (1 + 0.3 * draw.standard_normal(w.shape) if len(w.shape) == 1 and "norm" in w.id
                else 0.15 * draw.standard_normal(w.shape)).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from dataclasses import replace
 from functools import partial
@@ -10,30 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_run import small_corpus
+from model_directories import N_VOCAB, byte_level_directory
 
 from lockstep.artifacts import Check
 from lockstep.build import Model
 from lockstep.engine import model as engine_model
 from lockstep.engine.export_hf import export_hf
-from lockstep.engine.source import Source, open_source
-from lockstep.families import FAMILIES, write_parameters
-from lockstep.formats.hf_directory import write_hf_directory
+from lockstep.engine.source import Source
+from lockstep.families import FAMILIES
 from lockstep.passes.quantize import FLOAT_BITS
 from lockstep.proof import export as proof
 from lockstep.proof.export import prove_hf
 from lockstep.proof.export_logits import truth_of
 from lockstep.proof.export_weights import OneByOne
-from lockstep.tokenizers import (
-    hf_tokenizer_config,
-    hf_tokenizer_document,
-    train_tokenizer,
-    vocabulary_of,
-)
 
 pytestmark = [pytest.mark.usefixtures("quick_builds"), pytest.mark.torch]
-
-N_VOCAB = 320
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +33,8 @@ def ill_conditioned(tmp_path_factory: pytest.TempPathFactory) -> Source:
     Our float32 is 4.4e-5 from float64 in it; four times what its nodes lose without what
     recurrences lose inside of them is 3.4e-5, with that 5.4e-5.
     """
-    family, path = FAMILIES["qwen35"], tmp_path_factory.mktemp("odd") / "hf"
-    config = replace(family.TINY, vocab=N_VOCAB, context=64)
-    draw = np.random.default_rng(1)
-    arrays = {
-        w.id: (1 + 0.3 * draw.standard_normal(w.shape) if len(w.shape) == 1 and "norm" in w.id
-               else 0.15 * draw.standard_normal(w.shape)).astype(np.float32)
-        for w in family.weights(config)
-    }  # fmt: skip
-    tensors = write_parameters(family.weights(config), arrays, "hf")
-    write_hf_directory(path, family.to_hf(config), tensors)
-    tokenizer = train_tokenizer("bpe", small_corpus().train, N_VOCAB, ["[circle]"], "gpt-2")
-    vocabulary = vocabulary_of(tokenizer)
-    (path / "tokenizer.json").write_text(hf_tokenizer_document(vocabulary))
-    settings = hf_tokenizer_config(vocabulary, config.context)
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return open_source(str(path))
+    path = tmp_path_factory.mktemp("odd") / "hf"
+    return byte_level_directory(path, "qwen35", {"context": 64}, seed=1)
 
 
 def failing(checks: list[Check]) -> list[str]:
