@@ -75,6 +75,17 @@ def test_what_else_is_in_a_pass_changes_no_bit(session: InferenceSession) -> Non
     assert session.decode(2, 0).tobytes() == alone[0]
 
 
+def test_a_token_alone_goes_on_with_the_sequence_of_its_slot(session: InferenceSession) -> None:
+    prompts = {0: [3, 1, 4], 1: [2, 7, 1, 8], 2: [6, 6, 5]}
+    for slot, ids in prompts.items():
+        session.prefill(ids[:-1], slot)
+    found = {slot: session.decode(ids[-1], slot).tobytes() for slot, ids in prompts.items()}
+    assert session.lengths == [3, 4, 3]
+    for slot, ids in prompts.items():
+        session.reset(0, slot)
+        assert session.prefill(ids, slot).tobytes() == found[slot]
+
+
 def test_a_pass_that_has_no_room_is_refused(session: InferenceSession) -> None:
     for pieces, expected in (
         ([Piece(0, [1] * 6)], "at most 5 tokens"),

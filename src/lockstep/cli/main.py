@@ -144,6 +144,7 @@ def _guarded(work: Callable[[], Outcome]) -> Outcome:
     except LockstepError as error:
         if error.exit_code == LockstepError.exit_code:
             return _our_bug(error)
+        # By the name of the class that has the exit code: finer ones are for callers inside.
         kind = next(c for c in type(error).__mro__ if "exit_code" in vars(c))
         return _failure(kind.__name__, error.message, error.hint, error.exit_code)
     except click.ClickException as error:

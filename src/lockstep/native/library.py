@@ -22,11 +22,8 @@ SHOWN_LINES = 8  # of a compiler's complaint
 MOST_BYTES = 1 << 30  # of all builds; those that were not used for longest go first
 _IN_USE_S = 600.0  # after that a build has been loaded by whoever asked for it
 _LEFT_S = 24 * 3600.0  # no build takes so long: its process was killed
-_SUFFIXES = (
-    ".sha256",
-    ".so",
-    ".c",
-)  # of one build; without the first it is as if it were not there
+# Of one build; without the first it is as if it were not there.
+_SUFFIXES = (".sha256", ".so", ".c")
 _BUILDING = "building-"
 
 
