@@ -10,7 +10,7 @@ from lockstep.errors import UsageError
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(<[^>]+>|"[^"]+")[^\n]*$', re.MULTILINE)
 # What the program around the kernels needs itself.
-_OWN_HEADERS = (
+OWN_HEADERS = (
     "<pthread.h>", "<stdatomic.h>", "<stddef.h>", "<stdint.h>", "<time.h>", "<unistd.h>",
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ def gather(pieces: Iterable[Source], headers: Mapping[str, str]) -> Sources:
 
     Raises: UsageError if a piece includes a header that was not given.
     """
-    system = dict.fromkeys(_OWN_HEADERS)
+    system = dict.fromkeys(OWN_HEADERS)
     ordered: dict[str, Source] = {}
 
     def visit(piece: Source) -> None:
