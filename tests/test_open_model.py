@@ -2,83 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_args
+from typing import get_args
 
 import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
-import tokenizers
 from family_harness import drawn_parameters
-from gguf_models import convertible, write_gguf
+from gguf_models import write_gguf
+from opened_models import CONFIG, FAMILY, model_folder, spelled, with_builds
 
 from lockstep.cli.main import main
 from lockstep.engine import model as engine_model
 from lockstep.engine import packed
-from lockstep.engine.inspection import running
 from lockstep.engine.model import Capacity, OpenModel, open_model
 from lockstep.engine.source import open_source
 from lockstep.errors import BudgetError, InputError, UsageError
-from lockstep.families import FAMILIES, write_parameters
+from lockstep.families import write_parameters
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import write_hf_directory
 from lockstep.ir import CacheKind
-from lockstep.native import read_rate
 from lockstep.ops import panels
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
 
-FAMILY = FAMILIES["qwen3"]
-CONFIG = convertible(FAMILY, FAMILY.TINY)
 IDS = [3, 1, 4, 1, 5]
-PRE = "gpt-2"
-
-
-def letters_of(vocab: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The ids of so many pieces, and the one merge that makes the last of them."""
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: vocab - 1]
-    pieces = [*letters, letters[0] + letters[1]]
-    return {piece: id for id, piece in enumerate(pieces)}, [(letters[0], letters[1])]
-
-
-def spelled(vocab: int) -> Callable[[gguf.GGUFWriter], None]:
-    """Adds a byte-level tokenizer of so many tokens."""
-
-    def add(writer: gguf.GGUFWriter) -> None:
-        pieces, merges = letters_of(vocab)
-        writer.add_tokenizer_pre(PRE)
-        writer.add_token_list(list(pieces))
-        writer.add_token_merges([" ".join(pair) for pair in merges])
-
-    return add
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as a Hugging Face directory and as the GGUF file that is made of it."""
-    made = tmp_path_factory.mktemp("models")
-    hf = write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf")
-    write_hf_directory(made / "hf", FAMILY.to_hf(CONFIG), hf)
-    write_gguf(FAMILY, CONFIG, made / "model.gguf", hf, spelled(CONFIG.vocab))
-    return made
+    return model_folder(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def home(home: Path, _shared_home: Path) -> Path:
-    """A home without weights; it has the programs that other tests have built."""
-    (home / "build").mkdir()
-    for suffix in (".so", ".sha256"):
-        for file in (_shared_home / "build").glob(f"*{suffix}"):
-            (home / "build" / file.name).hardlink_to(file)
-    return home
+    return with_builds(home, _shared_home)
 
 
 def opened(path: Path) -> OpenModel:
@@ -245,11 +207,6 @@ def test_a_file_of_any_name_is_opened_by_what_is_in_it(folder: Path, tmp_path: P
     assert open_source(str(tmp_path / "model")).kind == "gguf"
 
 
-def inspected(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict]:
-    code = main(["inspect", *arguments, "--json"])
-    return code, json.loads(capfd.readouterr().out)
-
-
 @pytest.mark.parametrize(
     ("names", "says"),
     [
@@ -286,175 +243,12 @@ def test_caches_have_the_names_of_ggml() -> None:
     assert set(get_args(CacheKind)) <= names
 
 
-@pytest.mark.parametrize("kind", get_args(CacheKind))
-def test_a_cache_of_each_kind_is_as_large_as_it_says(
-    kind: str, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Elements of a position, their scales (one of 32) in halves, and the padding to 16 rows."""
-    path = str(folder / "model.gguf")
-    assert main(["inspect", path, "--json", "--ctx=32", "--depth=32", f"--kv={kind}"]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert found["cache"] == kind
-    n_bytes = {"f32": 4, "f16": 2, "q8_0": 1}[kind]
-    per_head = CONFIG.head_dim * n_bytes + (2 * -(-CONFIG.head_dim // 32) if kind == "q8_0" else 0)
-    assert found["cache_bytes_per_token"] == 2 * CONFIG.layers * 32 * CONFIG.kv_heads * per_head
-
-
 def test_compare_asks_for_the_original_of_what_is_no_run(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("hf", "model.gguf"):
         assert main(["compare", str(folder / name)]) == 2
         assert "MODEL and its ORIGINAL" in capfd.readouterr().err
-
-
-def test_inspect_says_what_a_token_reads_and_the_speed_that_follows(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    code, found = inspected(capfd, str(folder / "model.gguf"), "--ctx=16", "--depth=8")
-    assert code == 0
-    assert found["runs"]
-    assert found["family"] == "qwen3"
-    file = GGUFFile(folder / "model.gguf")
-    assert {t["name"]: t["stored"] for t in found["tensors"]} == dict(file.stored)
-    weights = sum(np.prod(shape) for shape in file.shapes.values()) * 4
-    assert weights <= found["weight_bytes_per_token"] < 1.5 * weights, "panels have spare columns"
-    assert found["cache_bytes_per_token"] == CONFIG.layers * 2 * 8 * CONFIG.kv_width * 4
-    rate = found["read_bytes_per_second"]
-    assert found["bound_tokens_per_second"] == pytest.approx(rate / found["bytes_per_token"])
-
-
-def test_inspect_says_why_a_model_does_not_run(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = (folder / "model.gguf").read_bytes().replace(b"qwen3", b"qwen9")
-    (tmp_path / "model.gguf").write_bytes(data)
-    code, found = inspected(capfd, str(tmp_path / "model.gguf"))
-    assert code == 4
-    assert found["runs"] is False
-    assert "qwen9" in found["reason"]
-    assert len(found["tensors"]) == len(FAMILY.weights(CONFIG))
-    assert found["read_bytes_per_second"] is None
-
-
-def test_inspect_refuses_a_tokenizer_that_run_refuses(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = (folder / "model.gguf").read_bytes()
-    assert data.count(PRE.encode()) == 1
-    path = tmp_path / "model.gguf"
-    path.write_bytes(data.replace(PRE.encode(), b"gpt-9"))
-    assert main(["run", str(path), "-p", "x"]) == 4
-    assert "gpt-9" in capfd.readouterr().err
-    code, found = inspected(capfd, str(path))
-    assert (code, found["runs"]) == (4, False)
-    assert "gpt-9" in found["reason"]
-    assert found["tensors"]
-
-
-def written(path: Path, hf: dict[str, np.ndarray], vocab: int, template: str = "") -> Path:
-    """A GGUF file with these tensors and a tokenizer of so many ids."""
-
-    def add(writer: gguf.GGUFWriter) -> None:
-        spelled(vocab)(writer)
-        if template:
-            writer.add_chat_template(template)
-
-    write_gguf(FAMILY, CONFIG, path, hf, add)
-    return path
-
-
-@pytest.mark.parametrize("fault", ["tokenizer", "gain", "template", "merges", "compiler"])
-def test_inspect_refuses_what_run_refuses_for_the_same_reason(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    hf = dict(write_parameters(FAMILY.weights(CONFIG), drawn_parameters(FAMILY, CONFIG), "hf"))
-    vocab, template = CONFIG.vocab, ""
-    if fault == "tokenizer":
-        vocab += 1
-    elif fault == "gain":
-        hf["model.norm.weight"] = np.full_like(hf["model.norm.weight"], np.nan)
-    elif fault == "template":
-        template = "{% for m in messages %}"
-    elif fault == "compiler":
-        monkeypatch.setenv("CC", str(tmp_path / "no-such-cc"))
-    path = written(tmp_path / "model.gguf", hf, vocab, template)
-    if fault == "merges":
-        data = path.read_bytes()
-        assert data.count(b"tokenizer.ggml.merges") == 1
-        path.write_bytes(data.replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez"))
-    code = main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"])
-    said = capfd.readouterr().err
-    assert code == (3 if fault == "compiler" else 4)
-    found_code, found = inspected(capfd, str(path), "--ctx=16")
-    assert (found_code, found["runs"]) == (code, False)
-    assert found["reason"].splitlines()[0] in said
-
-
-def with_tokenizer(folder: Path, tmp_path: Path, vocab: int) -> Path:
-    """The directory with a byte-level tokenizer of so many ids."""
-    path = tmp_path / "hf"
-    shutil.copytree(folder / "hf", path)
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(*letters_of(vocab)))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.save(str(path / "tokenizer.json"))
-    return path
-
-
-def test_a_control_token_without_a_row_keeps_no_model_from_running(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The tokenizer of the small Gemma 3 has a token for images behind its last row."""
-    path = with_tokenizer(folder, tmp_path, CONFIG.vocab)
-    made = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    made.add_special_tokens(["<image>"])
-    made.save(str(path / "tokenizer.json"))
-    code, found = inspected(capfd, str(path), "--ctx=16")
-    assert (code, found["reason"]) == (0, None)
-    assert main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"]) == 0
-    capfd.readouterr()
-    made.add_tokens(["words"])
-    made.save(str(path / "tokenizer.json"))
-    code, found = inspected(capfd, str(path), "--ctx=16")
-    assert (code, found["runs"]) == (4, False)
-    assert f"expected ids below {CONFIG.vocab}" in found["reason"]
-    assert "'words'" in found["reason"]
-
-
-def test_inspect_refuses_a_head_that_is_not_the_tied_table(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = with_tokenizer(folder, tmp_path, CONFIG.vocab)
-    tensors = safetensors.numpy.load_file(path / "model.safetensors")
-    other = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
-    safetensors.numpy.save_file(other, path / "model.safetensors")
-    assert main(["run", str(path), "-p", "!", "-n", "1", "--ctx=16"]) == 4
-    assert "lm_head.weight: expected a copy" in capfd.readouterr().err
-    code, found = inspected(capfd, str(path), "--ctx=16")
-    assert (code, found["runs"]) == (4, False)
-    assert "lm_head.weight: expected a copy" in found["reason"]
-
-
-def test_inspect_refuses_what_does_not_fit_as_run_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(engine_model, "available_bytes", lambda: 1000)
-    code, found = inspected(capfd, str(folder / "model.gguf"), "--ctx=16")
-    assert (code, found["runs"]) == (5, False)
-    assert "this machine has 0 MiB left" in found["reason"]
-    assert found["tensors"]
-
-
-def test_the_plan_that_inspect_counts_is_the_memory_that_run_takes(folder: Path) -> None:
-    path = str(folder / "model.gguf")
-    room = Capacity(context=16)
-    planned, taken = running(open_source(path), room), open_model(path, room)
-    assert planned.shape == taken.session.shape
-    arenas = taken.built.program.manifest.arenas
-    assert {name: n for name, n in planned.plan.arenas.items() if n} == {
-        arena.name: arena.n_bytes for arena in arenas if arena.n_bytes
-    }
 
 
 @pytest.mark.parametrize("verb", ["inspect", "run", "serve", "export"])
@@ -471,51 +265,6 @@ def test_more_context_than_the_model_has_is_a_fault_of_the_flag(
     out, err = capfd.readouterr()
     assert f"--ctx: expected at most {CONFIG.context} tokens, the context of {path}, got" in err
     assert "runs here" not in out
-
-
-@pytest.mark.torch
-def test_a_layer_with_a_window_reads_no_more_of_its_caches_than_that(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Counted layer by layer from the settings that transformers reads, in halves."""
-    transformers = pytest.importorskip("transformers")
-    family, depth = FAMILIES["gemma3"], 32
-    config = convertible(family, family.TINY)
-    hf = write_parameters(family.weights(config), drawn_parameters(family, config), "hf")
-    path = tmp_path / "gemma.gguf"
-    write_gguf(family, config, path, hf, spelled(config.vocab))
-    theirs = transformers.Gemma3TextConfig(**family.to_hf(config))
-    window = theirs.sliding_window
-    seen = {"sliding_attention": min(depth, window), "full_attention": depth}
-    assert window < depth
-    assert set(theirs.layer_types) == set(seen)
-    row = 2 * theirs.num_key_value_heads * theirs.head_dim * 2
-    flags = (f"--ctx={depth}", f"--depth={depth}", "--kv=f16")
-    code, found = inspected(capfd, str(path), *flags)
-    assert code == 0
-    assert found["cache_bytes_per_token"] == row * sum(seen[kind] for kind in theirs.layer_types)
-
-
-def test_inspect_says_the_rest_where_there_is_no_memory_to_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(read_rate, "BYTES", 1 << 60)
-    assert main(["inspect", str(folder / "model.gguf")]) == 0
-    out = capfd.readouterr().out
-    assert "speed bound: not measured: memory: expected room for" in out
-    assert "runs here: yes" in out
-    assert "memory plan" in out
-
-
-def test_a_bound_is_the_best_of_some_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_seconds(address: Any, count: Any, threads: Any) -> float:
-        return next(taken)
-
-    taken = iter([4.0, 1.0, 2.0])
-    library = SimpleNamespace(read_seconds=read_seconds)
-    monkeypatch.setattr(read_rate.ctypes, "CDLL", lambda path: library)
-    monkeypatch.setattr(read_rate, "BYTES", 1 << 12)
-    assert read_rate.read_rate(1, 3) == (1 << 12) / 1.0
 
 
 @pytest.mark.parametrize("verb", ["inspect", "run", "serve", "export"])
