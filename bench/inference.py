@@ -6,9 +6,9 @@ Without files: those of bench/model_files.py, made where they are missing. Each 
 Hugging Face directory, NAME-hf beside NAME-TYPE.gguf, because no speed is printed without the
 error of the same program against transformers. Both engines evaluate the same tokens in rounds
 that alternate; a ratio is made of two measurements of one round, a share of the memory bandwidth
-of a read loop in the same round. A round that other work disturbed is measured again, up to as
-often as there are rounds; only if there are still too few does it count. Our engine starts for the
-second time, from the weights that it packed at the first.
+of a decode and of the read loop just before and after it. A round that other work disturbed is
+measured again, up to as often as there are rounds; only if there are still too few does it count.
+Our engine starts for the second time, from the weights that it packed at the first.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from reference import distance, folder_of, reference_logits
 from work import Work, work_of
 
 from lockstep.artifacts.record import atomic_write_text
-from lockstep.native.read_rate import read_rate
+from lockstep.native.read_rate import read_rates
 
 NAMES = ("qwen3-0.6b", "qwen2-0.5b", "gemma3-270m", "qwen3.5-0.8b")
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M")
 REST_SECONDS = 0.5  # OpenMP's threads spin for a while after work, and would slow down who is next
 BUSY_ENOUGH = 0.9  # of the time of its threads; below, other work took the processors
+READS = 16  # of the read loop, before a decode and again after it: some tenths of a second each
 LEAST_SHARE = 0.85  # of the read loop, asked of decoding
 
 
@@ -96,6 +97,7 @@ class Measured:
 
     rate: float  # tokens per second
     busy: float
+    read_gb_s: float | None  # decode: of the read loop beside it, all bytes by all seconds
 
 
 class Side:
@@ -110,19 +112,23 @@ class Side:
     def time(self, case: Case) -> Measured | None:
         """One measurement, after a rest; None if the engine has failed."""
         time.sleep(REST_SECONDS)
+        n_reads = 0 if case.depth is None else READS
+        reads = read_rates(self.threads, n_reads)
         answer = self.worker.ask(case.request)
         if answer is None:
             return None
+        time.sleep(REST_SECONDS)
+        reads += read_rates(self.threads, n_reads)
         busy = answer["cpu_seconds"] / (answer["seconds"] * self.threads)
-        return Measured(case.tokens / answer["seconds"], busy)
+        read_gb_s = statistics.harmonic_mean(reads) / 1e9 if reads else None
+        return Measured(case.tokens / answer["seconds"], busy, read_gb_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Measurements of all engines that belong together, by name, and the read loop beside them."""
+    """Measurements of all engines that belong together, by name."""
 
     sides: dict[str, Measured | None]
-    read_gb_s: float
 
     @property
     def is_quiet(self) -> bool:
@@ -135,7 +141,7 @@ def rounds_of(case: Case, sides: list[Side], n_rounds: int) -> list[Round]:
     rounds: list[Round] = []
     for i in range(2 * n_rounds):
         timed = {s.name: s.time(case) for s in (sides if i % 2 == 0 else sides[::-1])}
-        rounds.append(Round(sides=timed, read_gb_s=read_rate(sides[0].threads) / 1e9))
+        rounds.append(Round(sides=timed))
         if sum(r.is_quiet for r in rounds) == n_rounds or any(m is None for m in timed.values()):
             break
     return sorted(rounds, key=lambda r: not r.is_quiet)[:n_rounds]
@@ -167,11 +173,12 @@ def measure(file: Path, threads: int, group: str, options: argparse.Namespace,
     ]  # fmt: skip
 
 
-def share(case: Case, rate: float, work: Work, read_gb_s: float, peak_gop_s: float) -> float:
+def share(case: Case, measured: Measured, work: Work, peak_gop_s: float) -> float:
     """What part of the bound is reached; of bytes and operations that every engine needs."""
-    if case.depth is None:
-        return rate * work.operations_per_token / 1e9 / peak_gop_s
-    return rate * work.bytes_per_token(case.depth + case.tokens // 2) / 1e9 / read_gb_s
+    if case.depth is None or measured.read_gb_s is None:
+        return measured.rate * work.operations_per_token / 1e9 / peak_gop_s
+    n_bytes = work.bytes_per_token(case.depth + case.tokens // 2)
+    return measured.rate * n_bytes / 1e9 / measured.read_gb_s
 
 
 def row(file: Path, case: Case, side: Side, rounds: list[Round], work: Work, peak: float) -> Row:
@@ -180,7 +187,7 @@ def row(file: Path, case: Case, side: Side, rounds: list[Round], work: Work, pea
     rates = [m.rate for _, m in own]
     ours = [(r.sides["lockstep"], m) for r, m in own if side.name != "lockstep"]
     ratios = [first.rate / m.rate for first, m in ours if first is not None]
-    shares = [share(case, m.rate, work, r.read_gb_s, peak) for r, m in own]
+    shares = [share(case, m, work, peak) for _, m in own]
     return Row(
         file=file.stem, threads=side.threads, case=case.name, engine=side.name,
         tokens_per_s=statistics.median(rates) if rates else None,

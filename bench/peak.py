@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from lockstep.native import compile_library
-from lockstep.native.read_rate import read_rate
+from lockstep.native.read_rate import read_rates
 from lockstep.ops import VECTOR_HEADER
 
 STEPS = 300_000  # a millisecond
@@ -50,7 +50,7 @@ def main() -> None:
         for kind in ("f32", "i8", "i16")
     }
     rows["reads, huge pages, GB/s"] = [
-        [read_rate(threads, 1) / 1e9 for _ in range(READS)] for threads in (1, 2)
+        [rate / 1e9 for rate in read_rates(threads, READS)] for threads in (1, 2)
     ]
     for name, columns in rows.items():
         cells = [f"{max(c):.1f} (median {statistics.median(c):.1f})" for c in columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr("lockstep.native.read_rate.BYTES", 1 << 20)  # no test asks for the rate
+    monkeypatch.setattr("lockstep.native.read_rate.BYTES", 1 << 20)
     return pytest.importorskip("inference")
 
 
@@ -35,13 +35,13 @@ class Engine:
 
 def test_a_disturbed_round_is_measured_again(bench: ModuleType) -> None:
     busy = [0.99, 0.5, 0.99, 0.99]
-    engine = Engine([bench.Measured(float(i), share) for i, share in enumerate(busy)])
+    engine = Engine([bench.Measured(float(i), share, None) for i, share in enumerate(busy)])
     rounds = bench.rounds_of(bench.PREFILL, [engine], 3)
     assert [r.sides["lockstep"].rate for r in rounds] == [0.0, 2.0, 3.0]
 
 
 def test_rounds_that_stay_disturbed_fill_up_and_end(bench: ModuleType) -> None:
-    engine = Engine([bench.Measured(float(i), 0.99 if i == 3 else 0.5) for i in range(9)])
+    engine = Engine([bench.Measured(float(i), 0.99 if i == 3 else 0.5, None) for i in range(9)])
     rounds = bench.rounds_of(bench.PREFILL, [engine], 2)
     assert [r.sides["lockstep"].rate for r in rounds] == [3.0, 0.0]
     assert len(engine.asked) == 4
@@ -51,6 +51,28 @@ def test_an_engine_that_failed_is_not_asked_again(bench: ModuleType) -> None:
     engine = Engine([None])
     rounds = bench.rounds_of(bench.PREFILL, [engine], 5)
     assert [r.sides["lockstep"] for r in rounds] == [None]
+
+
+class Answering:
+    """A worker that takes a second of each thread."""
+
+    def ask(self, request: dict[str, int]) -> dict[str, float]:
+        return {"seconds": 1.0, "cpu_seconds": 1.0}
+
+
+def test_a_share_is_of_reads_before_and_after_its_own_decode(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([4e9, 1e9])  # all bytes by all seconds: 2 / (1/4 + 1/1) GB/s
+    monkeypatch.setattr(bench, "read_rates", lambda threads, n: [next(rates)] if n else [])
+    monkeypatch.setattr(bench, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "Worker", lambda *started: Answering())
+    side = bench.Side("lockstep", "python", Path("a-Q8_0.gguf"), 128, 1)
+    measured = side.time(bench.DECODE)
+    assert measured.read_gb_s == pytest.approx(1.6)
+    assert side.time(bench.PREFILL).read_gb_s is None
+    work = SimpleNamespace(bytes_per_token=lambda positions: 10_000_000, operations_per_token=1)
+    assert bench.share(bench.DECODE, measured, work, 1.0) == pytest.approx(128 * 0.01 / 1.6)
 
 
 def test_verdicts_follow_the_figures(bench: ModuleType) -> None:

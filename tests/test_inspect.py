@@ -246,8 +246,8 @@ def test_a_bound_is_the_best_of_some_reads(monkeypatch: pytest.MonkeyPatch) -> N
     def read_seconds(address: Any, count: Any, threads: Any) -> float:
         return next(taken)
 
-    taken = iter([4.0, 1.0, 2.0])
+    taken = iter([4.0, 1.0, 2.0, 3.0, 5.0])
     library = SimpleNamespace(read_seconds=read_seconds)
     monkeypatch.setattr(read_rate.ctypes, "CDLL", lambda path: library)
     monkeypatch.setattr(read_rate, "BYTES", 1 << 12)
-    assert read_rate.read_rate(1, 3) == (1 << 12) / 1.0
+    assert read_rate.read_rate(1) == (1 << 12) / 1.0

@@ -13,8 +13,16 @@ READS = 5
 _SOURCE = files("lockstep.native").joinpath("read_rate.c").read_text(encoding="utf-8")
 
 
-def read_rate(threads: int, repeats: int = READS) -> float:
+def read_rate(threads: int) -> float:
     """The best rate of some reads of 512 MiB, in bytes per second: noise only makes it less.
+
+    Raises: EnvironmentLacks without a compiler, BudgetError without that much memory.
+    """
+    return max(read_rates(threads, READS))
+
+
+def read_rates(threads: int, repeats: int) -> list[float]:
+    """The rate of each of so many reads of 512 MiB, in bytes per second.
 
     Raises: EnvironmentLacks without a compiler, BudgetError without that much memory.
     """
@@ -23,7 +31,7 @@ def read_rate(threads: int, repeats: int = READS) -> float:
     memory = allocate(BYTES)
     memory[:] = 1
     address, count = ctypes.c_void_p(memory.ctypes.data), ctypes.c_int64(BYTES)
-    seconds: list[float] = [
-        library.read_seconds(address, count, ctypes.c_int32(threads)) for _ in range(repeats)
+    return [
+        BYTES / library.read_seconds(address, count, ctypes.c_int32(threads))
+        for _ in range(repeats)
     ]
-    return BYTES / min(seconds)
