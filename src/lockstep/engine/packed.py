@@ -8,9 +8,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +30,7 @@ Bytes = NDArray[np.uint8]
 
 SUM_BYTES = 8 << 20  # of weights that have a sum of their own
 _CHUNK_BYTES = 8 * SUM_BYTES
+_READERS = 2  # one core does not copy as fast as memory goes
 _SPARE_BYTES = 1 << 30  # of the disk, which the cache leaves free
 _MOST_BYTES = 16 << 30  # of all packed weights; those that were not used for longest go first
 _PACKING = "packing-"  # how a folder begins in which weights are being written
@@ -197,16 +201,13 @@ class _Cache:
             with self._file.open("rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != arena.nbytes:
                     return False
-                found = []
-                for chunk in _chunks(arena):
-                    if _read_all(file, chunk.data) != chunk.nbytes:
-                        return False
-                    found += word_sums(chunk)
-        except (OSError, ValueError):
+                with ThreadPoolExecutor(_READERS) as pool:
+                    found = list(pool.map(partial(_read_all, file), _chunks(arena)))
+        except (OSError, EOFError, ValueError):
             return False
         with suppress(OSError):
             os.utime(self._file)  # what was used last is kept longest
-        return bool(found == sums)
+        return bool([sum for sums_of_chunk in found for sum in sums_of_chunk] == sums)
 
     def write(self, arena: Bytes) -> None:
         """Keeps the arena for the next start; a disk without room only costs that start time."""
@@ -218,7 +219,7 @@ class _Cache:
             with tempfile.TemporaryDirectory(dir=directory, prefix=_PACKING) as name:
                 made, sums = Path(name) / "weights", Path(name) / "sums"
                 with made.open("wb", buffering=0) as file:
-                    for chunk in _chunks(arena):
+                    for _, chunk in _chunks(arena):
                         _write_all(file, chunk.data)
                     os.fsync(file.fileno())
                 sums.write_text(json.dumps(word_sums(arena)))
@@ -244,9 +245,10 @@ def _make_room(directory: Path, n_bytes: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _chunks(arena: Bytes) -> Iterator[Bytes]:
+def _chunks(arena: Bytes) -> Iterator[tuple[int, Bytes]]:
+    """Where each chunk begins, and its bytes."""
     for begin in range(0, arena.nbytes, _CHUNK_BYTES):
-        yield arena[begin : begin + _CHUNK_BYTES]
+        yield begin, arena[begin : begin + _CHUNK_BYTES]
 
 
 def word_sums(arena: Bytes) -> list[int]:
@@ -255,11 +257,19 @@ def word_sums(arena: Bytes) -> list[int]:
     return [int(np.add.reduce(words[at : at + step])) for at in range(0, len(words), step)]
 
 
-def _read_all(file: Any, view: memoryview) -> int:
+def _read_all(file: FileIO, place: tuple[int, Bytes]) -> list[int]:
+    """Fills a chunk from its place in the file, and sums it up.
+
+    Raises: EOFError if the file ends before.
+    """
+    begin, chunk = place
     done = 0
-    while done < len(view) and (n := file.readinto(view[done:])):
+    while done < chunk.nbytes:
+        n = os.preadv(file.fileno(), [chunk.data[done:]], begin + done)
+        if n == 0:
+            raise EOFError(begin + done)
         done += n
-    return done
+    return word_sums(chunk)
 
 
 def _write_all(file: Any, view: memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from lockstep.errors import UsageError
@@ -162,12 +163,20 @@ def make_node(
             f"{id}: {op.name} expected attributes {sorted(op.attrs)}, got {sorted(attrs)}"
         )
     input_types = tuple(v.type if v else None for v in inputs)
-    types = op.infer(*input_types, **attrs)
-    op.sizes(input_types, types)  # refuses an axis letter with two values
+    types = _output_types(op, input_types, tuple((k, type(v), v) for k, v in attrs.items()))
     names = [id, *(f"{id}:{output.partition('_')[0]}" for output in op.outputs[1:])]
     outputs = tuple(Value(n, t) for n, t in zip(names, types, strict=True))
     ids = tuple(v.id if v else None for v in inputs)
     return Node(id=id, op=op, inputs=ids, outputs=outputs, attrs=dict(attrs), section=section)
+
+
+@lru_cache(maxsize=4096)  # layers repeat the same types, and every pass asks again
+def _output_types(
+    op: Op, input_types: tuple[Type | None, ...], attrs: tuple[tuple[str, type, Attr], ...]
+) -> tuple[Type, ...]:
+    types = op.infer(*input_types, **{name: value for name, _, value in attrs})
+    op.sizes(input_types, types)  # refuses an axis letter with two values
+    return types
 
 
 def renamed(node: Node, mapping: Mapping[str, str]) -> Node:

@@ -79,7 +79,7 @@ class Kernel:
     when: Callable[[Mapping[str, Dim], Mapping[str, Attr]], bool] = lambda sizes, attrs: True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Op:
     """An op; every field without a default is required.
 

@@ -17,10 +17,6 @@ class Lifetime:
     first: int
     last: int
 
-    def meets(self, other: Lifetime) -> bool:
-        """Whether the two are alive in a common stage."""
-        return self.first <= other.last and other.first <= self.last
-
 
 def lifetimes(
     graph: Graph, schedule: Schedule, placed: Mapping[str, Spot]

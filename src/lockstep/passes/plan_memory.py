@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from lockstep.errors import UsageError
 from lockstep.ir import (
     ARENAS,
@@ -108,17 +110,16 @@ class _Planner:
 
         The largest comes first, each in the smallest hole that it fits.
         """
-        placed: list[tuple[Lifetime, int, int]] = []
-        end = 0
-        for life in sorted(lives, key=lambda life: (-life.n_bytes, life.first)):
+        first, last, begin, end = np.zeros((4, len(lives)), np.int64)  # of those that have a place
+        for n, life in enumerate(sorted(lives, key=lambda life: (-life.n_bytes, life.first))):
             size = padded(life.n_bytes)
-            taken = sorted((a, b) for other, a, b in placed if other.meets(life))
+            meets = np.flatnonzero((first[:n] <= life.last) & (last[:n] >= life.first))
+            taken = sorted(zip(begin[meets].tolist(), end[meets].tolist(), strict=True))
             offset = _smallest_hole(taken, size)
-            placed.append((life, offset, offset + size))
-            end = max(end, offset + size)
+            first[n], last[n], begin[n], end[n] = life.first, life.last, offset, offset + size
             for id in life.values:
                 self.spots[id] = Spot("work", offset)
-        self.arenas["work"] = end
+        self.arenas["work"] = int(end.max(initial=0))
 
 
 def _smallest_hole(taken: list[tuple[int, int]], size: int) -> int:
