@@ -8,7 +8,7 @@ import random
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -101,21 +101,29 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="session")
+def _kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What compilers make, by all that it depends on; later runs of pytest find it as well."""
+    if cache := getattr(request.config, "cache", None):
+        return Path(cache.mkdir("compiled"))
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _shared_home(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def _shared_home(_kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """LOCKSTEP_HOME for the whole run, so that no test touches the user's and builds are shared."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # the directory that all workers of this run share
     home = root / "lockstep-home"
     home.mkdir(exist_ok=True)
+    (_kept / "build").mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # another worker was first
+        (home / "build").symlink_to(_kept / "build")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCKSTEP_HOME", str(home))
         # A new one costs zig ten seconds: it builds what every program links.
-        cache = getattr(request.config, "cache", None)
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache.mkdir("zig") if cache else home / "zig"))
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(_kept / "zig"))
         # A warning of a compiler that we never saw must not stop a user; one of ours must stop us.
         compiler = next(filter(which, (os.environ.get("CC", ""), "cc", "gcc", "clang")), None)
         if compiler:
@@ -124,21 +132,21 @@ def _shared_home(
 
 
 @pytest.fixture(scope="module")
-def kernel_builds(_shared_home: Path) -> Iterator[None]:
+def kernel_builds(_kept: Path, _shared_home: Path) -> Iterator[None]:
     """Kernels as users have them; only the compiler's own headers are read in another way."""
-    with _compiler_with_headers(_shared_home, "-O3"):
+    with _compiler_with_headers(_kept, "-O3"):
         yield
 
 
 @pytest.fixture(scope="module")
-def fault_builds(_shared_home: Path) -> Iterator[None]:
+def fault_builds(_kept: Path, _shared_home: Path) -> Iterator[None]:
     """The same for programs that are built to have a fault, which `lockstep` builds at -O0."""
-    with _compiler_with_headers(_shared_home, "-O0"):
+    with _compiler_with_headers(_kept, "-O0"):
         yield
 
 
 @pytest.fixture(scope="module")
-def quick_builds(request: pytest.FixtureRequest, _shared_home: Path) -> Iterator[None]:
+def quick_builds(request: pytest.FixtureRequest, _kept: Path, _shared_home: Path) -> Iterator[None]:
     """Programs that are built in a third of the time: in the plain run, without optimisation.
 
     For tests of what is done with a program. No bit depends on the level, as test_codegen.py shows;
@@ -147,16 +155,16 @@ def quick_builds(request: pytest.FixtureRequest, _shared_home: Path) -> Iterator
     if request.config.getoption("-m") != "not slow":
         yield
         return
-    with _compiler_with_headers(_shared_home, "-Og", Path(__file__).parent / "quick_cc"):
+    with _compiler_with_headers(_kept, "-Og", Path(__file__).parent / "quick_cc"):
         yield
 
 
 @contextmanager
-def _compiler_with_headers(home: Path, level: str, *wrapper: Path) -> Iterator[None]:
+def _compiler_with_headers(kept: Path, level: str, *wrapper: Path) -> Iterator[None]:
     """$CC with precompiled headers for this level, behind a program that changes its arguments."""
     with pytest.MonkeyPatch.context() as patch:
         if command := shlex.split(os.environ.get("CC", "")):
-            with_headers = with_intrinsics(command, home / "precompiled", level)
+            with_headers = with_intrinsics(command, kept / "precompiled", level)
             patch.setenv("CC", shlex.join([*map(str, wrapper), *with_headers]))
         yield
 

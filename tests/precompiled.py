@@ -26,16 +26,19 @@ def with_intrinsics(command: list[str], directory: Path, level: str) -> list[str
     """
     if "Free Software Foundation" not in _version(tuple(command)):
         return command
-    header = directory / "intrinsics.h"
-    made = directory / "intrinsics.h.gch" / level.strip("-")
+    # A directory for each level: GCC takes one of another, and has crashed on it.
+    header = directory / level.strip("-") / "intrinsics.h"
+    made = header.with_name("intrinsics.h.gch")
     made.parent.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             header.write_text(HEADER)
             flags = [flag for flag in FLAGS if flag != "-shared"]
-            output = ["-x", "c-header", str(header), "-o", str(made)]
+            unfinished = made.with_suffix(".unfinished")  # later runs would take what a kill left
+            output = ["-x", "c-header", str(header), "-o", str(unfinished)]
             subprocess.run([*command, *flags, level, *output], check=True)
+            unfinished.rename(made)
     return [*command, "-include", str(header)]
 
 

@@ -88,8 +88,10 @@ def ids(folder: Path, *args: str) -> list[int]:
     return [int(id) for id in done.stdout.split()]
 
 
-def lockstep_run(model: Path, prompt: str, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert main(["run", str(model), "-p", prompt, "-n", "24", "--json"]) == 0
+def lockstep_run(
+    model: Path, prompt: str, capfd: pytest.CaptureFixture[str], *flags: str
+) -> dict[str, Any]:
+    assert main(["run", str(model), "-p", prompt, "-n", "24", "--json", *flags]) == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out)
     return found
 
@@ -299,7 +301,7 @@ def test_a_sentencepiece_model_as_c_prints_what_lockstep_run_prints(
     )
     make(folder, f"CC={os.environ['CC']}")
     for prompt in (" naïve 漢字 — 😀", "hello world"):
-        ours = lockstep_run(model, prompt, capfd)
+        ours = lockstep_run(model, prompt, capfd, "--ctx=64")  # the program that is built already
         assert ids(folder, "-p", prompt, "-n", "24") == ours["tokens"]
 
 

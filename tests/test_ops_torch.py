@@ -37,7 +37,8 @@ def worse(a: float, b: float) -> float:
 
 @pytest.mark.parametrize("op", [pytest.param(op, id=op.name) for op in INEXACT])
 def test_error_is_at_most_twice_that_of_torch(op: Op) -> None:
-    for case in (*op.cases, grown(op.cases[0]), grown(op.cases[-1])):
+    long = [grown(op.cases[0]), grown(op.cases[-1])]  # one and the same if the attributes are
+    for case in (*op.cases, *(long if long[0] != long[1] else long[:1])):
         ours: dict[tuple[str, str], float] = {}
         theirs = dict.fromkeys(op.outputs, 0.0)
         for seed in range(4):  # the largest of a few draws, so that no lucky rounding sets the bar
