@@ -180,11 +180,12 @@ class Leaf:
     physical: str = ""
     shares: str = ""
     checksum: str = ""  # what the container has over these bytes, such as "crc32"; "" is none
+    # The path as text, made once: `verify` asks for it hundreds of times.
+    name: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        """The path as text."""
-        return path_text(self.path)
+    def __post_init__(self) -> None:
+        """Makes the name."""
+        object.__setattr__(self, "name", path_text(self.path))
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ turned round, without an array in sight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -137,7 +137,7 @@ def flip(layout: Layout, axis: int) -> Layout:
         first = piece.dst // stride % n
         last = first + sum((loop.n - 1) * loop.dst // stride for loop in walked)
         loops = [
-            replace(loop, src=-loop.src) if yes else loop
+            Loop(loop.n, -loop.src, loop.dst) if yes else loop
             for loop, yes in zip(piece.loops, along, strict=True)
         ]
         src = piece.src + sum((loop.n - 1) * loop.src for loop in walked)
@@ -204,7 +204,7 @@ def broadcast(layout: Layout, axis: int, n: int) -> Layout:
     strides = strides_of(shape)
     more = Loop(n, 0, strides[k])
     pieces = _placed(layout, strides, 0)
-    return Layout(shape, tidy([replace(p, loops=nest((*p.loops, more))) for p in pieces]))
+    return Layout(shape, tidy([p.with_loops(nest((*p.loops, more))) for p in pieces]))
 
 
 def _placed(layout: Layout, strides: Sequence[int], shift: int) -> list[Piece]:
@@ -215,13 +215,13 @@ def _placed(layout: Layout, strides: Sequence[int], shift: int) -> list[Piece]:
     for piece in align(layout.pieces, layout.shape):
         dst = shift + sum(piece.dst // stride % n * new for stride, n, new in axes)
         loops = [
-            replace(loop, dst=loop.dst // stride * new)
+            Loop(loop.n, loop.src, loop.dst // stride * new)
             for loop in piece.loops
             for stride, n, new in axes
             if in_axis(loop, stride, n)
         ]
         by_reach = tuple(sorted(loops, key=lambda loop: -loop.dst))
-        moved.append(replace(piece, dst=dst, loops=by_reach))
+        moved.append(Piece(piece.leaf, piece.src, dst, by_reach, piece.fill))
     return moved
 
 

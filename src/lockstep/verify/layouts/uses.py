@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from lockstep.verify.layouts.piece import Piece, align, is_nested, nest
@@ -22,7 +22,7 @@ class Uses:
 
 def count_uses(pieces: Sequence[Piece], n_elements: int) -> Uses:
     """Counts the elements `dst` of the pieces in an array of `n_elements`."""
-    sets = [part for piece in pieces for part in _nested(replace(piece, loops=nest(piece.loops)))]
+    sets = [part for piece in pieces for part in _nested(piece.with_loops(nest(piece.loops)))]
     steps = [loop.dst for piece in sets for loop in piece.loops if not _is_interval(piece)]
     if not steps:
         return _sweep([(piece.dst, piece.last + 1) for piece in sets], n_elements)
