@@ -18,6 +18,7 @@ from lockstep.ir import Array
 from lockstep.proof.row_moves import is_same, row_errors, rows_moved
 
 BF16, Q8_0 = gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.Q8_0
+Q4_0 = gguf.GGMLQuantizationType.Q4_0
 DELTA = "model.layers.0.linear_attn."
 
 
@@ -149,6 +150,29 @@ def test_settings_of_rope_that_turn_alike_are_no_fault(
     files = pair(tmp_path / "wrong", "llama", lambda tensors, config: slower)
     code, said = compared(files, capfd)
     assert (code, said["comparison"]["first_guilty"]["id"]) == (1, "rope")
+
+
+@pytest.mark.torch
+def test_one_damaged_block_of_a_long_row_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block in 32 is less than what a row of four bits may lose."""
+
+    def without_block(weight: Array) -> Array:
+        damaged = weight.copy()
+        damaged[3, 5 * 32 : 6 * 32] = 0.0
+        return damaged
+
+    found = FAMILIES["llama"]
+    long = replace(found, TINY=replace(found.TINY, ffn=1024), variants={})
+    monkeypatch.setitem(FAMILIES, "llama", long)
+    code, said = compared(pair(tmp_path / "right", "llama", None, stored=Q4_0), capfd)
+    assert code == 0, said["comparison"]["first_guilty"]
+    fault = changed(f"{LAYER}mlp.down_proj.weight", without_block)
+    code, said = compared(pair(tmp_path / "wrong", "llama", fault, stored=Q4_0), capfd)
+    guilty = said["comparison"]["first_guilty"]
+    assert (code, guilty["id"]) == (1, "layers.1.ffn.down")
+    assert "in 1 of its blocks of 32, the first is block 5 of row 3" in guilty["why"]
 
 
 def test_rows_are_found_where_they_went() -> None:

@@ -19,6 +19,7 @@ from lockstep.artifacts.compare import Comparison, Guilty, NodeRow
 from lockstep.engine.source import Source
 from lockstep.errors import GateError, InputError, UsageError
 from lockstep.families.rope_config import FACTORS_EXACT
+from lockstep.formats.dequantise import SUPPORTED
 from lockstep.ir import Array, Attr, Graph, Node
 from lockstep.ir.op import as_f64
 from lockstep.proof.row_moves import apart, is_same
@@ -65,6 +66,10 @@ class Side:
         """How much the stored types of those that are parameters may have lost."""
         own = (id for id in ids if id is not None and self.is_parameter(id))
         return sum((TYPE_LOST[self.source.parameters.stored(id)].value for id in own), 0.0)
+
+    def block(self, id: str) -> int:
+        """How many values of a parameter share a scale in its file."""
+        return SUPPORTED[self.source.parameters.stored(id)].n_numbers
 
 
 def compare_models(
@@ -248,18 +253,22 @@ def _row(
     )
 
 
-def _other_weights(left: Side, right: Side, a: Node, b: Node) -> Iterator[tuple[str, str, float]]:
-    """The parameters of a node in which a row is not that of the other side, with their bounds.
+def _other_weights(
+    left: Side, right: Side, a: Node, b: Node
+) -> Iterator[tuple[str, str, float, int]]:
+    """The parameters of a node in which a row or a block is not that of the other side.
 
     What a node makes of some tokens does not show all of them: rows of the embedding that these
-    tokens do not read, or a bias that is small beside what the blocks of the matrix lose.
+    tokens do not read, or a bias that is small beside what the blocks of the matrix lose. With
+    each is what a row of it may be off, and the values of a block.
     """
     for ours, theirs in zip(a.inputs, b.inputs, strict=True):
         if ours is None or theirs is None or not left.is_parameter(ours):
             continue
         bound = MODELS_FLOOR.value + left.lost(ours) + right.lost(theirs)
-        if not is_same(left.parameter(ours), right.parameter(theirs), bound):
-            yield ours, theirs, bound
+        block = max(left.block(ours), right.block(theirs))
+        if not is_same(left.parameter(ours), right.parameter(theirs), bound, block):
+            yield ours, theirs, bound, block
 
 
 def _guilty(left: Side, node: Node, why: str) -> Guilty:
@@ -277,9 +286,8 @@ def _guilty(left: Side, node: Node, why: str) -> Guilty:
 def _why(left: Side, right: Side, a: Node, b: Node, row: NodeRow) -> str:
     if changed := _changed(a, b):
         return ", ".join(changed)
-    for ours, theirs, bound in _other_weights(left, right, a, b):
-        if (found := explain(left.source, right.source, ours, theirs, bound)) is not None:
-            return found
+    if (found := next(_other_weights(left, right, a, b), None)) is not None:
+        return explain(left.source, right.source, *found)
     return f"its result is {row.local_error} off on the same inputs, {row.bound:.2g} allowed"
 
 

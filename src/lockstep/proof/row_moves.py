@@ -1,4 +1,4 @@
-"""Matrices row by row: which rows differ, and which rows of the original lie in their place."""
+"""Matrices row by row: which rows or blocks differ, and which rows of the original lie there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lockstep.families.weight import Parts
 from lockstep.ir import Array
-from lockstep.proof.tolerances import QUIET_ROW
+from lockstep.proof.tolerances import BLOCK_FACTOR, QUIET_ROW
 
 _CHUNK = 1 << 22  # elements that are taken in float64 at a time
 _MOST_PAIRS = 1 << 24  # of rows that are held against each other
@@ -50,11 +50,30 @@ def _pieces(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
             yield x[cut].astype(np.float64), y[cut].astype(np.float64)
 
 
-def is_same(got: Array, expected: Array, bound: float) -> bool:
-    """Whether every row is that of the original."""
+def is_same(got: Array, expected: Array, bound: float, block: int = 1) -> bool:
+    """Whether every row is that of the original, and so is every block of a row.
+
+    A row of many blocks hardly shows that one of them is damaged.
+    """
     if got.shape != expected.shape:
         return False
-    return all(bool((errors <= bound).all()) for errors in _errors(got, expected))
+    if not all(bool((errors <= bound).all()) for errors in _errors(got, expected)):
+        return False
+    return next(wrong_blocks(got, expected, bound, block), None) is None
+
+
+def wrong_blocks(
+    got: Array, expected: Array, bound: float, block: int
+) -> Iterator[tuple[int, int]]:
+    """The blocks that are not those of the original: row, and number in the row."""
+    n_blocks = expected.shape[-1] // block
+    if block == 1 or n_blocks * block != expected.shape[-1]:
+        return
+    limit, first = BLOCK_FACTOR.value * bound, 0
+    for errors in _errors(got.reshape(-1, block), expected.reshape(-1, block)):
+        for i in np.flatnonzero(~(errors <= limit)):
+            yield divmod(first + int(i), n_blocks)
+        first += len(errors)
 
 
 def _errors(got: Array, expected: Array) -> Iterator[Array]:

@@ -60,5 +60,10 @@ TYPE_LOST = {
     "BF16": Bound(2.0**-7, "an ulp of 8 significant bits"),
     **{name: Bound(12.0 / 2**bits / 12**0.5, _BLOCK) for name, bits in _BITS.items()},
 }
+BLOCK_FACTOR = Bound(
+    3**0.5,
+    "of what a type may lose of a row: each value of a block half a step off, the most there is; "
+    "a row averages over blocks, and the root of a twelfth of a step is the average",
+)
 
 FAULTS_NAMED = Bound(0.95, "the share of planted faults whose node must be named")

@@ -13,17 +13,23 @@ from lockstep.families.delta_forms import Logarithm, ValueHeads
 from lockstep.families.form import join_pairs, split_pairs
 from lockstep.families.weight import Parts
 from lockstep.ir import Array
-from lockstep.proof.row_moves import apart, factor_of, is_same, row_errors, rows_moved
+from lockstep.proof.row_moves import apart, factor_of, is_same, row_errors, rows_moved, wrong_blocks
 
 
-def explain(left: Source, right: Source, ours: str, theirs: str, bound: float) -> str | None:
-    """Why the weight of the left side differs from the right one; None if no row of it does.
+def explain(left: Source, right: Source, ours: str, theirs: str, bound: float, block: int) -> str:
+    """How the weight of the left side differs from the right one.
 
-    The bound is for the root mean square of a row's difference, relative to the original.
+    The bound is for the root mean square of a row's difference, relative to the original; blocks
+    of this size are looked at where all rows keep to it.
     """
     got, expected = left.parameters.f32(ours), right.parameters.f32(theirs)
     if is_same(got, expected, bound):
-        return None
+        wrong = [*wrong_blocks(got, expected, bound, block)]
+        row, i = wrong[0]
+        return (
+            f"its weight {ours} is not that of the original in {len(wrong):,} of its blocks of "
+            f"{block}, the first is block {i} of row {row}"
+        )
     if ours != theirs:
         return f"it reads {ours}, the original {theirs}: only one of them ties head and embedding"
     if not got.any():
