@@ -43,7 +43,7 @@ class Shape:
     model_class: str
     settings: dict[str, Any]
     tiny: dict[str, Any] = field(default_factory=dict)
-    splits_as: str = "qwen2"  # the pre-tokenizer's name in GGUF
+    splits_as: str = "qwen2"  # GGUF's name for SPLIT
 
 
 COMMON = {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "rms_norm_eps": 1e-6}
@@ -83,7 +83,6 @@ SHAPES = {
          "sliding_window": 512, "query_pre_attn_scalar": 256, "pad_token_id": 0},
         {"num_hidden_layers": 7, "num_key_value_heads": 1, "head_dim": 64, "sliding_window": 32,
          "query_pre_attn_scalar": 64},
-        "default",
     ),
     "qwen3.5-0.8b": Shape(
         "Qwen3_5ForCausalLM",
@@ -102,7 +101,6 @@ SHAPES = {
         {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
          "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
          "rope_theta": 1e5, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192},
-        splits_as="default",
     ),
 }  # fmt: skip
 

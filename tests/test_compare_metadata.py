@@ -58,7 +58,28 @@ def swapped_tokens(path: Path) -> None:
     edited(path / "tokenizer.json", swap)
 
 
+def swapped_merges(path: Path) -> None:
+    def swap(document: dict) -> None:
+        merges = document["model"]["merges"]
+        merges[3], merges[4] = merges[4], merges[3]
+
+    edited(path / "tokenizer.json", swap)
+
+
+def digits_split_one_by_one(path: Path) -> None:
+    def split(document: dict) -> None:
+        digits = {"type": "Digits", "individual_digits": True}
+        whole = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                 "use_regex": True}  # fmt: skip
+        steps = [digits, whole]
+        document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+
+    edited(path / "tokenizer.json", split)
+
+
 FAULTS = {
+    swapped_merges: "merge 3: ",
+    digits_split_one_by_one: "the text ' 6': tokens [",
     another_end: "eos_token_id: ",
     one_in_front: "tokens before a text: [",
     another_template: "chat template, character 35: '.strip() }}",
@@ -86,6 +107,24 @@ def test_text_that_a_conversion_changed_is_named(
     assert found["metadata"]["verdict"] == "fail"
     assert FAULTS[fault] in found["metadata"]["reason"]
     assert (code, found["comparison"]["first_guilty"]) == (1, None)
+
+
+def test_a_control_token_that_became_text_is_named(
+    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def marked(special: bool) -> Callable[[Path], None]:
+        def mark(document: dict) -> None:
+            for token in document["added_tokens"]:
+                token["special"] = special or token["content"] != "[circle]"
+
+        return lambda path: edited(path / "tokenizer.json", mark)
+
+    before = tmp_path / "before"
+    shutil.copytree(original, before)
+    marked(True)(before)
+    code, found = compared(converted(before, tmp_path, marked(False)), capfd)
+    assert (code, found["comparison"]["first_guilty"]) == (1, None)
+    assert "'[circle]': text, not a control token" in found["metadata"]["reason"]
 
 
 def with_ends(original: Path, path: Path, names: list[str]) -> list[int]:

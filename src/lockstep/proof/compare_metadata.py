@@ -11,6 +11,7 @@ from lockstep.artifacts import Check
 from lockstep.engine.source import Source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import InputError
+from lockstep.proof.compare_tokens import token_differences
 from lockstep.tokenizers import ModelTokenizer, begin_ids
 from lockstep.tokenizers.vocabulary import SPACE
 
@@ -39,8 +40,8 @@ def metadata_check(left: Source, right: Source) -> Check:
     """Whether a run of one is a run of the other, beyond what the nodes compute.
 
     Rope, windows and norms are attributes of nodes, and compared there. Tokenizers are compared
-    where the original has one: what a token is, not how a text is split, which is nowhere the same
-    to the last character (llama.cpp normalises no text).
+    where the original has one: what a token is, the merges, and how plain text is split. All text
+    is nowhere split the same to the last character (llama.cpp normalises none).
     """
     pairs = [("context_length", left.model.config.context, right.model.config.context)]
     found, reason = list(_differing(pairs)), ""
@@ -77,7 +78,10 @@ def _text_differences(left: Source, theirs: _Text) -> Iterator[str]:
     for fact in facts:
         yield next(_differing([fact]), "")
     yield _template_difference(ours.template, theirs.template)
-    yield _piece_difference(a, b)
+    pieces = _piece_difference(a, b)
+    yield pieces
+    if not pieces:  # else each text that has them is another one, too
+        yield from token_differences(a, b)
 
 
 def _differing(facts: list[tuple[str, Any, Any]]) -> Iterator[str]:
