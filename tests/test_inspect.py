@@ -103,6 +103,17 @@ def test_inspect_refuses_a_tokenizer_that_run_refuses(
     assert found["tensors"]
 
 
+def test_inspect_refuses_a_name_that_is_too_long_as_run_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / ("a" * 300))
+    said = []
+    for arguments in (["run", path, "-p", "x"], ["inspect", path]):
+        assert main(arguments) == 4
+        said.append(capfd.readouterr().err)
+    assert said[0] == said[1]
+
+
 def written(path: Path, hf: dict[str, np.ndarray], vocab: int, template: str = "") -> Path:
     """A GGUF file with these tensors and a tokenizer of so many ids."""
 

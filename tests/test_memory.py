@@ -80,5 +80,24 @@ def test_a_container_finds_its_group_where_it_is_mounted(tmp_path: Path, v1: boo
     assert available_bytes(root) == 24 * MIB
 
 
+def test_a_limit_counts_where_nothing_says_what_is_given_back(tmp_path: Path) -> None:
+    root = machine(tmp_path, free=900 * MIB, group="0::/a\n", mount=V2.format(root="/"))
+    limited(tmp_path / "sys/fs/cgroup/a", str(64 * MIB), 40 * MIB)
+    stat = tmp_path / "sys/fs/cgroup/a/memory.stat"
+    for damaged in ("anon 5\n", "anon 5\ninactive_file\n", "anon 5\ninactive_file many\n"):
+        stat.write_text(damaged)
+        assert available_bytes(root) == 24 * MIB
+    stat.unlink()
+    assert available_bytes(root) == 24 * MIB
+
+
+def test_the_name_of_a_mount_is_bytes_of_any_kind(tmp_path: Path) -> None:
+    root = machine(tmp_path, free=900 * MIB, group="0::/a\n", mount="")
+    odd = b"40 31 0:37 / /mnt/caf\xe9\x85 rw - ext4 /dev/caf\xe9 rw\n"
+    (tmp_path / "proc/self/mountinfo").write_bytes(odd + V2.format(root="/").encode())
+    limited(tmp_path / "sys/fs/cgroup/a", str(64 * MIB), 40 * MIB)
+    assert available_bytes(root) == 24 * MIB
+
+
 def test_a_system_that_does_not_say_sets_no_bound(tmp_path: Path) -> None:
     assert available_bytes(tmp_path) is None

@@ -71,7 +71,7 @@ def _looked_at(
     except LockstepError as error:
         try:
             return contents(name), error, None
-        except LockstepError:
+        except (LockstepError, OSError):
             raise error from None
     expect_context(source, context)
     found = None if source.kind == "run" else contents(str(source.path))

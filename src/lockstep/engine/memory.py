@@ -36,7 +36,7 @@ def _of_groups(root: Path) -> Iterator[int]:
     """What each group that holds this process has left; a group is held by those above it."""
     for kind, mount, group in _mounted(root):
         for folder in (mount / group, *(mount / group).parents):
-            with suppress(OSError, ValueError, KeyError):  # no limit, or another system's files
+            with suppress(OSError, ValueError):  # no limit, or another system's files
                 yield _left(folder, kind)
             if folder == mount:
                 break
@@ -45,10 +45,8 @@ def _of_groups(root: Path) -> Iterator[int]:
 def _mounted(root: Path) -> Iterator[tuple[str, Path, Path]]:
     """The kind of each mounted hierarchy, where it is, and the path of our group below that."""
     try:
-        lines = [
-            line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()
-        ]
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        lines = [line.split(":", 2) for line in _lines(root / "proc/self/cgroup")]
+        mounts = _lines(root / "proc/self/mountinfo")
     except OSError:
         return
     groups = {"cgroup2" if controllers == "" else controllers: path
@@ -70,9 +68,16 @@ def _mounted(root: Path) -> Iterator[tuple[str, Path, Path]]:
         yield told[0], root / fields[4].lstrip("/"), group
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel; names of files in it are bytes of any kind."""
+    return path.read_text(errors="surrogateescape").split("\n")
+
+
 def _left(folder: Path, kind: str) -> int:
     limit_file, used_file, given_back = _FILES[kind]
     limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
-    pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    stat = {name: int(value) for name, value in pairs}
-    return max(0, limit - used + sum(stat[name] for name in given_back))
+    stat: dict[str, int] = {}
+    with suppress(OSError, ValueError):  # without it none is given back
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        stat = {name: int(value) for name, value in pairs}
+    return max(0, limit - used + sum(stat.get(name, 0) for name in given_back))
