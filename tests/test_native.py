@@ -127,6 +127,15 @@ def test_a_build_that_somebody_may_be_loading_stays(
     assert filed(home) == set().union(*map(files_of, made))
 
 
+def test_what_cannot_be_deleted_keeps_no_program_from_being_built(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "MOST_BYTES", 1)
+    (home / "build" / "old.so").mkdir(parents=True)
+    os.utime(home / "build" / "old.so", (1000, 1000))
+    assert ctypes.CDLL(str(compile_library(ANSWER))).answer() == 42
+
+
 def test_processes_that_build_and_trim_at_once_lose_nothing_that_they_load(home: Path) -> None:
     """Each asks for builds that are old, and has a new one built before it loads them."""
     for i in range(4):

@@ -107,7 +107,8 @@ def _trim(directory: Path) -> None:
         n_bytes += sum(found.st_size for found in builds[key])
         if n_bytes > MOST_BYTES and used[key] < now - _IN_USE_S:
             for suffix in _SUFFIXES:
-                (directory / f"{key}{suffix}").unlink(missing_ok=True)
+                with suppress(OSError):  # not there, or another user's
+                    (directory / f"{key}{suffix}").unlink()
 
 
 def _intact(library: Path, seal: Path) -> bool:
