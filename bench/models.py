@@ -16,6 +16,7 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def model(shape: Shape, *, tiny: bool, seed: int) -> Any:
 
 def tokenizer(n_entries: int, seed: int) -> Tokenizer:
     """Byte-level BPE learned from made-up words, with unused entries up to the size asked for."""
+    whole = json.loads(learned(min(N_LEARNED, n_entries), seed))
+    vocabulary = whole["model"]["vocab"]
+    for i in range(len(vocabulary), n_entries):
+        vocabulary[f"<unused{i}>"] = i
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+@cache
+def learned(n_entries: int, seed: int) -> str:
+    """What is learned, as JSON: once for all models that are made."""
     rng = np.random.default_rng(seed)
     syllables = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
     words = ["".join(rng.choice(syllables, size=rng.integers(1, 4))) for _ in range(3000)]
@@ -163,17 +174,13 @@ def tokenizer(n_entries: int, seed: int) -> Tokenizer:
     )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(N_LEARNED, n_entries),
+        vocab_size=n_entries,
         show_progress=False,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     made.train_from_iterator(text, trainer)
-    whole = json.loads(made.to_str())
-    vocabulary = whole["model"]["vocab"]
-    for i in range(len(vocabulary), n_entries):
-        vocabulary[f"<unused{i}>"] = i
-    return Tokenizer.from_str(json.dumps(whole))
+    return str(made.to_str())
 
 
 def write_hf(made: Any, words: Tokenizer, folder: Path) -> None:

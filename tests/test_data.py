@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -34,12 +35,16 @@ from lockstep.data.score import drawings_of, score
 from lockstep.errors import GateError, InputError, UsageError
 from lockstep.tokenizers import Tokenizer, train_tokenizer
 
-CORPUS = build_corpus(rows_per_prompt=2, seed=1)
+
+@cache
+def corpus() -> Corpus:
+    """Made when a test asks for it: every worker reads this file, and one runs it."""
+    return build_corpus(rows_per_prompt=2, seed=1)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer("ascii_bpe", CORPUS.train, 512, CONTROL_TAGS)
+    return train_tokenizer("ascii_bpe", corpus().train, 512, CONTROL_TAGS)
 
 
 # Prompts.
@@ -84,20 +89,27 @@ def test_a_prompt_outside_the_contract_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    ["", "[circle]<svg></svg><eos>", "<svg></svg><eos>", CORPUS.train[0][:-5], " " + CORPUS.dev[0]],
+    [
+        lambda: "",
+        lambda: "[circle]<svg></svg><eos>",
+        lambda: "<svg></svg><eos>",
+        lambda: corpus().train[0][:-5],
+        lambda: " " + corpus().dev[0],
+    ],
 )
-def test_a_row_of_another_form_is_refused(row: str) -> None:
+def test_a_row_of_another_form_is_refused(row: Callable[[], str]) -> None:
+    text = row()
     with pytest.raises(InputError):
-        split_row(row)
+        split_row(text)
 
 
 # The corpus.
 
 
 def test_splits_share_no_row_and_no_prompt() -> None:
-    prompts = [set(CORPUS.prompts(split)) for split in SPLITS]
-    rows = [set(CORPUS.rows(split)) for split in SPLITS]
-    drawings = [drawings_of(CORPUS.rows(split)) for split in SPLITS]
+    prompts = [set(corpus().prompts(split)) for split in SPLITS]
+    rows = [set(corpus().rows(split)) for split in SPLITS]
+    drawings = [drawings_of(corpus().rows(split)) for split in SPLITS]
     for parts in (prompts, rows, drawings):
         assert all(parts)
         assert len(set().union(*parts)) == sum(map(len, parts))
@@ -108,14 +120,14 @@ def test_splits_share_no_row_and_no_prompt() -> None:
 
 
 def test_no_row_occurs_twice() -> None:
-    rows = list(chain.from_iterable(CORPUS.rows(split) for split in SPLITS))
+    rows = list(chain.from_iterable(corpus().rows(split) for split in SPLITS))
     assert len(rows) == len(set(rows)) > 1900
 
 
 def test_every_tag_and_pair_is_covered() -> None:
     full = coverage(build_corpus().train)
     assert full.failures(min_per_tag=200, min_per_pair=30) == []
-    thin = coverage([row for row in CORPUS.train if "[bars:7]" not in row])
+    thin = coverage([row for row in corpus().train if "[bars:7]" not in row])
     assert "[bars:7]: 0 rows" in thin.failures(min_per_tag=200, min_per_pair=1)
     assert "[bar-chart][bars:7]: 0 rows" in thin.failures(min_per_tag=1, min_per_pair=1)
 
@@ -127,12 +139,12 @@ def test_the_seed_decides_the_corpus() -> None:
     assert set(one.train).isdisjoint(other.train) is False  # small pictures do recur
     assert one.train != other.train
     # Rows must not change by themselves: runs are compared across versions.
-    text = "".join(row + "\n" for row in CORPUS.train)
+    text = "".join(row + "\n" for row in corpus().train)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "9744d3c0b6730c41"
 
 
 def test_rows_fit_a_context_of_128(tokenizer: Tokenizer) -> None:
-    lengths = [len(tokenizer.encode_row(row)) for split in SPLITS for row in CORPUS.rows(split)]
+    lengths = [len(tokenizer.encode_row(row)) for split in SPLITS for row in corpus().rows(split)]
     assert max(lengths) <= 90
     assert sum(lengths) / len(lengths) < 50
 
@@ -162,8 +174,8 @@ def test_a_faulty_generator_breaks_the_build(faulty: Callable[[Prompt, Random], 
 
 
 def test_a_corpus_is_read_back(tmp_path: Path) -> None:
-    CORPUS.save(tmp_path)
-    assert Corpus.load(tmp_path) == CORPUS
+    corpus().save(tmp_path)
+    assert Corpus.load(tmp_path) == corpus()
     (tmp_path / "dev.txt").unlink()
     with pytest.raises(InputError, match=r"dev\.txt"):
         Corpus.load(tmp_path)
@@ -198,20 +210,20 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, data: bytes, problem: st
 
 
 def test_a_row_of_the_corpus_scores_full_and_is_a_copy() -> None:
-    prompt, svg = split_row(CORPUS.train[0])
-    known = drawings_of(CORPUS.train)
-    for text in (CORPUS.train[0], svg, svg + "<eos>"):
+    prompt, svg = split_row(corpus().train[0])
+    known = drawings_of(corpus().train)
+    for text in (corpus().train[0], svg, svg + "<eos>"):
         found = score(text, prompt, known)
         assert (found.valid, found.exact_copy) == (True, True)
         assert found.n_true == len(prompt.tags)
-    assert not score(split_row(CORPUS.holdout[0])[1], prompt, known).exact_copy
+    assert not score(split_row(corpus().holdout[0])[1], prompt, known).exact_copy
 
 
 @pytest.mark.parametrize(
     "change", [lambda s: s[:-1], lambda s: s + s, lambda s: "x" + s, lambda s: ""]
 )
 def test_what_is_not_one_svg_scores_nothing(change: Callable[[str], str]) -> None:
-    prompt, svg = split_row(CORPUS.train[0])
+    prompt, svg = split_row(corpus().train[0])
     found = score(change(svg), prompt, ())
     assert not found.valid
     assert found.reason

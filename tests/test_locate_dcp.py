@@ -27,7 +27,10 @@ from torch_saving import agrees, bits_of, noise, saved_file, trained  # noqa: E4
 
 pytestmark = pytest.mark.torch
 
-dcp = pytest.importorskip("torch.distributed.checkpoint")
+
+def dcp() -> Any:
+    """What writes and reads them; it takes a second to import."""
+    return pytest.importorskip("torch.distributed.checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def saved(tmp_path: Path, state: dict[str, Any]) -> Path:
     """The state as a directory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+        dcp().save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
     return tmp_path / "dcp"
 
 
@@ -109,7 +112,7 @@ def test_blocks_make_the_tensor(tmp_path: Path, cuts: tuple[tuple[int, ...], ...
     again = {"w": torch.zeros(7, 5)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(again, checkpoint_id=folder, no_dist=True)
+        dcp().load(again, checkpoint_id=folder, no_dist=True)
     assert (bits_of(again["w"]) == bits_of(tensor)).all()  # torch reads our blocks so, too
     store = torch_dcp.locate(folder)
     assert isinstance(store.leaves["w"].storage, Parts)
