@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
@@ -96,7 +97,12 @@ def parse_numbers(text: str) -> list[float] | None:
 def parse_length(text: str) -> float | None:
     """The number of a length with or without a unit, None if it is not one."""
     # A longer text is no length, and would make the pattern slow.
-    match = _LENGTH.fullmatch(text.strip()) if len(text) <= 64 else None
+    return _length(text) if len(text) <= 64 else None
+
+
+@lru_cache(maxsize=4096)  # the drawings of a corpus have few lengths, and ask for each many times
+def _length(text: str) -> float | None:
+    match = _LENGTH.fullmatch(text.strip())
     return float(match.group(1)) if match else None
 
 
