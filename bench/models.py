@@ -44,7 +44,6 @@ class Shape:
     model_class: str
     settings: dict[str, Any]
     tiny: dict[str, Any] = field(default_factory=dict)
-    splits_as: str = "qwen2"  # GGUF's name for SPLIT
 
 
 COMMON = {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "rms_norm_eps": 1e-6}
@@ -95,7 +94,6 @@ SHAPES = {
         {"num_hidden_layers": 4, "head_dim": 128, "linear_key_head_dim": 64,
          "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
          "rope_parameters": qwen35_rope([6, 5, 5])},
-        "qwen35",
     ),
     "llama-135m": Shape(
         "LlamaForCausalLM",
@@ -191,7 +189,7 @@ def write_hf(made: Any, words: Tokenizer, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_gguf(made: Any, words: Tokenizer, name: str, splits_as: str, path: Path) -> None:
+def write_gguf(made: Any, words: Tokenizer, name: str, path: Path) -> None:
     """A float32 file as llama.cpp's converter writes it."""
     config = made.config
     architecture = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
@@ -200,7 +198,7 @@ def write_gguf(made: Any, words: Tokenizer, name: str, splits_as: str, path: Pat
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_shape(writer, config)
-    add_tokenizer(writer, words, splits_as)
+    add_tokenizer(writer, words)
     for parameter, values in made.named_parameters():
         how = stored(parameter, config)
         writer.add_tensor(how.name, how.to_gguf(values.detach().numpy()))
@@ -243,7 +241,7 @@ def add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, words: Tokenizer, splits_as: str) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, words: Tokenizer) -> None:
     """The vocabulary with the kinds of its entries, and the merges."""
     whole = json.loads(words.to_str())["model"]
     entries = sorted(whole["vocab"], key=whole["vocab"].get)
@@ -252,7 +250,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, words: Tokenizer, splits_as: str) -> 
     ]
     kinds[words.token_to_id(END)] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(splits_as)
+    writer.add_tokenizer_pre("qwen2")  # whose pattern SPLIT is
     writer.add_token_list(entries)
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in whole["merges"]])
@@ -269,7 +267,7 @@ def make(name: str, options: argparse.Namespace) -> None:
     made = model(shape, tiny=options.tiny, seed=options.seed)
     words = tokenizer(made.config.vocab_size, options.seed)
     write_hf(made, words, options.folder / f"{label}-hf")
-    write_gguf(made, words, label, shape.splits_as, plain)
+    write_gguf(made, words, label, plain)
     print(plain, flush=True)
     del made
     for kind in options.types.split(","):

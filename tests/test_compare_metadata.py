@@ -77,9 +77,18 @@ def digits_split_one_by_one(path: Path) -> None:
     edited(path / "tokenizer.json", split)
 
 
+def lost_piece(path: Path) -> None:
+    def lose(document: dict) -> None:
+        left, right = document["model"]["merges"].pop()
+        del document["model"]["vocab"][left + right]
+
+    edited(path / "tokenizer.json", lose)
+
+
 FAULTS = {
     swapped_merges: "merge 3: ",
-    digits_split_one_by_one: "the text ' 6': tokens [",
+    digits_split_one_by_one: "texts are split as smollm, not as gpt-2",
+    lost_piece: ": no text, not text",
     another_end: "eos_token_id: ",
     one_in_front: "tokens before a text: [",
     another_template: "chat template, character 35: '.strip() }}",
@@ -178,6 +187,23 @@ def test_sentencepiece_of_a_faithful_conversion_passes(
     original = sentencepiece_directory(tmp_path / "original", make)
     code, found = compared(converted(original, tmp_path, None), capfd)
     assert (code, found["metadata"]["verdict"]) == (0, "pass"), found["metadata"]["reason"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("make", ["gemma", "llama"])
+def test_scores_in_another_order_than_the_merges_are_named(
+    make: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def turned(path: Path) -> None:
+        def turn(document: dict) -> None:
+            document["model"]["merges"][-50:] = document["model"]["merges"][:-51:-1]
+
+        edited(path / "tokenizer.json", turn)
+
+    original = sentencepiece_directory(tmp_path / "original", make)
+    code, found = compared(converted(original, tmp_path, turned), capfd)
+    assert (code, found["comparison"]["first_guilty"]) == (1, None)
+    assert "is merged before" in found["metadata"]["reason"]
 
 
 def test_an_original_without_a_tokenizer_has_its_text_not_compared(

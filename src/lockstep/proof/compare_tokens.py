@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from lockstep.errors import InputError, UsageError
 from lockstep.tokenizers import ModelTokenizer, Vocabulary, vocabulary_of
+from lockstep.tokenizers.merge_order import scores_of
+from lockstep.tokenizers.pre_tokenizers import SPLITS
+from lockstep.tokenizers.vocabulary import NORMAL
 
 _MOST_PIECES = 4096  # that are encoded alone; of more a sample is
 _PLAIN = (  # on which llama.cpp and tokenizer.json agree where both split in one way
@@ -26,19 +29,24 @@ def token_differences(ours: ModelTokenizer, theirs: ModelTokenizer) -> Iterator[
     except UsageError:  # of a make that has no list of merges
         return
     if a.model == b.model == "gpt2":
+        yield _split_difference(a, b)
         yield _merge_difference(a, b)
+    if a.model == b.model == "llama" and a.scores and not b.scores:
+        yield _score_difference(a, b)
 
 
 def _kind_difference(ours: ModelTokenizer, theirs: ModelTokenizer) -> str:
-    """The first token that only one side takes for a control token.
+    """The first token that only one side takes for a control token, or that has lost its text.
 
     Converters make one of whatever looks like it: `<unused7>`, `[PAD]`.
     """
     for id in range(min(ours.vocab_size, theirs.vocab_size)):
         a, b = ours.is_control(id), theirs.is_control(id)
-        piece = theirs.token_bytes(id).decode("utf-8", "replace")
+        piece, spelled = theirs.token_bytes(id).decode("utf-8", "replace"), ours.token_bytes(id)
         looks_so = (piece.strip("▁ ")[:1], piece[-1:]) in (("<", ">"), ("[", "]"))
-        if piece and a != b and not (a and looks_so) and ours.token_bytes(id):
+        if piece and not looks_so and not spelled and not b:
+            return f"token {id}, {piece!r:.60}: no text, not text"
+        if piece and a != b and not (a and looks_so) and spelled:
             return f"token {id}, {piece!r:.60}: {_kind(a)}, not {_kind(b)}"
     return ""
 
@@ -74,6 +82,31 @@ def _encoded(tokenizer: ModelTokenizer, text: str) -> list[int] | None:
 
 def _shown(ids: list[int] | None) -> str:
     return "none" if ids is None else f"{ids!s:.60}"
+
+
+def _split_difference(ours: Vocabulary, theirs: Vocabulary) -> str:
+    """Names by which texts are split in two ways; some are other names for one."""
+    if SPLITS[ours.pre] == SPLITS[theirs.pre]:
+        return ""
+    return f"texts are split as {ours.pre}, not as {theirs.pre}"
+
+
+def _score_difference(ours: Vocabulary, theirs: Vocabulary) -> str:
+    """The first two pieces whose scores are in another order than the merges that make them."""
+    try:
+        ranks = scores_of(theirs)
+    except UsageError:  # no scores can say these merges
+        return ""
+    pairs = enumerate(zip(ours.kinds, theirs.kinds, strict=False))
+    made = [id for id, kinds in pairs if kinds == (NORMAL, NORMAL) and ranks[id] > min(ranks)]
+    for first, second in pairwise(sorted(made, key=lambda id: -ranks[id])):
+        if ours.scores[first] < ours.scores[second]:
+            return (
+                f"token {second}, {theirs.pieces[second]!r:.40}, is merged before {first}, "
+                f"{theirs.pieces[first]!r:.40}: their scores are {ours.scores[second]:g} and "
+                f"{ours.scores[first]:g}"
+            )
+    return ""
 
 
 def _merge_difference(ours: Vocabulary, theirs: Vocabulary) -> str:
