@@ -162,8 +162,11 @@ def test_nan_on_both_sides_is_no_pass() -> None:
 def test_what_only_the_whole_program_shows_is_named(base: Healthy, kind: str) -> None:
     fault = misorder(base.built, kind, Random(3))
     built = with_source(base, fault.source)
-    found = compare(built, base.subject, base.refereed)
-    assert all(check.ok for check in found.checks), "each node is right by itself"
+    for _ in range(5):  # threads of a busy machine may keep the order by chance
+        found = compare(built, base.subject, base.refereed)
+        assert all(check.ok for check in found.checks), "each node is right by itself"
+        if found.first_guilty is not None:
+            break
     assert found.first_guilty in fault.nodes
     record = record_of(built, base.subject, found, (), run_dir="", lacks="not asked")
     assert [pair.passed for pair in record.comparisons] == [True, False]
