@@ -19,6 +19,25 @@ static inline __m512i emulated_from_i8(__m128i a) {
   for (int i = 0; i < 16; i++) x[i] = from[i];
   return (__m512i)x;
 }
+static inline __m128i emulated_to_i8(__m512i a) {
+  int8_t to[16];
+  __m128i x;
+  for (int i = 0; i < 16; i++) to[i] = (int8_t)((emulated_i)a)[i];
+  memcpy(&x, to, sizeof x);
+  return x;
+}
+static inline __m256i emulated_to_i16(__m512i a) {
+  int16_t to[16];
+  __m256i x;
+  for (int i = 0; i < 16; i++) to[i] = (int16_t)((emulated_i)a)[i];
+  memcpy(&x, to, sizeof x);
+  return x;
+}
+static inline int emulated_sum(__m512i a) {
+  int sum = 0;
+  for (int i = 0; i < 16; i++) sum += ((emulated_i)a)[i];
+  return sum;
+}
 static inline __m512i emulated_from_u16(__m256i a) {
   uint16_t from[16];
   emulated_i x;
@@ -66,6 +85,9 @@ static inline __m512 emulated_shuffle(__m512 a, __m512 b, int which) {
 #define _mm512_cmplt_epi32_mask emulated_less
 #define _mm512_cvtepi32_ps(a) __builtin_convertvector((emulated_i)(a), emulated_f)
 #define _mm512_cvtepi8_epi32 emulated_from_i8
+#define _mm512_cvtepi32_epi8 emulated_to_i8
+#define _mm512_cvtepi32_epi16 emulated_to_i16
+#define _mm512_reduce_add_epi32 emulated_sum
 #define _mm512_cvtepu16_epi32 emulated_from_u16
 #define _mm512_cvtph_ps emulated_from_half
 #define _mm512_cvtps_ph(a, mode) emulated_to_half(a)
