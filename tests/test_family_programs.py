@@ -68,7 +68,7 @@ def excesses(family: Family[Any], config: Any, built: Built, batch: Batch) -> di
     sizes = {name: float(np.abs(exact).max()) for name, exact in truth.items()}
     largest = max(size for name, size in sizes.items() if name not in ("loss", "logits"))
     for name, exact in truth.items():
-        # One token alone gives queries and keys no gradient: what is left is what cancelled, rounded.
+        # One token alone gives queries no gradient: what is left is the rounding of what cancelled.
         vanishes = sizes[name] < VANISHING * largest
         size = largest if vanishes else sizes[name]
         bound = K * max(rms(theirs[name] - exact), ROUNDING * size)
