@@ -113,12 +113,13 @@ class Side:
         """One measurement, after a rest; None if the engine has failed."""
         time.sleep(REST_SECONDS)
         n_reads = 0 if case.depth is None else READS
-        reads = read_rates(self.threads, n_reads)
+        reads = read_rates(self.threads, n_reads) if n_reads else []
         answer = self.worker.ask(case.request)
         if answer is None:
             return None
-        time.sleep(REST_SECONDS)
-        reads += read_rates(self.threads, n_reads)
+        if n_reads:
+            time.sleep(REST_SECONDS)
+            reads += read_rates(self.threads, n_reads)
         busy = answer["cpu_seconds"] / (answer["seconds"] * self.threads)
         read_gb_s = statistics.harmonic_mean(reads) / 1e9 if reads else None
         return Measured(case.tokens / answer["seconds"], busy, read_gb_s)
@@ -175,8 +176,9 @@ def measure(file: Path, threads: int, group: str, options: argparse.Namespace,
 
 def share(case: Case, measured: Measured, work: Work, peak_gop_s: float) -> float:
     """What part of the bound is reached; of bytes and operations that every engine needs."""
-    if case.depth is None or measured.read_gb_s is None:
+    if case.depth is None:
         return measured.rate * work.operations_per_token / 1e9 / peak_gop_s
+    assert measured.read_gb_s is not None, "every decode has its reads"
     n_bytes = work.bytes_per_token(case.depth + case.tokens // 2)
     return measured.rate * n_bytes / 1e9 / measured.read_gb_s
 

@@ -35,10 +35,14 @@ print(model("Hello", max_tokens=1)["choices"][0]["text"])
 def seconds(command: list[str]) -> float:
     """How long a process takes.
 
-    Raises: CalledProcessError if it fails.
+    Raises: SystemExit with what it said if it fails.
     """
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(
+            f"{done.stderr.strip()}\n{command[0]}: expected exit code 0, got {done.returncode}"
+        )
     return time.perf_counter() - start
 
 

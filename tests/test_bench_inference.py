@@ -64,7 +64,7 @@ def test_a_share_is_of_reads_before_and_after_its_own_decode(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter([4e9, 1e9])  # all bytes by all seconds: 2 / (1/4 + 1/1) GB/s
-    monkeypatch.setattr(bench, "read_rates", lambda threads, n: [next(rates)] if n else [])
+    monkeypatch.setattr(bench, "read_rates", lambda threads, n: [next(rates)])
     monkeypatch.setattr(bench, "REST_SECONDS", 0.0)
     monkeypatch.setattr(bench, "Worker", lambda *started: Answering())
     side = bench.Side("lockstep", "python", Path("a-Q8_0.gguf"), 128, 1)

@@ -55,7 +55,12 @@ def test_a_directory_and_the_file_made_of_it_give_the_same_bits(folder: Path) ->
     assert logits(opened(folder / "hf")) == logits(opened(folder / "model.gguf"))
 
 
-def test_a_second_start_reads_the_packed_weights_back(folder: Path, home: Path) -> None:
+@pytest.mark.parametrize("chunk", [1 << 26, 1 << 10], ids=["in one", "in many chunks"])
+def test_a_second_start_reads_the_packed_weights_back(
+    chunk: int, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "SUM_BYTES", chunk // 8)
+    monkeypatch.setattr(packed, "_CHUNK_BYTES", chunk)
     first, second = opened(folder / "model.gguf"), opened(folder / "model.gguf")
     assert (first.filled.from_cache, second.filled.from_cache) == (False, True)
     assert first.filled.n_bytes == second.filled.n_bytes > 0
