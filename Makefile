@@ -46,6 +46,7 @@ test: environment
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: environment
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[harness]'
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(PYTEST_ARGS)
 
 init: doctor
