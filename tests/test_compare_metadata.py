@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 from converted_pair import compared
 from model_directories import byte_level_directory, sentencepiece_directory
+from tokenizers.processors import TemplateProcessing
 
-from lockstep.engine.export_gguf import export_gguf
+from lockstep.engine.export_gguf import export_gguf, gguf_metadata, gguf_tensors
 from lockstep.engine.source import open_source
 from lockstep.engine.text import open_tokenizer
+from lockstep.formats.gguf_write import write_gguf
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
@@ -134,6 +137,113 @@ def test_a_control_token_that_became_text_is_named(
     code, found = compared(converted(before, tmp_path, marked(False)), capfd)
     assert (code, found["comparison"]["first_guilty"]) == (1, None)
     assert "'[circle]': text, not a control token" in found["metadata"]["reason"]
+
+
+def named(path: Path, changes: dict[str, object]) -> None:
+    """Names other tokens in tokenizer_config.json, with [circle] as a control token."""
+
+    def mark(document: dict) -> None:
+        for token in document["added_tokens"]:
+            token["special"] = True
+
+    edited(path / "tokenizer.json", mark)
+    edited(path / "tokenizer_config.json", lambda c: c.update(changes))
+
+
+MISNAMED = {
+    "bos_token": ({"bos_token": "[circle]"}, {"bos_token": "<eos>"}, "bos_token_id: "),
+    "unk_token": ({"unk_token": "[circle]"}, {"unk_token": "<eos>"}, "unknown_token_id: "),
+    "no unk_token": ({"unk_token": "[circle]"}, {}, "unknown_token_id: none, not "),
+    "add_eos_token": ({"add_eos_token": True}, {}, "token behind a text: none, not "),
+    "an end too many": ({}, {"add_eos_token": True}, "token behind a text: "),
+}
+
+
+@pytest.mark.parametrize("case", MISNAMED)
+def test_a_token_that_a_conversion_names_wrongly_is_named(
+    case: str, original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    right, wrong, expected = MISNAMED[case]
+    before = tmp_path / "before"
+    shutil.copytree(original, before)
+    named(before, {"bos_token": None, "unk_token": None, "add_eos_token": False, **right})
+    fault = {"bos_token": None, "unk_token": None, "add_eos_token": False, **wrong}
+    code, found = compared(converted(before, tmp_path, lambda path: named(path, fault)), capfd)
+    assert (code, found["comparison"]["first_guilty"]) == (1, None)
+    assert expected in found["metadata"]["reason"]
+
+
+def around(*pieces: str) -> Callable[[Path], None]:
+    """Has tokenizer.json put the tokens before and behind `$A` to a text."""
+
+    def change(document: dict) -> None:
+        ids = {token["content"]: token["id"] for token in document["added_tokens"]}
+        named = [piece for piece in pieces if piece != "$A"]
+        document["post_processor"] = TemplateProcessing(
+            single=list(pieces), special_tokens=[(piece, ids[piece]) for piece in named]
+        ).__getstate__()
+        document["post_processor"] = json.loads(document["post_processor"])
+
+    return lambda path: edited(path / "tokenizer.json", change)
+
+
+def configured(**changes: object) -> Callable[[Path], None]:
+    return lambda path: edited(path / "config.json", lambda c: c.update(changes))
+
+
+# What directories say of their tokens, each of which llama.cpp's converter reads in its own way.
+# Two have no template: theirs would write another end token, or none.
+SPOKEN: dict[str, list[Callable[[Path], None]]] = {
+    "all tokens": [lambda p: named(p, {"bos_token": "[circle]", "unk_token": "[circle]"})],
+    "objects": [lambda p: named(p, {"bos_token": {"content": "[circle]", "special": True}})],
+    "only config.json": [configured(bos_token_id=0), lambda p: named(p, {})],
+    "no tokenizer_config.json": [
+        configured(eos_token_id=3), no_template,
+        lambda p: (p / "tokenizer_config.json").unlink(),
+    ],
+    "no added token": [lambda p: named(p, {"bos_token": "a", "unk_token": "b"})],
+    "an end behind each text": [lambda p: named(p, {"add_eos_token": True})],
+    "both around, said": [
+        lambda p: named(p, {"bos_token": "[circle]", "add_bos_token": True, "add_eos_token": True})
+    ],
+    "both around, shown": [
+        around("[circle]", "$A", "<eos>"),
+        lambda p: named(p, {"bos_token": "[circle]", "add_bos_token": None, "add_eos_token": None}),
+    ],
+    "another one behind": [
+        around("$A", "[circle]"),
+        lambda p: named(p, {"add_bos_token": None, "add_eos_token": None}),
+        no_template,
+    ],
+    "shown, and denied": [around("[circle]", "$A", "<eos>"), lambda p: named(p, {})],
+}  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", SPOKEN)
+def test_tokens_as_the_converter_of_llama_cpp_names_them_pass(
+    case: str, original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its class SpecialVocab, of the package gguf, reads the directory; the rest is our export."""
+    path = tmp_path / "hf"
+    shutil.copytree(original, path)
+    for change in SPOKEN[case]:
+        change(path)
+    source = open_source(str(path))
+    metadata = gguf_metadata(source, "F32")
+    theirs = gguf.SpecialVocab(path, n_vocab=source.model.config.vocab)
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "eot": "eot", "eom": "eom"}
+    for name, key in keys.items():
+        metadata.pop(f"tokenizer.ggml.{key}_token_id", None)
+        if name in theirs.special_token_ids:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = theirs.special_token_ids[name]
+    for name in ("bos", "eos"):
+        metadata.pop(f"tokenizer.ggml.add_{name}_token", None)
+        if name in theirs.add_special_token:
+            metadata[f"tokenizer.ggml.add_{name}_token"] = theirs.add_special_token[name]
+    write_gguf(tmp_path / "model.gguf", metadata, gguf_tensors(source, "F32"))
+    code, found = compared([str(tmp_path / "model.gguf"), str(path)], capfd)
+    assert (found["metadata"]["reason"], code) == ("", 0)
 
 
 def with_ends(original: Path, path: Path, names: list[str]) -> list[int]:

@@ -71,7 +71,8 @@ def _text_differences(left: Source, theirs: _Text) -> Iterator[str]:
     a, b = ours.tokenizer, theirs.tokenizer
     facts = [
         ("tokens before a text", begin_ids(a), begin_ids(b)),
-        ("eos_token_id", a.eos_id, b.eos_id),
+        ("token behind a text", a.last_id, b.last_id),
+        *_named_tokens(a, b),
         ("tokens that end an answer", sorted(a.stop_ids), sorted(b.stop_ids)),
         ("tokens that the chat template writes", ours.written, theirs.written),
     ]
@@ -82,6 +83,24 @@ def _text_differences(left: Source, theirs: _Text) -> Iterator[str]:
     yield pieces
     if not pieces:  # else each text that has them is another one, too
         yield from token_differences(a, b)
+
+
+def _named_tokens(
+    ours: ModelTokenizer, theirs: ModelTokenizer
+) -> Iterator[tuple[str, int | None, int | None]]:
+    """The tokens that metadata name, as far as the original does.
+
+    Of tokens that are no added ones, or that tokenizer_config.json does not name, llama.cpp's
+    converter writes none or what config.json says, of which a run makes nothing. As the end token
+    it writes what tokenizer.json puts behind a text, and the other one as the end of a turn.
+    Source: SpecialVocab of https://github.com/ggml-org/llama.cpp gguf-py/gguf/vocab.py
+    """
+    for name in ("bos", "eos", "unknown"):
+        a, b = (getattr(side, f"{name}_id") for side in (ours, theirs))
+        if name == "eos" and a == theirs.last_id is not None:
+            b = a
+        if b is not None and theirs.is_control(b):
+            yield f"{name}_token_id", a, b
 
 
 def _differing(facts: list[tuple[str, Any, Any]]) -> Iterator[str]:

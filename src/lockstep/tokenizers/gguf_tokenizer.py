@@ -42,7 +42,8 @@ class GGUFTokenizer:
         self.where = v.where
         self.vocab_size = len(v.pieces)
         self.bos_id, self.eos_id, self.stop_ids = v.bos_id, v.eos_id, v.stop_ids
-        self.add_bos = v.add_bos
+        self.add_bos, self.unknown_id = v.add_bos, v.unknown_id
+        self.last_id = v.eos_id if v.add_eos else None
         self._specials = [(id, v.pieces[id]) for id in v.special_ids]
         self._model = (_ByteLevel if v.model == "gpt2" else _SentencePiece)(v)
 

@@ -54,7 +54,9 @@ class HFTokenizer:
         config = _optional(directory / "tokenizer_config.json")
         self.bos_id = self._id_of(token_text(config.get("bos_token")))
         self.eos_id = self._id_of(token_text(config.get("eos_token")))
+        self.unknown_id = self._id_of(token_text(config.get("unk_token")))
         self.add_bos = self._adds_bos(config)
+        self.last_id = self._last_id(config)
         self.stop_ids = self._stops(directory)
 
     def _id_of(self, name: str | None) -> int | None:
@@ -68,9 +70,23 @@ class HFTokenizer:
         ids = self._library.encode("a", add_special_tokens=True).ids
         return bool(ids) and ids[0] == self.bos_id
 
+    def _last_id(self, config: dict[str, Any]) -> int | None:
+        """What a text ends with: what tokenizer.json puts there, which need not be the end token.
+
+        Source: SpecialVocab of https://github.com/ggml-org/llama.cpp gguf-py/gguf/vocab.py
+        """
+        stated = config.get("add_eos_token")
+        if stated is False:
+            return None
+        plain, whole = (self._library.encode("a", add_special_tokens=x).ids for x in (False, True))
+        if plain and whole[-1] != plain[-1]:
+            last: int = whole[-1]
+            return last
+        return self.eos_id if stated is True else None
+
     def _stops(self, directory: Path) -> frozenset[int]:
-        """The end token, those of the configuration, and what ends a turn."""
-        found = [self.eos_id, *(self._library.token_to_id(name) for name in ENDINGS)]
+        """The end tokens, those of the configuration, and what ends a turn."""
+        found = [self.eos_id, self.last_id, *(self._library.token_to_id(name) for name in ENDINGS)]
         for file in ("generation_config.json", "config.json"):
             stated = _optional(directory / file).get("eos_token_id")
             ids = stated if isinstance(stated, list) else [stated]

@@ -34,6 +34,14 @@ class ModelTokenizer(Protocol):
     def eos_id(self) -> int | None:
         """The token that a text ends with."""
 
+    @property
+    def last_id(self) -> int | None:
+        """The token that is put behind a text, where that is asked for."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token for what has no other."""
+
     def encode(self, text: str) -> list[int]:
         """The ids of a user's text; the names of control tokens in it are plain text.
 

@@ -60,6 +60,8 @@ class Tokenizer:
         self._tag_ids = {token.content: id_ for id_, token in added if not token.special}
         self.vocab_size: int = self._rows.get_vocab_size()
         self.bos_id: int | None = None
+        self.last_id: int | None = None
+        self.unknown_id: int | None = None
         self.stop_ids = frozenset((self.eos_id,))
         self.add_bos = False
         self._byte_of = {image: bytes((byte,)) for byte, image in byte_images().items()}

@@ -52,10 +52,11 @@ def c_vocabulary(vocabulary: Vocabulary, tokenizer: ModelTokenizer) -> bytes:
     kinds = [CONTROL if kind == UNKNOWN else kind for kind in v.kinds]
     stops, named, text = sorted(v.stop_ids), v.special_ids, b"".join(texts)
     first = v.bos_id if v.add_bos and v.bos_id is not None else -1
+    unknown = v.unknown_id if v.model == "llama" else None  # bytes are all known, or refused
     head = [
         len(texts), len(merging.merges), len(stops), len(named), len(merging.characters), len(text),
         merging.splitting, int(v.model == "gpt2" and v.pre in LLAMA3_NAMES), first,
-        -1 if v.unknown_id is None else v.unknown_id, _PREFIXES[v.add_space_prefix, v.metaspace],
+        -1 if unknown is None else unknown, _PREFIXES[v.add_space_prefix, v.metaspace],
         int(merging.one_word),
     ]  # fmt: skip
     merges = np.array(merging.merges, np.int32).reshape(-1)

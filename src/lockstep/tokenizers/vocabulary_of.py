@@ -96,8 +96,10 @@ def _byte_level(
         where=tokenizer.where, model="gpt2", pre=pre, pieces=pieces,
         ids=dict(zip(pieces, range(len(pieces)), strict=True)),
         kinds=bytes(kinds), scores=(), merges=[" ".join(pair) for pair in merges],
-        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, unknown_id=None,
-        stop_ids=tokenizer.stop_ids, add_bos=tokenizer.add_bos, add_eos=False,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id if tokenizer.last_id is None else tokenizer.last_id,
+        unknown_id=tokenizer.unknown_id, stop_ids=tokenizer.stop_ids,
+        add_bos=tokenizer.add_bos, add_eos=tokenizer.last_id is not None,
         add_space_prefix=False,
     )  # fmt: skip
 
