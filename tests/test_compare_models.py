@@ -14,9 +14,11 @@ import pytest
 from converted_pair import CONVERTIBLE, LAYER, Tensors, compared, pair
 
 from lockstep.cli.main import main
+from lockstep.engine.export_gguf import gguf_tensors
 from lockstep.engine.source import open_source
 from lockstep.families import FAMILIES
 from lockstep.families.form import join_pairs
+from lockstep.formats.gguf_write import write_gguf
 
 BEYOND_ONE = ("gemma3", "qwen35")  # whose gains are 1 + w in Hugging Face
 
@@ -212,6 +214,52 @@ def test_a_layer_that_is_not_counted_is_a_finding(
     (less / "config.json").write_text(json.dumps(config))
     assert main(["compare", str(less), str(original)]) == 1
     assert f"{LAYER}mlp.up_proj.weight: not a tensor of this model" in capfd.readouterr().err
+
+
+def exported(folder: Path, family: str, changes: dict[str, int]) -> list[str]:
+    """A file that states all settings, with some of them changed, and what it was made from."""
+    original = pair(folder, family, None)[1]
+    path, source = folder / "stated.gguf", open_source(original)
+    settings = source.model.family.to_gguf(source.model.config)
+    write_gguf(path, {**settings, **changes}, gguf_tensors(source, "F32"))
+    return [str(path), original]
+
+
+MISSTATED = ("rope.dimension_count", "attention.value_length", "attention.key_length",
+             "attention.head_count_kv", "block_count", "embedding_length",
+             "feed_forward_length")  # fmt: skip
+
+
+@pytest.mark.parametrize("key", MISSTATED)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_a_setting_that_nothing_can_run_is_named(
+    family: str, key: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *exported(tmp_path, family, {f"{family}.{key}": 7})]) == 1
+    assert f"{family}.{key}: 7, not " in capfd.readouterr().err
+
+
+def test_all_settings_that_a_conversion_misstates_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"llama.rope.dimension_count": 2, "llama.context_length": 20}
+    assert main(["compare", *exported(tmp_path, "llama", changes)]) == 1
+    err = capfd.readouterr().err
+    assert "llama.rope.dimension_count: 2, not 12" in err
+    assert "llama.context_length: 20, not 40" in err
+
+
+def test_what_nothing_can_read_is_no_finding(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left, right = exported(tmp_path, "llama", {})
+    whole = Path(left).read_bytes()
+    Path(left).write_bytes(whole[: len(whole) // 2])
+    assert main(["compare", left, right]) == 4
+    capfd.readouterr()
+    missing = str(tmp_path / "none.gguf")
+    assert main(["compare", missing, right]) == 4
+    assert "found none" in capfd.readouterr().err
 
 
 def test_models_of_two_families_are_not_compared(

@@ -13,12 +13,12 @@ from lockstep.artifacts.compare import Compare, Comparison, NodeRow
 from lockstep.artifacts.train_config import TrainConfig
 from lockstep.cli.options import resolved_run
 from lockstep.cli.verb import Outcome, Verb
-from lockstep.engine.source import Source, open_source
-from lockstep.errors import GateError, UsageError
-from lockstep.families.weight import OtherTensors
+from lockstep.engine.source import Source, local_path, open_source
+from lockstep.errors import InputError, UsageError
 from lockstep.proof.compare_metadata import metadata_check
 from lockstep.proof.compare_models import compare_models
 from lockstep.proof.compare_run import compare_run
+from lockstep.proof.compare_stated import refused_conversion
 
 TOKENS = 32  # in a sequence, unless asked for more
 
@@ -97,19 +97,16 @@ def _compare_models(model: str, original: str, wanted: int | None, seed: int) ->
 
 
 def _opened(model: str, original: str) -> tuple[Source, Source]:
-    """The two, where a conversion that lost a tensor is a finding and not a damaged file.
+    """The two, where what a conversion lost or misstated is a finding and not a damaged file.
 
-    Raises: GateError naming the tensors that the original has and the conversion has not.
+    Raises: GateError naming the keys or tensors that are not those of the original.
     """
     right = open_source(original)
     try:
         return open_source(model), right
-    except OtherTensors as error:
-        raise GateError(
-            f"compare: the tensors of {right.where} are those of its config, not so those of "
-            f"{error.message}",
-            hint="convert it again",
-        ) from error
+    except InputError as error:
+        found = refused_conversion(local_path(model), right, error)
+        raise found or error from error
 
 
 def _model_lines(pair: Comparison, metadata: Check, beside: Check) -> Iterator[str]:

@@ -69,9 +69,7 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     Raises: InputError if there is no such thing, or it is not a model that can be read;
     UsageError for the home of a user that there is not.
     """
-    if is_hub_name(name):
-        name = str(fetch(name, lockstep_home() / "models" / "hub"))
-    path = expanded(name)
+    path = local_path(name)
     if _is_file(path):
         if path.suffix != ".gguf" and not is_gguf(path):
             raise _no_model_file(path)
@@ -89,6 +87,16 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
         f"{name}: expected {KINDS}, found none of them",
         hint="check the path",
     )
+
+
+def local_path(name: str) -> Path:
+    """Where the file or directory of this name lies; what starts with hf:// is fetched first.
+
+    Raises: InputError if it cannot be fetched; UsageError for the home of a user there is not.
+    """
+    if is_hub_name(name):
+        return fetch(name, lockstep_home() / "models" / "hub")
+    return expanded(name)
 
 
 def _is_file(path: Path) -> bool:
