@@ -208,19 +208,23 @@ def training_graph(
 def lower(graph: Graph, *, mode: Mode = "reuse", guards: bool = False) -> tuple[Graph, Emitted]:
     """The lowered graph, and its program as text."""
     lowered, order, plan = _planned(graph, mode=mode, guards=guards)
+    return lowered, _emitted(lowered, order, plan)
+
+
+def _emitted(lowered: Graph, order: Schedule, plan: Plan) -> Emitted:
     headers = {name: text for text, name in FILES.items() if name.endswith(".h")}
     sources = {op.name: f"ops/{FILES[op.source]}" for op in OPS.values()}
-    return lowered, emit(check(lowered, "lowered"), order, plan, headers=headers, files=sources)
+    return emit(check(lowered, "lowered"), order, plan, headers=headers, files=sources)
 
 
 def lowered_inference(
     model: Model, shape: InferenceShape, stored: Callable[[str], str]
-) -> tuple[Graph, Plan]:
-    """The lowered graph of an inference program and its memory plan, without any C."""
+) -> tuple[Graph, Plan, Callable[[], str]]:
+    """The lowered graph of an inference program, its memory plan, and what makes its C text."""
     graph = take_early(fuse(model.family.inference_graph(model.config, shape)))
     formats = packed_formats(graph, stored)
-    lowered, _, plan = _planned(quantize(graph, formats, Target.of(cpu_features())))
-    return lowered, plan
+    lowered, order, plan = _planned(quantize(graph, formats, Target.of(cpu_features())))
+    return lowered, plan, lambda: _emitted(lowered, order, plan).source
 
 
 def _planned(

@@ -17,7 +17,7 @@ from lockstep.engine.text import expect_template, open_templates, open_tokenizer
 from lockstep.formats.gguf import GGUFFile
 from lockstep.formats.hf_directory import HFDirectory
 from lockstep.ir import Graph, InferenceShape, Plan
-from lockstep.native import build_tools
+from lockstep.native import expect_library
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def running(source: Source, capacity: Capacity = USUAL, *, depth: int = 0) -> Ru
     templates = open_templates(source, open_tokenizer(source))
     model = source.model
     shape = capacity.of(source)
-    graph, plan = lowered_inference(model, shape, partial(packed_type, source.parameters))
-    build_tools()
+    graph, plan, text = lowered_inference(model, shape, partial(packed_type, source.parameters))
+    expect_library(text)
     expect_room(sum(plan.arenas.values()), source.where)
     held = graph.with_role("parameter")
     expect_readable(source.parameters, {value.id: value.type.dtype == "u8" for value in held})

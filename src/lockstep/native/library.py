@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,34 +47,53 @@ def compile_library(
 ) -> Path:
     """The shared library of a C text, from the cache where it has been built before.
 
-    Raises: EnvironmentLacks without a compiler or a writable cache, or if the compiler complains.
+    Raises: EnvironmentLacks without a compiler, if the compiler complains, or if what is not built
+    yet would go to a cache that cannot be written.
     """
-    compiler, directory = build_tools(compiler)
+    compiler = compiler or find_compiler()
     flags = compiler.flags(sanitize)
-    identity = (compiler.version, *compiler.command, *flags, cpu_identity(), source)
-    key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
-    library, seal = directory / f"{key}.so", directory / f"{key}.sha256"
+    library, seal = _files(source, compiler, flags)
     if not _found(library, seal):
+        _writable(library.parent)
         _build(source, compiler, flags, library, seal)
     return library
 
 
-def build_tools(compiler: Compiler | None = None) -> tuple[Compiler, Path]:
-    """The compiler and the cache that a build takes.
+def expect_library(source: Callable[[], str]) -> None:
+    """Insists that `compile_library` would begin: a compiler, and a cache to write or to read from.
 
-    Raises: EnvironmentLacks without a compiler or a writable cache.
+    Raises: EnvironmentLacks.
     """
-    return compiler or find_compiler(), _writable(build_directory())
+    compiler = find_compiler()
+    try:
+        _writable(build_directory())
+    except EnvironmentLacks:
+        if not _found(*_files(source(), compiler, compiler.flags())):
+            raise
+
+
+def _files(source: str, compiler: Compiler, flags: tuple[str, ...]) -> tuple[Path, Path]:
+    """Where the library of a C text is kept, and its seal."""
+    identity = (compiler.version, *compiler.command, *flags, cpu_identity(), source)
+    key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+    directory = build_directory()
+    return directory / f"{key}.so", directory / f"{key}.sha256"
 
 
 def _found(library: Path, seal: Path) -> bool:
-    """Whether it has been built; from now on it stays for as long as it takes to load it."""
-    with _locked(library.parent, fcntl.LOCK_SH):
-        if not _intact(library, seal):
-            return False
-        with suppress(OSError):
-            os.utime(seal)  # what was used last is kept longest
-        return True
+    """Whether it has been built; from now on it stays for as long as it takes to load it.
+
+    A cache that cannot be written has what it has: nobody deletes it, and nothing is noted.
+    """
+    try:
+        with _locked(library.parent, fcntl.LOCK_SH):
+            if not _intact(library, seal):
+                return False
+            with suppress(OSError):
+                os.utime(seal)  # what was used last is kept longest
+            return True
+    except OSError:  # no directory yet, or none that can be read
+        return False
 
 
 @contextmanager
