@@ -120,6 +120,15 @@ def test_layers_have_the_windows_of_transformers(
     assert again == ours
 
 
+@pytest.mark.torch
+def test_a_window_that_is_not_said_is_the_one_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    written = QWEN3_06B | {"use_sliding_window": True, "max_window_layers": 3}
+    del written["sliding_window"]
+    theirs = transformers.Qwen3Config.from_dict(written)
+    assert FAMILIES["qwen3"].from_hf(written).window == theirs.sliding_window
+
+
 @pytest.mark.parametrize(
     "listed", [(["sliding_attention"] * 2 + ["full_attention"]) * 6, ["full_attention"] * 18]
 )
@@ -135,7 +144,7 @@ def test_listed_layers_count_more_than_a_pattern_beside_them(listed: list[str]) 
         (
             QWEN3_06B,
             {"use_sliding_window": True, "sliding_window": -1, "max_window_layers": 3},
-            "window: expected a whole number",
+            "sliding_window: expected at least 1",
         ),
         (QWEN3_06B, {"layer_types": ["sliding_attention"] * 28}, "layer_types"),
         (QWEN3_06B, {"attention_dropout": 0.1}, "attention_dropout: expected 0.0 or 0, got 0.1"),

@@ -104,7 +104,7 @@ def test_the_published_model_has_the_parameters_of_transformers() -> None:
     [
         ({"attn_output_gate": False}, "attn_output_gate: expected True, got False"),
         ({"output_gate_type": "sigmoid"}, "output_gate_type: expected 'swish', got 'sigmoid'"),
-        ({"layer_types": ["full_attention"] * 24}, "layer_types: expected"),
+        ({"layer_types": ["linear_attention"] * 24}, "layer_types: expected"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "activation: expected 'silu'"),
         ({"linear_conv_kernel_dim": 9}, "taps: expected a whole number from 2 to 8, got 9"),
         ({"linear_key_head_dim": 257}, "key_width: expected a whole number from 1 to 256"),

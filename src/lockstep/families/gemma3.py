@@ -193,6 +193,12 @@ def _hf_ropes(keys: Keys, context: int) -> tuple[float, float, Scaling | None]:
     ropes = Keys(f"{keys.where} rope_parameters", given or {})
     local = ropes.take_mapping(LOCAL) or {}
     whole = ropes.take_mapping(GLOBAL) or scaling or {}
+    if "type" in whole and whole["type"] != whole.get("rope_type", "default"):
+        # transformers 4 takes it for rope_type here, 5 ignores it.
+        raise InputError(
+            f"{keys.where} rope_scaling: expected rope_type to say {whole['type']!r:.40}, got type",
+            hint="rename the key, if the model was trained so",
+        )
     ropes.finish({})
     local_theta, local_scaling = hf_scaling(f"{ropes.where} {LOCAL}", local, local_theta, context)
     if local_scaling is not None:
@@ -206,10 +212,17 @@ def _hf_ropes(keys: Keys, context: int) -> tuple[float, float, Scaling | None]:
 
 def _hf_period(keys: Keys, layers: int) -> int:
     """Each how many-th layer is global: said, or shown by the list of layers."""
-    said = keys.take("sliding_window_pattern", int, keys.take("_sliding_window_pattern", int, 0))
+    said = keys.take("sliding_window_pattern", int, 0)
+    unread = keys.take("_sliding_window_pattern", int, 0)  # which transformers writes, not reads
     layers = min(layers, decoder.MAX_LAYERS)
     listed = keys.take_list("layer_types")  # which counts where both are there
     wanted = [said or 6] if listed is None else [said, 6, *range(1, layers + 2)]
+    if listed is None and unread not in (0, *wanted):
+        raise InputError(
+            f"{keys.where} layer_types: expected them beside _sliding_window_pattern {unread}, "
+            f"without which transformers takes {wanted[0]}, got none",
+            hint="name the pattern sliding_window_pattern, if the model was trained so",
+        )
     for period in wanted:
         if period > 0 and listed in (None, _layer_types(layers, period)):
             return period

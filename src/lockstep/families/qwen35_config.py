@@ -18,7 +18,7 @@ from lockstep.families.decoder_config import (
     hf_keys,
     hf_settings,
 )
-from lockstep.families.keys import AGAIN, Keys, made_from_file
+from lockstep.families.keys import AGAIN, WISH, Keys, made_from_file
 from lockstep.families.rope import Rope
 from lockstep.families.rope_config import hf_scaling_keys
 from lockstep.families.source import Renamed, TensorSource
@@ -104,10 +104,13 @@ class Config(DecoderConfig):
     @property
     def layer_types(self) -> list[str]:
         """What Hugging Face calls each layer."""
-        return [
-            "full_attention" if self.is_attention(i) else "linear_attention"
-            for i in range(self.layers)
-        ]
+        return layer_types(self.layers, self.interval)
+
+
+def layer_types(layers: int, interval: int) -> list[str]:
+    """What Hugging Face calls each layer where each so many-th is attention."""
+    kinds = ("linear_attention", "full_attention")
+    return [kinds[(i + 1) % interval == 0] for i in range(layers)]
 
 
 _ONE_POSITION = "a token of text has the same position in every section of M-RoPE"
@@ -138,7 +141,7 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     head_dim = settings["head_dim"]
     settings["rotary"] = int(head_dim * part) if head_dim <= MAX_SIZE else 0
     settings["attention_bias"] = keys.take("attention_bias", bool, False)
-    settings["interval"] = keys.take("full_attention_interval", int, 4)
+    settings["interval"] = _hf_interval(keys, settings["layers"])
     settings["taps"] = keys.take("linear_conv_kernel_dim", int, 4)
     settings["key_heads"] = keys.take("linear_num_key_heads", int, 16)
     settings["key_width"] = keys.take("linear_key_head_dim", int, 128)
@@ -148,9 +151,27 @@ def from_hf(hf: Mapping[str, object]) -> Config:
     keys.only("output_gate_type", "swish")
     keys.only("mlp_only_layers", [])
     config: Config = made_from_file(Config, where, settings)
-    keys.only("layer_types", config.layer_types)
     keys.finish(_IGNORED)
     return config
+
+
+def _hf_interval(keys: Keys, layers: int) -> int:
+    """Each how many-th layer is attention: shown by the list of layers, or said.
+
+    Raises: InputError if a list has another order; one without attention has no interval.
+    """
+    said = keys.take("full_attention_interval", int, 4)
+    layers = min(layers, MAX_LAYERS)
+    listed = keys.take_list("layer_types")  # which counts where both are there
+    wanted = [said] if listed is None else [said, *range(1, layers + 1)]
+    for interval in wanted:
+        if interval < 1 or listed in (None, layer_types(layers, interval)):
+            return interval
+    raise InputError(
+        f"{keys.where} layer_types: expected {layers}, attention after each so many delta rules, "
+        f"got {len(listed or ())}: {listed!r:.60}",
+        hint=WISH,
+    )
 
 
 def _text_config(hf: Mapping[str, object]) -> tuple[Mapping[str, object], str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lockstep.errors import InputError, UsageError
 from lockstep.families.decoder import MAX_LAYERS, MAX_SIZE, DecoderConfig
-from lockstep.families.keys import WISH, Keys
+from lockstep.families.keys import AGAIN, WISH, Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -45,7 +45,14 @@ def hf_window(keys: Keys, layers: int) -> dict[str, int]:
     """
     layers = min(layers, MAX_LAYERS)
     is_on = keys.take("use_sliding_window", bool, False)
-    window = keys.take("sliding_window", int, 0)
+    # What transformers takes where the key is not there; null is no window.
+    window = keys.take("sliding_window", int, 0 if "sliding_window" in keys else 4096)
+    if is_on and keys.take("sliding_window", int, 1) < 1:
+        raise InputError(
+            f"{keys.where} sliding_window: expected at least 1, as use_sliding_window is on, "
+            f"got {window}",
+            hint=AGAIN,
+        )
     first = min(keys.take("max_window_layers", int, 28), layers)
     types = keys.take_list("layer_types")
     if types is not None and is_on:
