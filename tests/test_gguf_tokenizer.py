@@ -77,6 +77,23 @@ def test_ids_and_bytes_are_those_of_llama_cpp(make: str, tmp_path: Path) -> None
             assert tokenizer.token_bytes(id) == spelled, (id, piece)
 
 
+@pytest.mark.parametrize("make", ["qwen2", "llama"])
+def test_a_piece_ends_at_a_nul_as_that_of_llama_cpp_does(make: str, tmp_path: Path) -> None:
+    """There pieces are strings of C."""
+    added = ["\0", "\0a", "xy\0z", "\0\0"]
+    facts = dict(metadata(make))
+    more: dict[str, list[Any]] = {"tokens": added, "token_type": [4] * 4, "scores": [0.0] * 4}
+    for key in [key for key in more if f"tokenizer.ggml.{key}" in facts]:
+        facts[f"tokenizer.ggml.{key}"] = facts[f"tokenizer.ggml.{key}"] + more[key]
+    texts = ["\0", "a\0b", "xyz", "xy\0z", "\0\0a", "[EMPTY_3]", *TEXTS[:40]]
+    path = write_gguf(tmp_path / "vocab.gguf", facts)
+    posts: list[Post] = [("/tokenize", {"content": t, "add_special": False}) for t in texts]
+    theirs = [answer["tokens"] for answer in ask_llama_cpp(path, posts)]
+    tokenizer = GGUFTokenizer.read(facts)
+    assert not differing(texts, [tokenizer.encode(text) for text in texts], theirs)
+    assert tokenizer.vocabulary.ids["xy"] in tokenizer.encode("xyz")
+
+
 @pytest.mark.parametrize("make", MAKES)
 def test_no_token_stands_for_more_bytes_than_said(make: str) -> None:
     tokenizer = ours(make)

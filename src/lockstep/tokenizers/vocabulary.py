@@ -192,7 +192,9 @@ class _Facts:
 
 
 def _named(pieces: Sequence[str]) -> Sequence[str]:
-    """The pieces, with a name for those that are empty, as llama.cpp names them."""
+    """The pieces as llama.cpp has them: up to a NUL, and with a name where that leaves nothing."""
+    if "\0" in "".join(pieces):
+        pieces = [piece.partition("\0")[0] for piece in pieces]
     if "" not in pieces:
         return pieces
     return [piece or f"[EMPTY_{i}]" for i, piece in enumerate(pieces)]
