@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -117,6 +118,18 @@ def test_builds_that_were_not_used_for_longest_make_room(
     assert filed(home) == {*kept, "kept.weights"}
     assert loaded.answer() == 42, "what is loaded stays"
     assert ctypes.CDLL(str(compile_library(f"{ANSWER}// 1\n"))).answer() == 42
+
+
+def test_a_compiler_without_room_on_the_disk_says_so(home: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(EnvironmentLacks, match="expected room for a library") as caught:
+            compile_library(f"{ANSWER}char large[1 << 20] = {{1}};\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "free some space" in str(caught.value)
+    assert not [file for file in (home / "build").iterdir() if file.suffix == ".so"]
 
 
 def test_a_build_that_somebody_may_be_loading_stays(

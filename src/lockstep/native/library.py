@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,10 @@ from lockstep.native.compiler import Compiler, Sanitizer, cpu_identity, find_com
 
 COMPILE_SECONDS = 600  # zig has been seen to spin for ever; a model of 24 layers takes seconds
 SHOWN_LINES = 8  # of a compiler's complaint
+# How gcc, clang, zig and their linkers say that a disk, a quota or a limit of files is full.
+_NO_ROOM = re.compile(
+    "no ?space ?left|disk quota exceeded|file too large|file size limit exceeded", re.IGNORECASE
+)
 MOST_BYTES = 1 << 30  # of all builds; those that were not used for longest go first
 _IN_USE_S = 600.0  # after that a build has been loaded by whoever asked for it
 _LEFT_S = 24 * 3600.0  # no build takes so long: its process was killed
@@ -172,7 +177,13 @@ def _run(command: list[str], environment: dict[str, str], directory: str) -> Non
             hint="try another compiler: set CC to its command",
         ) from None
     if done.returncode != 0:
-        lines = (done.stderr or done.stdout).replace(f"{directory}/", "").splitlines()
+        said = done.stderr or done.stdout
+        if full := _NO_ROOM.search(said):
+            raise EnvironmentLacks(
+                f"C compiler {command[0]}: expected room for a library, got: {full[0].lower()}",
+                hint="free some space where LOCKSTEP_HOME and TMPDIR are, or set them elsewhere",
+            )
+        lines = said.replace(f"{directory}/", "").splitlines()
         marked = [i for i, line in enumerate(lines) if "error" in line]
         first = marked[0] if marked else 0
         shown = "\n  ".join(lines[first : first + SHOWN_LINES])
