@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -241,6 +243,43 @@ def test_a_directory_that_is_no_model_is_refused_with_what_is_in_it(
     assert "a Hugging Face directory (config.json and *.safetensors) or a run" in err
     assert says.format(folder) in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_directory_that_may_not_be_entered_is_said_to_be_unreadable(
+    mode: int, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="found a directory with"):
+        open_source(str(closed))
+    closed.chmod(mode)
+    with _without_rights_of_root(tmp_path), pytest.raises(InputError) as caught:
+        open_source("closed/")
+    assert caught.value.message == "closed: cannot be read: Permission denied"
+
+
+@contextmanager
+def _without_rights_of_root(directory: Path) -> Iterator[None]:
+    """Works in a directory as a user whom the modes of files bind."""
+    with chdir(directory):
+        root = os.geteuid() == 0
+        if root:
+            directory.chmod(0o755)
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_what_is_no_file_is_said_to_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (str(tmp_path / "pipe"), "/dev/null"):
+        with pytest.raises(InputError, match="got a pipe, a socket or a device"):
+            open_source(name)
 
 
 def test_caches_have_the_names_of_ggml() -> None:

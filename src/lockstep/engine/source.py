@@ -74,8 +74,8 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
         if path.suffix != ".gguf" and not is_gguf(path):
             raise _no_model_file(path)
         return open_gguf(path)
-    is_run = (path / TrainConfig.file).is_file()  # which has a config.json, too
-    if not is_run and (path / CONFIG).is_file() and any(path.glob("*.safetensors*")):
+    is_run = _is_file(path, TrainConfig.file)  # which has a config.json, too
+    if not is_run and _is_file(path, CONFIG) and any(path.glob("*.safetensors*")):
         return open_hf(path)
     run = RunDir.resolve(name)
     if (run.path / TrainConfig.file).is_file():
@@ -83,6 +83,11 @@ def open_source(name: str, *, weights: Path | None = None) -> Source:
     found = next((each for each in (path, run.path) if each.is_dir()), None)
     if found is not None:
         raise _no_model(found)
+    if path.exists():
+        raise InputError(
+            f"{name}: expected a GGUF file, got a pipe, a socket or a device",
+            hint="save it as a file: weights are read where they lie",
+        )
     raise InputError(
         f"{name}: expected {KINDS}, found none of them",
         hint="check the path",
@@ -99,12 +104,14 @@ def local_path(name: str) -> Path:
     return expanded(name)
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: Path, inside: str = "") -> bool:
+    """Whether the path, or what has this name in it, is a file."""
     try:
-        return path.is_file()
-    except OSError as error:  # a name that no file can have
+        return (path / inside).is_file()
+    except OSError as error:  # a name that no file can have, or a directory that is closed
         raise InputError(
-            f"{str(path)[:80]}: cannot be read: {error.strerror}", hint="check the path"
+            f"{str(path)[:80]}: cannot be read: {error.strerror}",
+            hint="check the path and its permissions",
         ) from error
 
 
