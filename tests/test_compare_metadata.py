@@ -13,6 +13,7 @@ from converted_pair import compared
 from model_directories import byte_level_directory, sentencepiece_directory
 from tokenizers.processors import TemplateProcessing
 
+from lockstep.cli.main import main
 from lockstep.engine.export_gguf import export_gguf, gguf_metadata, gguf_tensors
 from lockstep.engine.source import open_source
 from lockstep.engine.text import open_tokenizer
@@ -260,24 +261,38 @@ def with_ends(original: Path, path: Path, names: list[str]) -> list[int]:
 def test_a_token_that_no_longer_ends_an_answer_is_named(
     original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ends = with_ends(original, tmp_path / "before", ["[circle]", "a", "b"])
-    code, found = compared(converted(tmp_path / "before", tmp_path, None), capfd)
+    before, file = tmp_path / "before", tmp_path / "model.gguf"
+    ends = with_ends(original, before, ["[circle]", "a", "b"])
+    source = open_source(str(before))
+    metadata = gguf_metadata(source, "F32")
+    del metadata["tokenizer.ggml.eos_token_ids"]  # which llama.cpp does not know
+    write_gguf(file, metadata, gguf_tensors(source, "F32"))
+    code, found = compared([str(file), str(before)], capfd)
     assert (code, found["comparison"]["first_guilty"]) == (1, None)
     reason = found["metadata"]["reason"].partition("tokens that end an answer: ")[2]
     ours, _, theirs = reason.partition(", not ")
-    lost = set(json.loads(theirs)) - set(json.loads(ours))  # GGUF has keys for three
+    lost = set(json.loads(theirs)) - set(json.loads(ours))  # GGUF has other keys for three
     assert lost == {max(ends)}
 
 
 @pytest.mark.torch
-def test_all_tokens_that_end_an_answer_are_kept_where_gguf_has_keys_for_them(
-    original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("names", [["[circle]", "a"], ["[circle]", "a", "b", "c"]])
+def test_all_tokens_that_end_an_answer_are_kept_and_those_that_llama_cpp_loses_are_named(
+    names: list[str], original: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ends = with_ends(original, tmp_path / "before", ["[circle]", "a"])
-    names = converted(tmp_path / "before", tmp_path, None)
-    code, found = compared(names, capfd)
+    ends = with_ends(original, tmp_path / "before", names)
+    command = ["export", str(tmp_path / "before"), "--to", "gguf", "-o", str(tmp_path / "m.gguf")]
+    assert main([*command, "--json"]) == 0
+    lost = json.loads(capfd.readouterr().out)["ends_lost_to_llama_cpp"]
+    by_id = dict(zip(ends, names, strict=True))
+    assert lost == [by_id[id] for id in sorted(ends)[2:]]
+    assert set(ends) < open_tokenizer(open_source(str(tmp_path / "m.gguf"))).stop_ids
+    code, found = compared([str(tmp_path / "m.gguf"), str(tmp_path / "before")], capfd)
     assert (code, found["metadata"]["reason"]) == (0, "")
-    assert set(ends) < open_tokenizer(open_source(names[0])).stop_ids
+    assert main([*command, "--force"]) == 0
+    said = capfd.readouterr().out
+    assert bool(lost) == ("llama.cpp will not end an answer at" in said)
+    assert all(piece in said for piece in lost)
 
 
 @pytest.mark.torch

@@ -18,7 +18,7 @@ from lockstep.cli.options import refuse_existing
 from lockstep.cli.table import verdict_table
 from lockstep.cli.verb import Outcome, Verb
 from lockstep.engine.export_c import export_c
-from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf
+from lockstep.engine.export_gguf import EXPORT_TYPES, ExportType, export_gguf, lost_ends
 from lockstep.engine.export_hf import HF_TYPES, export_hf
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_tokenizer
@@ -60,6 +60,7 @@ def command(
     source = open_source(model)
     expect_context(source, context)
     open_tokenizer(source)  # what cannot be read is a fault of the model, not of the export
+    lost = lost_ends(source) if target == "gguf" else []
     with _beside(out) as temporary:
         if target == "gguf":
             checks = _gguf(source, temporary, wanted or "F32")
@@ -76,9 +77,10 @@ def command(
         "type": wanted or ("F32" if target != "c" else "as stored"),
         "out": str(out),
         "written": kept,
+        "ends_lost_to_llama_cpp": lost,
         "checks": [encode(check, "check") for check in checks],
     }
-    return Outcome(document, _text(checks, out, kept), 0 if kept else 1)
+    return Outcome(document, "\n".join(_lines(checks, out, kept, lost)), 0 if kept else 1)
 
 
 def _gguf(source: Source, path: Path, wanted: ExportType) -> list[Check]:
@@ -144,13 +146,17 @@ def _move(made: Path, out: Path) -> None:
         ) from error
 
 
-def _text(checks: list[Check], out: Path, kept: bool) -> str:
-    lines = [verdict_table(checks)]
-    lines += [f"{c.verdict}: {c.name}: {c.reason}" for c in checks if c.verdict == "fail"]
-    if kept:
-        n_missing = sum(check.verdict == "missing" for check in checks)
-        rest = f"; {n_missing} proofs are missing" if n_missing else ""
-        lines.append(f"{out}: written and proved{rest}")
-    else:
-        lines.append(f"{out}: not written, it would not be the model")
-    return "\n".join(lines)
+def _lines(checks: list[Check], out: Path, kept: bool, lost: list[str]) -> Iterator[str]:
+    yield verdict_table(checks)
+    yield from (f"{c.verdict}: {c.name}: {c.reason}" for c in checks if c.verdict == "fail")
+    if not kept:
+        yield f"{out}: not written, it would not be the model"
+        return
+    if lost:
+        yield (
+            f"llama.cpp will not end an answer at {', '.join(lost)}: GGUF has three keys for such "
+            "tokens; ollama and lockstep read all of them from tokenizer.ggml.eos_token_ids"
+        )
+    n_missing = sum(check.verdict == "missing" for check in checks)
+    rest = f"; {n_missing} proofs are missing" if n_missing else ""
+    yield f"{out}: written and proved{rest}"

@@ -18,7 +18,7 @@ from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import LockstepError, UsageError
 from lockstep.formats.gguf_write import write_gguf
 from lockstep.formats.to_write import TensorToWrite
-from lockstep.tokenizers import gguf_tokenizer_metadata, padded, vocabulary_of
+from lockstep.tokenizers import gguf_tokenizer_metadata, padded, unread_ends, vocabulary_of
 
 ExportType = Literal["F32", "F16", "BF16", "Q8_0"]
 EXPORT_TYPES: tuple[ExportType, ...] = get_args(ExportType)
@@ -135,7 +135,15 @@ def _tokenizer(source: Source) -> dict[str, Any]:
         return {k: _typed(v) for k, v in source.metadata.items() if k.startswith("tokenizer.")}
     tokenizer = open_tokenizer(source)
     vocabulary = padded(vocabulary_of(tokenizer), source.model.config.vocab)
-    return gguf_tokenizer_metadata(vocabulary, default_template(source))
+    return gguf_tokenizer_metadata(vocabulary, open_templates(source, tokenizer).named)
+
+
+def lost_ends(source: Source) -> list[str]:
+    """The tokens at which llama.cpp would not end an answer, as the file has no key for them."""
+    if source.gguf is not None:
+        return []
+    vocabulary = vocabulary_of(open_tokenizer(source))
+    return [vocabulary.pieces[id] for id in unread_ends(vocabulary)]
 
 
 def _typed(value: Any) -> Any:
@@ -150,8 +158,3 @@ def _typed(value: Any) -> Any:
         found.dtype.kind in "iu" and least <= found.min(initial=0) <= found.max(initial=0) <= most
     )
     return found.astype(np.int32) if fits else found
-
-
-def default_template(source: Source) -> str | None:
-    """The chat template of a model that has one."""
-    return open_templates(source, open_tokenizer(source)).named.get("default")

@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lockstep.engine.export_gguf import default_template
 from lockstep.engine.source import Source
-from lockstep.engine.text import open_tokenizer
+from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.formats.atomic import sync
 from lockstep.formats.hf_directory import write_hf_directory
 from lockstep.formats.to_write import TensorToWrite
@@ -26,7 +25,10 @@ from lockstep.tokenizers import (
 HFType = Literal["F32", "F16", "BF16"]
 HF_TYPES: tuple[HFType, ...] = get_args(HFType)
 _NAMES: dict[HFType, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
 
 
 def export_hf(source: Source, path: Path, wanted: HFType = "F32") -> None:
@@ -42,6 +44,7 @@ def export_hf(source: Source, path: Path, wanted: HFType = "F32") -> None:
     config = {**model.family.to_hf(model.config), **ids, "torch_dtype": _NAMES[wanted]}
     write_hf_directory(path, config, hf_tensors(source, wanted))
     for name, text in beside.items():
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(text, encoding="utf-8")
         sync(path / name)
 
@@ -68,17 +71,17 @@ def _beside(source: Source, tokenizer: ModelTokenizer) -> Mapping[str, str]:
     }
     texts = {"generation_config.json": _json(generation)}
     if source.hf is not None:
-        found = (source.path / name for name in TOKENIZER_FILES)
-        return texts | {f.name: f.read_text(encoding="utf-8") for f in found if f.exists()}
+        found = (file for name in TOKENIZER_FILES for file in source.path.glob(name))
+        own_texts = {str(f.relative_to(source.path)): f.read_text(encoding="utf-8") for f in found}
+        return texts | own_texts
     vocabulary = vocabulary_of(tokenizer)
-    own = isinstance(tokenizer, Tokenizer)
     texts["tokenizer.json"] = (
         tokenizer.document
         if isinstance(tokenizer, Tokenizer)
         else hf_tokenizer_document(vocabulary)
     )
-    template = None if own else default_template(source)
-    settings = hf_tokenizer_config(vocabulary, source.model.config.context, template)
+    templates = open_templates(source, tokenizer).named
+    settings = hf_tokenizer_config(vocabulary, source.model.config.context, templates)
     return texts | {"tokenizer_config.json": _json(settings)}
 
 

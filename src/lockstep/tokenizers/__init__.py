@@ -25,6 +25,7 @@ from lockstep.tokenizers.vocabulary_out import (
     gguf_tokenizer_metadata,
     hf_tokenizer_config,
     hf_tokenizer_document,
+    unread_ends,
 )
 
 __all__ = [
@@ -61,5 +62,6 @@ __all__ = [
     "templates_of_directory",
     "templates_of_gguf",
     "train_tokenizer",
+    "unread_ends",
     "vocabulary_of",
 ]

@@ -10,13 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 from lockstep.errors import InputError, UsageError, nearest
-from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.bounded import opened
 from lockstep.tokenizers.chat_renderer import ChatRenderer
-from lockstep.tokenizers.hf_tokenizer import token_text
+from lockstep.tokenizers.hf_tokenizer import NAMED_TOKENS, token_text, tokenizer_settings
 from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, check_unicode
 
 DEFAULT = "default"
+WITH_TOOLS = "tool_use"  # the name of a template that takes the place of the default for tools
+ADDITIONAL_TEMPLATES = "additional_chat_templates"  # a folder in that of the model
 MAX_TEMPLATE_BYTES = 1 << 20
 _BUILT_IN = Path(__file__).parent / "chat_templates"
 BUILT_IN = tuple(sorted(path.stem for path in _BUILT_IN.glob("*.jinja")))
@@ -87,21 +88,22 @@ def templates_of_directory(path: Path) -> ModelTemplates:
     Raises: InputError if a file is damaged, or a template is no text.
     """
     where = path / "tokenizer_config.json"
-    config = read_json_object(where) if where.exists() else {}
+    config = tokenizer_settings(path)
     stated = config.get("chat_template")
-    if isinstance(stated, list):  # of templates with names
+    if isinstance(stated, dict):  # of templates by their names
+        found = dict(stated)
+    elif isinstance(stated, list):  # of templates with names
         found = {str(t.get("name")): t.get("template") for t in stated if isinstance(t, dict)}
     else:
         found = {} if stated is None else {DEFAULT: stated}
+    default = path / "chat_template.jinja"
+    if default.exists():  # then nothing of tokenizer_config.json counts
+        found = {DEFAULT: _file(default)}
     named = _texts(found, f"{where}, chat_template")
-    files = {path / "chat_template.jinja": DEFAULT} | {
-        file: file.stem for file in (path / "additional_chat_templates").glob("*.jinja")
-    }
-    named |= {name: _file(file) for file, name in files.items() if file.exists()}
+    files = sorted((path / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+    named |= {file.stem: _file(file) for file in files}
     tokens = {
-        name: text
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if (text := token_text(config.get(name))) is not None
+        name: text for name in NAMED_TOKENS if (text := token_text(config.get(name))) is not None
     }
     return ModelTemplates(where=str(path), named=named, tokens=tokens)
 
@@ -164,6 +166,10 @@ class ChatTemplate:
         self._tokens = dict(model.tokens)
         self._renderer = renderer
         self.reads = renderer.reads(source.text, source.where)
+        self._with_tools = None
+        if source.text == model.named.get(DEFAULT) and WITH_TOOLS in model.named:
+            self._with_tools = choose_template(model, WITH_TOOLS)
+            self.reads |= renderer.reads(self._with_tools.text, self._with_tools.where)
 
     @property
     def can_think(self) -> bool:
@@ -175,15 +181,21 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text, as transformers' `apply_chat_template` has it.
 
-        `add_generation_prompt` is true unless it is among the variables.
+        `add_generation_prompt` is true unless it is among the variables. With tools it is the
+        model's template for these, if it has one.
 
         Raises: UsageError if the template refuses the messages. InputError if it fails.
         """
+        source = self.source
+        if self._with_tools is not None and variables.get("tools"):
+            source = self._with_tools
+        # Clients send null for what there is not, and templates print it.
+        said = [{k: v for k, v in message.items() if v is not None} for message in messages]
         return self._renderer.render(
-            self.source.text,
+            source.text,
             {"tools": None, "documents": None, "add_generation_prompt": True, **self._tokens,
-             **variables, "messages": list(messages)},
-            self.source.where,
+             **variables, "messages": said},
+            source.where,
         )  # fmt: skip
 
     def parts(

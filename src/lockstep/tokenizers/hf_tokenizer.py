@@ -21,6 +21,8 @@ from lockstep.tokenizers.types import byte_images, library_ids
 from lockstep.tokenizers.vocabulary import ENDINGS
 
 _HINT = "download the model again"
+# What a chat template may write by these names.
+NAMED_TOKENS = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # Ways to split a text that drop a part of it.
 _DROPPING = ("Removed", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit")
@@ -51,7 +53,7 @@ class HFTokenizer:
         self._partial = self._byte_level and any(
             self._library.token_to_id(image) is None for image in self._byte_of
         )
-        config = _optional(directory / "tokenizer_config.json")
+        config = tokenizer_settings(directory)
         self.bos_id = self._id_of(token_text(config.get("bos_token")))
         self.eos_id = self._id_of(token_text(config.get("eos_token")))
         self.unknown_id = self._id_of(token_text(config.get("unk_token")))
@@ -282,6 +284,21 @@ def _counted_digits(library: Any) -> str | None:
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.exists() else {}
+
+
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says, and which tokens special_tokens_map.json names instead.
+
+    That counts only beside a file without added_tokens_decoder, as in transformers.
+    Source: tokenization_utils_base.py of transformers, PreTrainedTokenizerBase._from_pretrained.
+
+    Raises: InputError if one of the two is damaged.
+    """
+    config = _optional(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    named = _optional(directory / "special_tokens_map.json")
+    return config | {key: named[key] for key in NAMED_TOKENS if key in named}
 
 
 def token_text(stated: Any) -> str | None:

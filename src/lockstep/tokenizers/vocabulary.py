@@ -20,6 +20,7 @@ SPACE = "▁"  # how SentencePiece spells a blank
 MODELS = {"gpt2": "byte-level BPE", "llama": "SentencePiece"}
 MAX_TOKENS = 1 << 22
 _KEY = "tokenizer.ggml."
+ALL_ENDS = "eos_token_ids"  # without _KEY
 _HINT = "convert the model again with llama.cpp, or download it again"
 
 # Pieces that end an answer whatever kind the file gives to them.
@@ -216,7 +217,14 @@ def _controls(kinds: bytearray, ids: Mapping[str, int]) -> bytes:
 
 
 def _stops(facts: _Facts, ids: Mapping[str, int], eos_id: int | None) -> frozenset[int]:
-    """The ids that end an answer."""
-    named = (facts.id(f"{key}_token_id", len(ids)) for key in ("eot", "eom"))
+    """The ids that end an answer.
+
+    Source: special_eog_ids of llama.cpp; the key for any number of them is one of ollama's.
+    """
+    keys = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+    named = (facts.id(f"{key}_token_id", len(ids)) for key in keys)
     known = (ids.get(piece) for piece in ENDINGS)
-    return frozenset(id for id in (eos_id, *named, *known) if id is not None)
+    listed = facts.array(ALL_ENDS, int)
+    if any(not 0 <= id < len(ids) for id in listed):
+        raise facts.wrong(ALL_ENDS, f"ids from 0 to {len(ids) - 1}", repr(listed))
+    return frozenset(id for id in (eos_id, *named, *known, *listed) if id is not None)

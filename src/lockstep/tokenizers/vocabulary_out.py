@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from lockstep.errors import UsageError
 from lockstep.tokenizers.merge_order import merges_of, scores_of
 from lockstep.tokenizers.pre_tokenizers import LLAMA3_NAMES, pre_tokenizer
 from lockstep.tokenizers.vocabulary import (
+    ALL_ENDS,
     CONTROL,
     ENDINGS,
     SPACE,
@@ -22,6 +25,7 @@ from lockstep.tokenizers.vocabulary import (
 )
 
 _NAMED = (CONTROL, USER_DEFINED, UNKNOWN)  # found in a text before it is split
+_END_KEYS = ("eot", "eom")  # besides that of the end token
 _METASPACES = {
     "first": "one in front of the first text only, if it has none",
     "always": "one in front of each text that has none",
@@ -29,13 +33,13 @@ _METASPACES = {
 
 
 def gguf_tokenizer_metadata(
-    vocabulary: Vocabulary, chat_template: str | None = None
+    vocabulary: Vocabulary, templates: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The keys `tokenizer.*` of a GGUF file.
+    """The keys `tokenizer.*` of a GGUF file; `templates` are those of chats by their names.
 
     Where there is no beginning token the end token is named as it, because llama.cpp would
     otherwise take token 11; nothing is put before a text. Of the tokens that end an answer it has
-    keys for three; others count where readers know them by name.
+    keys for three, and knows others by name; where that is not all, they are listed.
     Raises: UsageError if scores cannot say how pieces merge, or where blanks are put.
     """
     v = vocabulary
@@ -57,8 +61,11 @@ def gguf_tokenizer_metadata(
     if v.merges and v.model == "gpt2":
         found["tokenizer.ggml.merges"] = list(v.merges)
     bos_id = v.eos_id if v.bos_id is None else v.bos_id
-    unknown = v.stop_ids.intersection(v.ids.values()) - {v.eos_id, *map(v.ids.get, ENDINGS)}
-    ends = zip(("eot", "eom"), sorted(unknown), strict=False)
+    unnamed = _unnamed_ends(v)
+    ends = zip(_END_KEYS, unnamed, strict=False)
+    if len(unnamed) > len(_END_KEYS):
+        listed = [*([] if v.eos_id is None else [v.eos_id]), *unnamed]
+        found[f"tokenizer.ggml.{ALL_ENDS}"] = np.array(listed, np.int32)
     for key, id in (("bos", bos_id), ("eos", v.eos_id), ("unknown", v.unknown_id), *ends):
         if id is not None:
             found[f"tokenizer.ggml.{key}_token_id"] = id
@@ -66,9 +73,31 @@ def gguf_tokenizer_metadata(
     found["tokenizer.ggml.add_eos_token"] = v.add_eos
     if v.model == "llama":
         found["tokenizer.ggml.add_space_prefix"] = v.add_space_prefix
-    if chat_template is not None:
-        found["tokenizer.chat_template"] = chat_template
-    return found
+    return found | _gguf_templates(templates)
+
+
+def unread_ends(vocabulary: Vocabulary) -> list[int]:
+    """The tokens that end an answer which llama.cpp has no key for, and does not know by name."""
+    return _unnamed_ends(vocabulary)[len(_END_KEYS) :]
+
+
+def _unnamed_ends(v: Vocabulary) -> list[int]:
+    """What ends an answer besides the end token, and is not one of the names that do so."""
+    known = {v.eos_id, *map(v.ids.get, ENDINGS)}
+    return sorted(v.stop_ids.intersection(v.ids.values()) - known)
+
+
+def _gguf_templates(templates: Mapping[str, str]) -> dict[str, Any]:
+    """The chat templates, under names as llama.cpp's converter spells them.
+
+    Source: GGUFWriter.add_chat_template of the package gguf.
+    """
+    found: dict[str, Any] = {}
+    for name, text in templates.items():
+        key = re.sub("[^A-Za-z0-9]", "_", name)
+        found["tokenizer.chat_template" + ("" if name == "default" else f".{key}")] = text
+    more = [key.rpartition(".")[2] for key in found if key != "tokenizer.chat_template"]
+    return found | ({"tokenizer.chat_templates": more} if more else {})
 
 
 def hf_tokenizer_document(vocabulary: Vocabulary) -> str:
@@ -128,7 +157,7 @@ def _sentence_piece(v: Vocabulary) -> Any:
 
 
 def hf_tokenizer_config(
-    vocabulary: Vocabulary, context: int, chat_template: str | None = None
+    vocabulary: Vocabulary, context: int, templates: Mapping[str, str] = MappingProxyType({})
 ) -> Mapping[str, object]:
     """tokenizer_config.json: which class reads the tokenizer, and what its tokens mean."""
     v = vocabulary
@@ -142,6 +171,8 @@ def hf_tokenizer_config(
         "eos_token": None if v.eos_id is None else v.pieces[v.eos_id],
         "unk_token": None if v.unknown_id is None else v.pieces[v.unknown_id],
     }
-    if chat_template is not None:
-        config["chat_template"] = chat_template
+    if [*templates] == ["default"]:
+        config["chat_template"] = templates["default"]
+    elif templates:
+        config["chat_template"] = [{"name": k, "template": text} for k, text in templates.items()]
     return config
