@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.errors import InputError
-from lockstep.formats.dequantise import SUPPORTED, dequantise
+from lockstep.formats.dequantise import SUPPORTED, dequantise, is_finite
 from lockstep.formats.quantise import WRITABLE, quantise
 
 BLOCKS = [name for name, element in SUPPORTED.items() if element.n_numbers > 1]
@@ -38,6 +38,21 @@ def test_numbers_are_those_of_gguf(name: str) -> None:
     rows = rng.integers(0, 256, (37, 7 * SUPPORTED[name].n_bytes), np.uint8)
     rows[0], rows[1] = 0, 255
     same_bits(dequantise(rows, name), theirs(rows, name))
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_what_is_not_finite_is_found_in_any_block(name: str) -> None:
+    """Random blocks one by one, then each that has it behind many that have not."""
+    rng = np.random.default_rng(12)
+    blocks = rng.integers(0, 256, (3000, SUPPORTED[name].n_bytes), np.uint8)
+    finite = np.isfinite(theirs(blocks, name)).all(axis=1)
+    assert 0 < (~finite).sum() < 2000
+    assert [is_finite(block, name) for block in blocks] == finite.tolist()
+    many = np.tile(blocks[finite], (40, 1))
+    assert is_finite(many, name)
+    for bad in blocks[~finite][:5]:
+        many[-1] = bad
+        assert not is_finite(many, name)
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16"])

@@ -98,7 +98,8 @@ def running(source: Source, capacity: Capacity = USUAL, *, depth: int = 0) -> Ru
     expect_library(text)
     expect_room(sum(plan.arenas.values()), source.where)
     held = graph.with_role("parameter")
-    expect_readable(source.parameters, {value.id: value.type.dtype == "u8" for value in held})
+    packed = {value.id: value.type.dtype == "u8" for value in held}
+    expect_readable(source.parameters, packed, source.where)
     expect_template(templates)
     depth = min(depth, shape.context)
     return Running(

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lockstep.build import pack_weight, packing_fingerprint
 from lockstep.errors import InputError
+from lockstep.formats.dequantise import is_finite
 from lockstep.ir import CacheKind
 from lockstep.native import Manifest, Program
 from lockstep.native.library import build_directory
@@ -42,6 +43,9 @@ class StoredParameters(Protocol):
 
     def stored(self, id: str) -> str:
         """The type of a parameter's elements in the file."""
+
+    def name(self, id: str) -> str:
+        """What the file calls a parameter."""
 
     def f32(self, id: str) -> NDArray[Any]:
         """A parameter as float32."""
@@ -73,6 +77,10 @@ class InMemory:
     def stored(self, id: str) -> str:
         """Always F32."""
         return "F32"
+
+    def name(self, id: str) -> str:
+        """The id: it is of no file."""
+        return id
 
     def f32(self, id: str) -> NDArray[Any]:
         """A parameter."""
@@ -109,20 +117,23 @@ def fill_parameters(
     `formats` says how the weights that are packed are stored; `content` identifies the bytes of the
     model's file, under which the packed arena is kept for the next start.
 
-    Raises: InputError if a parameter cannot be read, or is not finite. Those that are packed as the
-    file has them are not looked through: a logit that is no number tells of them.
+    Raises: InputError if a parameter cannot be read, or is not finite.
     """
     arena = program.arena("params")
     cache = _Cache(_key(program.manifest, formats, content))
     if cache.read(arena):
         return Filled(True, arena.nbytes)
-    _place(program, parameters, formats, shapes, where)
+    expect_finite = partial(_expect_finite, parameters, where)
+    _place(program, parameters, formats, shapes, where, expect_finite)
     cache.write(arena)
     return Filled(False, arena.nbytes)
 
 
 def place_arrays(program: Program, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Puts float32 parameters into the arena of a program that packs its matrices as float32."""
+    """Puts float32 parameters into the arena of a program that packs its matrices as float32.
+
+    What is not finite in them is for whoever trains them to find.
+    """
     values = program.manifest.values
     formats = {id: "F32" for id in arrays if values[id].dtype == "u8"}
     shapes = {id: array.shape for id, array in arrays.items()}
@@ -135,20 +146,23 @@ def _place(
     formats: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     where: str,
+    expect_finite: Callable[[str, Bytes], None] = lambda id, rows: None,
 ) -> None:
     for id, value in program.manifest.values.items():
         if value.role != "parameter":
             continue
         view = program.view(id)
         if id in formats:
-            packed = pack_weight(formats[id], _rows(parameters, id), shapes[id][1])
+            rows = _rows(parameters, id)
+            expect_finite(id, rows)
+            packed = pack_weight(formats[id], rows, shapes[id][1])
             _expect_size(packed, view, where, id)
             view[...] = packed
         else:
             view[...] = parameters.f32(id)
 
 
-def expect_readable(parameters: StoredParameters, packed: Mapping[str, bool]) -> None:
+def expect_readable(parameters: StoredParameters, packed: Mapping[str, bool], where: str) -> None:
     """Refuses what `fill_parameters` would, where there is no program yet.
 
     `packed` says of each parameter whether the program packs it.
@@ -156,12 +170,25 @@ def expect_readable(parameters: StoredParameters, packed: Mapping[str, bool]) ->
     Raises: InputError.
     """
     for id, is_packed in packed.items():
-        _rows(parameters, id) if is_packed else parameters.f32(id)
+        if is_packed:
+            _expect_finite(parameters, where, id, _rows(parameters, id))
+        else:
+            parameters.f32(id)
 
 
 def _rows(parameters: StoredParameters, id: str) -> Bytes:
     held = parameters if parameters.has_rows(id) else InMemory({id: parameters.f32(id)})
     return held.rows(id)
+
+
+def _expect_finite(parameters: StoredParameters, where: str, id: str, rows: Bytes) -> None:
+    stored = packed_type(parameters, id)
+    if not is_finite(rows, stored):
+        raise InputError(
+            f"{where}, {parameters.name(id)}: expected finite numbers, got some of its {stored} "
+            "that are not",
+            hint="download the model again, or convert it again from the original",
+        )
 
 
 def _expect_size(packed: Bytes, view: Bytes, where: str, id: str) -> None:

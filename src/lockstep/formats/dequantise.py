@@ -212,3 +212,37 @@ _UNPACK: dict[str, Callable[[Bytes], F32]] = {
     "MXFP4": _mxfp4,
 }
 SUPPORTED: dict[str, ElementType] = {name: (ELEMENT_TYPES | BLOCK_TYPES)[name] for name in _UNPACK}
+
+# Where the halves of a block are on which it hangs whether its numbers are finite.
+_HALVES: dict[str, tuple[int, ...]] = {
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+# What is not finite in a float has all of these bits.
+_EXPONENTS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
+_LAST_SCALE = 252  # of MXFP4, by which no quant becomes infinite
+
+
+def is_finite(rows: Bytes, name: str) -> bool:
+    """Whether all numbers of rows of bytes of a type in `SUPPORTED` are finite.
+
+    Of quantised blocks it reads the scales, and unpacks only those in which one is odd.
+    """
+    element = SUPPORTED[name]
+    blocks = rows.reshape(-1, element.n_bytes)
+    step = _CHUNK if name in _EXPONENTS else _CHUNK // 8
+    chunks = (blocks[start : start + step] for start in range(0, len(blocks), step))
+    return all(_is_finite(chunk, name) for chunk in chunks)
+
+
+def _is_finite(blocks: Bytes, name: str) -> bool:
+    if name in _EXPONENTS:
+        words = blocks.reshape(-1).view(f"<u{blocks.shape[1]}")
+        return bool((words & _EXPONENTS[name]).max() < _EXPONENTS[name])
+    if name == "MXFP4":
+        odd = blocks[:, 0] > _LAST_SCALE
+    else:
+        halves = (blocks[:, at : at + 2].view("<u2")[:, 0] for at in _HALVES[name])
+        of_half = _EXPONENTS["F16"]
+        odd = np.logical_or.reduce([(half & of_half) == of_half for half in halves])
+    return not odd.any() or bool(np.isfinite(dequantise(blocks[odd], name)).all())
