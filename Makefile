@@ -39,7 +39,8 @@ help:
 environment:
 	@.ci/environment $(VENV)
 
-demo: environment
+demo:
+	@.ci/environment $(VENV) torch,oracle,cc
 	@$(BIN)/lockstep demo --force
 
 test: environment
