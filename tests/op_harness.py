@@ -164,7 +164,8 @@ class Call:
         return [k for k in self.op.kernels if k.when(self.sizes, attrs)]
 
     @cached_property
-    def _numbers(self) -> tuple[Array, Array]:
+    def numbers(self) -> tuple[Array, Array]:
+        """The whole numbers and the real ones that a kernel is given."""
         attrs = [self.case[name] for name in self.op.attrs]
         whole = [*self.sizes.values(), *(0 if isinstance(a, float) else int(a) for a in attrs)]
         real = [a if isinstance(a, float) else 0.0 for a in attrs] or [0.0]
@@ -174,7 +175,7 @@ class Call:
         """How many tiles, or rows, there are."""
         if kernel.tiling == "rows":
             return self.sizes["M"]
-        whole, real = self._numbers
+        whole, real = self.numbers
         count = getattr(library(self.op.source), f"count_{kernel.symbol}")
         count.restype = ctypes.c_int64
         return int(count(ctypes.c_void_p(whole.ctypes.data), ctypes.c_void_p(real.ctypes.data)))
@@ -212,7 +213,7 @@ class Call:
     ) -> None:
         pointers = [b.array.ctypes.data for b in outputs]
         pointers += [inputs[n].array.ctypes.data if n in inputs else 0 for n in self.op.inputs]
-        whole, real = self._numbers
+        whole, real = self.numbers
         table = np.array(pointers, np.uint64)
         function: Callable[..., None] = getattr(library(self.op.source), f"call_{symbol}")
         for begin, end in spans:
