@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from lockstep.engine.export_hf import HF_TYPES, export_hf
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_tokenizer
 from lockstep.errors import EnvironmentLacks, UsageError
-from lockstep.formats.atomic import replace_directory, sync
+from lockstep.formats.atomic import clear_leftovers, replace_directory, sync, workplace
 
 Write = Callable[[Source, Path], None]
 Prove = Callable[[Source, Path], list[Check]]
@@ -56,6 +54,7 @@ def command(
         )
     if context is not None and target != "c":
         raise UsageError(f"--ctx: expected it with --to c, got --to {target}", hint="leave it out")
+    clear_leftovers(out.absolute())  # first, as they may hold what was there before
     refuse_existing([out], force=force, kind="file" if target == "gguf" else "directory")
     source = open_source(model)
     expect_context(source, context)
@@ -119,17 +118,15 @@ def _say(text: str) -> None:
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """A name beside the final one, of which nothing is left in the end."""
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name[:100]}."))
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"{out}: cannot be written: {error}", hint="check free space and permissions"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            out.absolute().parent.mkdir(parents=True, exist_ok=True)
+            holder = stack.enter_context(workplace(out.absolute()))
+        except OSError as error:
+            raise EnvironmentLacks(
+                f"{out}: cannot be written: {error}", hint="check free space and permissions"
+            ) from error
         yield holder / out.name
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _move(made: Path, out: Path) -> None:

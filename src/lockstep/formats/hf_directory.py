@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.errors import EnvironmentLacks, InputError, UsageError
-from lockstep.formats.atomic import replace_directory, sync
+from lockstep.formats.atomic import replace_directory, sync, workplace
 from lockstep.formats.json_text import read_json_object
 from lockstep.formats.locate.safetensors import INDEX, SINGLE, locate
 from lockstep.formats.mapped import MappedTensors
@@ -63,14 +61,12 @@ def write_hf_directory(
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        try:
-            _write_json(temporary / "config.json", config)
-            _write_weights(temporary, tensors, shard_bytes)
-            temporary.chmod(0o755)
-            replace_directory(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with workplace(path) as holder:
+            made = holder / path.name
+            made.mkdir()
+            _write_json(made / "config.json", config)
+            _write_weights(made, tensors, shard_bytes)
+            replace_directory(made, path)
         sync(path.parent)
     except OSError as error:
         raise EnvironmentLacks(
