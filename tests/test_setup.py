@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def set_up(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def set_up(checkout: Path, *extras: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [ROOT / ".ci" / "environment", "venv"],
+        [ROOT / ".ci" / "environment", "venv", *extras],
         cwd=checkout,
         env={**os.environ, **environment},
         capture_output=True,
@@ -47,14 +47,30 @@ def test_a_python_that_cannot_make_an_environment_is_named(checkout: Path) -> No
     assert "python3-venv" in done.stderr
 
 
-def test_it_runs_once_for_each_list_of_packages(checkout: Path) -> None:
+def stamped(checkout: Path, extras: str) -> None:
+    """Leaves what the set-up leaves when these extras are there."""
     done = subprocess.run(
         ["cksum"], input=(checkout / "pyproject.toml").read_bytes(), capture_output=True, check=True
     )
-    stamp = checkout / "venv" / f"lockstep-{done.stdout.split()[0].decode()}"
-    stamp.parent.mkdir()
+    stamp = checkout / "venv" / f"lockstep-{done.stdout.split()[0].decode()}-{extras}"
+    stamp.parent.mkdir(exist_ok=True)
     stamp.touch()
+
+
+def test_it_runs_once_for_each_list_of_packages(checkout: Path) -> None:
+    stamped(checkout, "torch,oracle,dev,cc,formats")
     assert set_up(checkout, PYTHON="no-such-python").returncode == 0
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another list of packages\n")
     assert set_up(checkout, PYTHON="no-such-python").returncode == 3
+
+
+def test_the_packages_of_the_demo_are_less_than_everything(checkout: Path) -> None:
+    demo = "torch,oracle,cc"
+    assert f"environment $(VENV) {demo}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    stamped(checkout, demo)
+    assert set_up(checkout, demo, PYTHON="no-such-python").returncode == 0
+    assert set_up(checkout, PYTHON="no-such-python").returncode == 3
+    stamped(checkout, "torch,oracle,dev,cc,formats")
+    next((checkout / "venv").glob(f"*-{demo}")).unlink()
+    assert set_up(checkout, demo, PYTHON="no-such-python").returncode == 0
