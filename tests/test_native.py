@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import resource
@@ -138,6 +139,42 @@ def test_a_build_that_somebody_may_be_loading_stays(
     monkeypatch.setattr(library, "MOST_BYTES", 1)
     made = [compile_library(f"{ANSWER}// {i}\n") for i in range(3)]
     assert filed(home) == set().union(*map(files_of, made))
+
+
+def test_what_zig_keeps_counts_and_goes_where_it_is_too_much(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = compile_library(ANSWER)
+    for name in files_of(old):
+        os.utime(home / "build" / name, (1000, 1000))
+    size = sum((home / "build" / name).stat().st_size for name in files_of(old))
+    kept = home / "build" / "zig" / "o" / "part"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(size))
+    monkeypatch.setattr(library, "MOST_BYTES", 5 * size)
+    compile_library(f"{ANSWER}// 1\n")
+    assert kept.exists(), "a fifth is less than its share"
+    assert old.exists()
+    kept.write_bytes(bytes(2 * size))
+    with library._locked(home / "build" / "zig", fcntl.LOCK_SH):  # as a build that reads it
+        new = compile_library(f"{ANSWER}// 2\n")
+    assert kept.exists()
+    assert not old.exists(), "there is less room for builds"
+    compile_library(f"{ANSWER}// 3\n")
+    assert list((home / "build" / "zig").iterdir()) == []
+    assert new.exists()
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="the compiler of ziglang is not installed")
+def test_zig_builds_again_after_its_cache_was_emptied(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", f"{sys.executable} -m ziglang cc")
+    monkeypatch.setattr(library, "MOST_BYTES", 1 << 12)
+    for i in range(2):
+        made = compile_library(f"{ANSWER}// {i}\n")
+        assert ctypes.CDLL(str(made)).answer() == 42
+        assert list((home / "build" / "zig").iterdir()) == []
 
 
 def test_what_cannot_be_deleted_keeps_no_program_from_being_built(

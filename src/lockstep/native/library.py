@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lockstep.errors import EnvironmentLacks
@@ -24,12 +24,15 @@ SHOWN_LINES = 8  # of a compiler's complaint
 _NO_ROOM = re.compile(
     "no ?space ?left|disk quota exceeded|file too large|file size limit exceeded", re.IGNORECASE
 )
-MOST_BYTES = 1 << 30  # of all builds; those that were not used for longest go first
+MOST_BYTES = (
+    1 << 30
+)  # of all builds and of what zig keeps; those that were not used for longest go first
 _IN_USE_S = 600.0  # after that a build has been loaded by whoever asked for it
 _LEFT_S = 24 * 3600.0  # no build takes so long: its process was killed
 # Of one build; without the first it is as if it were not there.
 _SUFFIXES = (".sha256", ".so", ".c")
 _BUILDING = "building-"
+_ZIG_SHARE = 4  # the part of MOST_BYTES, as a divisor, beyond which the cache of zig is emptied
 
 
 def build_directory() -> Path:
@@ -118,7 +121,7 @@ def _trim(directory: Path) -> None:
 
     What a process left that was killed while it built goes as well.
     """
-    now, n_bytes = time.time(), 0
+    now, n_bytes = time.time(), _zig_bytes(_zig_cache(directory))
     builds: dict[str, list[os.stat_result]] = defaultdict(list)
     for path in directory.iterdir():
         with suppress(FileNotFoundError):
@@ -133,6 +136,33 @@ def _trim(directory: Path) -> None:
             for suffix in _SUFFIXES:
                 with suppress(OSError):  # not there, or another user's
                     (directory / f"{key}{suffix}").unlink()
+
+
+def _zig_cache(directory: Path) -> Path:
+    return directory / "zig"
+
+
+def _zig_bytes(cache: Path) -> int:
+    """What zig keeps for itself; where that is more than its share, all of it goes.
+
+    Its parts refer to each other. While a build reads them they stay.
+    """
+    n_bytes = 0
+    for path in cache.rglob("*"):
+        with suppress(OSError):
+            n_bytes += path.lstat().st_size if path.is_file() else 0
+    if n_bytes * _ZIG_SHARE <= MOST_BYTES:
+        return n_bytes
+    with suppress(OSError):
+        handle = os.open(cache, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in cache.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+            return 0
+        finally:
+            os.close(handle)
+    return n_bytes
 
 
 def _intact(library: Path, seal: Path) -> bool:
@@ -154,7 +184,10 @@ def _build(
             options = [f for f in flags if not f.startswith("-l")]
             last = [f for f in flags if f.startswith("-l")]
             command = [*compiler.command, *options, str(text), "-o", str(made), *last]
-            _run(command, _environment(compiler, library.parent), name)
+            environment = _environment(compiler, library.parent)
+            cache = _zig_cache(library.parent)
+            with _locked(cache, fcntl.LOCK_SH) if cache.is_dir() else nullcontext():
+                _run(command, environment, name)
             digest = hashlib.sha256(made.read_bytes()).hexdigest()
             (Path(name) / "seal").write_text(digest)
             with _locked(library.parent, fcntl.LOCK_EX):
@@ -201,7 +234,7 @@ def _environment(compiler: Compiler, directory: Path) -> dict[str, str]:
         for kind in ("GLOBAL", "LOCAL"):
             name = f"ZIG_{kind}_CACHE_DIR"
             if not environment.get(name):
-                environment[name] = str(_writable(directory / "zig"))
+                environment[name] = str(_writable(_zig_cache(directory)))
     return environment
 
 
