@@ -278,6 +278,7 @@ def test_merges_are_those_of_looking_at_all_pairs_each_time(text: str, order: li
         ("qwen2", "bos_token_id", True, "bos_token_id"),
         ("llama", "scores", None, "scores"),
         ("llama", "scores", [0.0], "scores"),
+        ("llama", "scores", [float("nan")] * 5000, "scores: expected numbers"),
         ("llama", "add_space_prefix", "no", "add_space_prefix"),
     ],
 )

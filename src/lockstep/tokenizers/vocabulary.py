@@ -106,6 +106,8 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
     merges = facts.array("merges", str)
     if model == "llama" and not scores:
         raise facts.wrong("scores", "one for each token", "none")
+    if any(score != score for score in scores):
+        raise facts.wrong("scores", "numbers, of which one is first", "nan")
     if model == "gpt2" and not merges:
         raise facts.wrong("merges", "the merges of a byte-level BPE", "none")
     spm = model == "llama"
