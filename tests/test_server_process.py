@@ -145,6 +145,15 @@ def test_others_are_not_let_in_without_a_key(
     assert "which other machines can reach" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["", " ", "key ", "key\r", "a\nb", "a\x7f", "\udcff"])
+def test_a_key_that_no_request_can_bring_is_refused(
+    key: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its server would answer nobody."""
+    assert main(["serve", str(model), "--port", "0", "--api-key", key]) == 2
+    assert "--api-key: expected a key" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

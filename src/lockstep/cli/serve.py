@@ -22,6 +22,7 @@ from lockstep.engine.model import Capacity, OpenModel, load
 from lockstep.engine.source import Source, open_source
 from lockstep.engine.text import open_templates, open_tokenizer
 from lockstep.errors import UsageError
+from lockstep.formats.locate.bounded import is_writable
 from lockstep.server.listen import bind, serve
 from lockstep.server.served import Served
 from lockstep.server.service import Limits, Service
@@ -100,6 +101,12 @@ def _check_reach(host: str, api_key: str | None) -> bool:
     """
     if api_key == "":
         raise UsageError("--api-key: expected a key, got an empty one", hint="leave it out")
+    if api_key is not None and not _fits_a_header(api_key):
+        raise UsageError(
+            "--api-key: expected a key that a header can carry, got one with blanks around it, "
+            "control characters or bytes that are not UTF-8",
+            hint="take printable characters; a line's end of a file is cut off by $(cat FILE)",
+        )
     try:
         is_loopback = host == "localhost" or ip_address(host).is_loopback
     except ValueError:  # a name, whose address is anybody's guess
@@ -110,6 +117,12 @@ def _check_reach(host: str, api_key: str | None) -> bool:
             hint="give --api-key, or leave --host out",
         )
     return is_loopback and api_key is None
+
+
+def _fits_a_header(key: str) -> bool:
+    """Whether a request can bring it: servers take blanks around a header's value away."""
+    printable = all(ord(character) >= 32 and character != "\x7f" for character in key)
+    return key == key.strip() and printable and is_writable(key)
 
 
 def _name(source: Source) -> str:
