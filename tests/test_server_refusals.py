@@ -104,6 +104,9 @@ def test_what_is_wrong_is_said_as_openai_says_it(
         ({"messages": []}, "messages: expected 1 or more items, got []"),
         ({"messages": None}, "messages: expected a list, got null"),
         ({"messages": [{"content": "x"}]}, "messages.0.role: expected a value, got none"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: expected a text, got none"),
+        ({"messages": [{"role": "tool", "content": None}]},
+         "messages.0.content: expected a text, got none"),
         ({"messages": [{"role": "king"}]},
          "messages.0.role: expected 'system', 'developer', 'user', 'assistant' or 'tool', "
          'got "king"'),
@@ -207,6 +210,12 @@ def test_what_was_wrong_is_repeated_in_short(server: Running, body: dict[str, An
     found, document, _ = post(server, "/v1/completions", json.dumps({"prompt": "a"} | body))
     assert found == 400
     assert len(json.dumps(document)) < 600
+
+
+def test_a_path_of_any_length_is_repeated_in_short(server: Running) -> None:
+    status, document, _ = post(server, "/v1/" + "a" * 50_000, "{}")
+    assert (status, document["error"]["code"]) == (404, "unknown_url")
+    assert len(document["error"]["message"]) < 200
 
 
 def test_another_content_type_method_or_host_is_refused(server: Running) -> None:

@@ -111,7 +111,7 @@ def _api_error(_: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     """A path or a method that is not served."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    message = f"{request.method} {request.url.path:.80}: {error.detail.lower()}"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
     body = ApiError(error.status_code, message, code=code).body
     return JSONResponse(body, error.status_code, error.headers)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from lockstep.server.api_error import from_validation
 
@@ -124,7 +132,16 @@ class Message(Part):
     """One message; what else it has goes to the template as it is."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_joined_parts)] = None
+    content: Annotated[str | None, BeforeValidator(_joined_parts)] = Field(
+        None, validate_default=True
+    )
+
+    @field_validator("content")
+    @classmethod
+    def _only_calls_say_nothing(cls, content: str | None, info: ValidationInfo) -> str | None:
+        if content is None and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("expected a text, got none")
+        return content
 
 
 class FunctionTool(Part):
