@@ -174,6 +174,63 @@ def test_a_directory_that_is_damaged_is_refused(
     assert caught.value.hint
 
 
+def changed(directory: Path, path: Path, change: dict[str, Any]) -> Path:
+    """A copy of a directory whose tokenizer.json says something else."""
+    shutil.copytree(directory, path)
+    document = json.loads((path / "tokenizer.json").read_text())
+    model = document["model"] | change.pop("model", {})
+    (path / "tokenizer.json").write_text(json.dumps(document | change | {"model": model}))
+    return path
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_what_a_training_left_in_the_file_cuts_and_pads_nothing(
+    make: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    truncation = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "x",
+    }  # fmt: skip
+    change = {"truncation": truncation, "padding": padding}
+    path = changed(directories[make], tmp_path / "model", change)
+    theirs = transformers.AutoTokenizer.from_pretrained(path)
+    found = list(map(HFTokenizer(path).encode, TEXTS[:40]))
+    plainly = [theirs(t, add_special_tokens=False, split_special_tokens=True) for t in TEXTS[:40]]
+    assert not differing(TEXTS[:40], found, [p.input_ids for p in plainly])
+    assert HFTokenizer(path).most_bytes is not None
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"dropout": 0.5}, "dropout 0.5"),
+        ({"continuing_subword_prefix": "##"}, "got continuing_subword_prefix"),
+        ({"continuing_subword_prefix": "longer than any piece"}, "got continuing_subword_prefix"),
+        ({"end_of_word_suffix": "</w>"}, "got end_of_word_suffix"),
+    ],
+    ids=["dropout", "prefix", "long prefix", "suffix"],
+)
+def test_pieces_and_merges_that_change_are_refused_by_name(
+    make: str, setting: dict[str, Any], says: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = changed(directories[make], tmp_path / "model", {"model": setting})
+    with pytest.raises(InputError, match=says):
+        HFTokenizer(path)
+
+
+def test_a_panic_of_the_library_is_a_fault_of_the_file(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    setting = {"continuing_subword_prefix": "longer than any piece"}
+    path = changed(directories["qwen2"], tmp_path / "model", {"model": setting})
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text.replace("subword_prefix", "subword_pr\\u0065fix"))
+    with pytest.raises(InputError, match=r"expected a tokenizer\.json"):
+        HFTokenizer(path)
+
+
 def test_a_small_alphabet_drops_nothing(directories: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model"
     shutil.copytree(directories["gpt-2"], path)

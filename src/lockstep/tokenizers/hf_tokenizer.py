@@ -23,6 +23,7 @@ from lockstep.tokenizers.vocabulary import ENDINGS
 _HINT = "download the model again"
 # What a chat template may write by these names.
 NAMED_TOKENS = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_AFFIX = re.compile(rb'"(continuing_subword_prefix|end_of_word_suffix)"\s*:\s*"[^"]')
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # Ways to split a text that drop a part of it.
 _DROPPING = ("Removed", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit")
@@ -195,7 +196,7 @@ class HFTokenizer:
         takes_blanks = any(t["lstrip"] or t["rstrip"] for t in document["added_tokens"])
         fuses = document["model"].get("unk_token") is not None and not self._has_all_bytes
         kept = json.dumps(document["pre_tokenizer"])
-        drops = document["truncation"] is not None or any(f'"{x}"' in kept for x in _DROPPING)
+        drops = any(f'"{x}"' in kept for x in _DROPPING)
         if shrinking is None or takes_blanks or fuses or drops:
             return None
         blank = 1 if self._byte_level else len("▁".encode())  # how a text may spell a blank, too
@@ -226,10 +227,37 @@ def _opened(directory: Path) -> Any:
                 f"{path}: expected at most {MAX_BYTES} bytes, got more",
                 hint="check that this is the file you mean",
             )
-        return tokenizers.Tokenizer.from_file(str(path))
-    except InputError:
-        raise
-    except Exception as error:  # the library raises bare Exception for any damage
+        document = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"{path}: cannot be read: {reason}", hint="check its permissions"
+        ) from error
+    # By a prefix that is longer than a piece the library ends the process.
+    if found := _AFFIX.search(document):
+        raise InputError(
+            f"{path}: expected pieces that are spelled alike wherever they stand, "
+            f"got {found[1].decode()}",
+            hint="use a model whose tokenizer is byte-level BPE or SentencePiece",
+        )
+    library = _parsed(document, path)
+    if getattr(library.model, "dropout", None):
+        raise InputError(
+            f"{path}: expected merges that are the same each time, got dropout "
+            f"{library.model.dropout:g}",
+            hint="set model.dropout to null, as a model is run without it",
+        )
+    library.no_truncation()  # which a training may leave in the file; transformers does so, too
+    library.no_padding()
+    return library
+
+
+def _parsed(document: bytes, path: Path) -> Any:
+    try:
+        return tokenizers.Tokenizer.from_buffer(document)
+    except BaseException as error:  # bare Exception for any damage, and panics of Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
             f"{path}: expected a tokenizer.json, got: {error!s:.160}", hint=_HINT
         ) from error
