@@ -26,8 +26,9 @@ from tokenizer_files import (
 )
 
 from lockstep.engine.streaming import stream_text
-from lockstep.errors import InputError
+from lockstep.errors import InputError, UsageError
 from lockstep.oracle.llama_cpp import Post
+from lockstep.tokenizers import vocabulary_of
 from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
 from lockstep.tokenizers.merging import merge
 from lockstep.tokenizers.model_tokenizer import Part, begin_ids, decode
@@ -94,12 +95,40 @@ def test_a_piece_ends_at_a_nul_as_that_of_llama_cpp_does(make: str, tmp_path: Pa
     assert tokenizer.vocabulary.ids["xy"] in tokenizer.encode("xyz")
 
 
+def test_tokens_of_phi_3_take_the_blanks_behind_them_as_in_llama_cpp(tmp_path: Path) -> None:
+    """It knows them by the name of the model."""
+    more: dict[str, list[Any]] = {
+        "tokens": ["<|endoftext|>", "<|user|>", "<|end|>"], "token_type": [3, 3, 4],
+        "scores": [0.0] * 3,
+    }  # fmt: skip
+    facts = dict(metadata("llama"))
+    for key in more:
+        facts[f"tokenizer.ggml.{key}"] = facts[f"tokenizer.ggml.{key}"] + more[key]
+    texts = [
+        *("<|user|>\n hello", "a <|end|> \n b", "<s> x", "</s> x", "<|endoftext|>  x", "<unk> y"),
+        *("<|user|> \t\v\f\r\u00a0\u2003x", "<|end|>  <|end|>   <s> a", "<|user|>  "),
+    ]
+    for name in ("My Phi-3 merge", "PHI3", "Phi 3"):
+        path = write_gguf(tmp_path / "vocab.gguf", facts | {"general.name": name})
+        asked = {"add_special": False, "parse_special": True}
+        answers = ask_llama_cpp(path, [("/tokenize", {"content": t, **asked}) for t in texts])
+        tokenizer = GGUFTokenizer.read(facts | {"general.name": name})
+        found = [tokenizer.encode_parts([Part(text, markup=True)]) for text in texts]
+        assert not differing(texts, found, [answer["tokens"] for answer in answers])
+        cut = [[Part(text[:8], markup=True), Part(text[8:])] for text in texts[:1]]
+        assert [tokenizer.encode_parts(parts) for parts in cut] == found[:1]
+        if name != "Phi 3":
+            assert tokenizer.most_bytes is None
+            with pytest.raises(UsageError, match="blanks behind them"):
+                vocabulary_of(tokenizer)
+
+
 @pytest.mark.parametrize("make", MAKES)
 def test_no_token_stands_for_more_bytes_than_said(make: str) -> None:
     tokenizer = ours(make)
     for text in (*TEXTS, " " * 999, "▁" * 999, "the cat " * 99, *tokenizer.control_names):
         ids = tokenizer.encode_parts([Part(text, markup=True)])
-        assert len(ids) * tokenizer.most_bytes >= len(text.encode()), text
+        assert len(ids) * (tokenizer.most_bytes or 0) >= len(text.encode()), text
 
 
 @pytest.mark.parametrize("make", MAKES)

@@ -31,6 +31,7 @@ from lockstep.tokenizers.vocabulary import (
 
 _CACHED_WORDS = 1 << 16
 _LONGEST_CACHED = 64  # a word's characters; longer ones hardly come again
+_BLANKS = " \t\n\v\f\r"  # those of C
 _HINT = "use a model whose vocabulary has it"
 
 
@@ -85,16 +86,16 @@ class GGUFTokenizer:
 
     def _pieces(self, parts: Sequence[Part]) -> Iterator[str | int]:
         """Texts and the special tokens between them; neighbouring texts are one."""
-        held = ""
+        held, strips = "", False
         for part in parts:
             check_unicode(part.text, self.where)
             for piece in self._split(part):
                 if isinstance(piece, str):
-                    held += piece
+                    held += piece.lstrip(_BLANKS) if strips and not held else piece
                     continue
                 if held:
                     yield held
-                held = ""
+                held, strips = "", piece in self.vocabulary.strip_ids
                 yield piece
         if held:
             yield held
@@ -128,8 +129,10 @@ class GGUFTokenizer:
         return self._model.spelled(piece) if kind == NORMAL else b""
 
     @cached_property
-    def most_bytes(self) -> int:
-        """How many bytes of a text one token can stand for at most."""
+    def most_bytes(self) -> int | None:
+        """How many bytes of a text one token can stand for at most; None if any number of them."""
+        if self.vocabulary.strip_ids:
+            return None
         if self.vocabulary.model == "gpt2":
             return longest_token(self)
         # A text may spell a blank as the pieces do, and 4 bytes are the longest unknown character.

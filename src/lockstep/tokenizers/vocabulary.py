@@ -67,6 +67,8 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    # Tokens that take the blanks behind them.
+    strip_ids: frozenset[int] = frozenset()
     # Where a tokenizer.json puts a blank in front of a text that has none.
     metaspace: Literal["never", "first", "always"] = "never"
 
@@ -111,17 +113,19 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str = "model.gguf") -> V
     if model == "gpt2" and not merges:
         raise facts.wrong("merges", "the merges of a byte-level BPE", "none")
     spm = model == "llama"
+    kinds_V = _controls(facts.bytes_of(kinds), ids)
     bos_id = facts.id("bos_token_id", len(pieces), 1 if spm else None)
     eos_id = facts.id("eos_token_id", len(pieces), 2 if spm else None)
     return Vocabulary(
         where=where, model=model, pre=pre, pieces=pieces, ids=ids,
-        kinds=_controls(facts.bytes_of(kinds), ids), scores=scores, merges=merges,
+        kinds=kinds_V, scores=scores, merges=merges,
         bos_id=bos_id, eos_id=eos_id,
         unknown_id=facts.id("unknown_token_id", len(pieces), 0 if spm else None),
         stop_ids=_stops(facts, ids, eos_id),
         add_bos=facts.adds("bos", spm or pre in LLAMA3_NAMES, bos_id),
         add_eos=facts.adds("eos", False, eos_id),
         add_space_prefix=spm and facts.value("add_space_prefix", bool, True),
+        strip_ids=_strips(metadata, kinds_V, ids),
     )  # fmt: skip
 
 
@@ -216,6 +220,18 @@ def _controls(kinds: bytearray, ids: Mapping[str, int]) -> bytes:
         if (id := ids.get(piece)) is not None:
             kinds[id] = CONTROL
     return bytes(kinds)
+
+
+def _strips(metadata: Mapping[str, Any], kinds: bytes, ids: Mapping[str, int]) -> frozenset[int]:
+    """The tokens behind which llama.cpp drops blanks: those of Phi-3, which it knows by its name.
+
+    Source: https://github.com/ggml-org/llama.cpp/blob/00ad355e009e/src/llama-vocab.cpp
+    """
+    name = str(metadata.get("general.name", "")).lower()
+    if "phi-3" not in name and "phi3" not in name:
+        return frozenset()
+    special = {id for id, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED, UNKNOWN)}
+    return frozenset(special - {ids.get(piece) for piece in ("<unk>", "<s>", "<|endoftext|>")})
 
 
 def _stops(facts: _Facts, ids: Mapping[str, int], eos_id: int | None) -> frozenset[int]:

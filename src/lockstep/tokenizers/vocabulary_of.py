@@ -48,7 +48,14 @@ def vocabulary_of(tokenizer: ModelTokenizer) -> Vocabulary:
     Raises: UsageError naming what of it has no spelling in GGUF.
     """
     if isinstance(tokenizer, GGUFTokenizer):
-        return tokenizer.vocabulary
+        v = tokenizer.vocabulary
+        if v.strip_ids:
+            raise UsageError(
+                f"{v.where}: expected tokens that take nothing else, got some that take the "
+                f"blanks behind them, such as {v.pieces[min(v.strip_ids)]!r:.60}",
+                hint=_HINT,
+            )
+        return v
     if isinstance(tokenizer, Tokenizer):
         kinds = [NORMAL] * tokenizer.vocab_size
         for tag in tokenizer.tags:
