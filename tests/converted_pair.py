@@ -21,6 +21,8 @@ from lockstep.ir import Array
 Tensors = dict[str, Array]
 Fault = Callable[[Tensors, Any], Any]
 LAYER = "model.layers.1."
+# Of these Qwen3.5 models the second layer is attention, and the order of value heads matters.
+IN_GROUPS = "untied, biased, value heads in groups"
 CONVERTIBLE = ("llama", "qwen2", "qwen3", "gemma3", "qwen35")
 
 
@@ -34,8 +36,7 @@ def pair(
     it has blocks of their width.
     """
     found = FAMILIES[family]
-    # The second layer of this one is attention, and the order of its value heads matters.
-    small = found.small_configs.get("untied, biased, value heads in groups", found.TINY)
+    small = found.small_configs.get(IN_GROUPS, found.TINY)
     config = convertible(found, replace(small, width=small.q_width) if square else small)
     hf = write_parameters(found.weights(config), drawn_parameters(found, config), "hf")
     write_hf_directory(folder / "hf", found.to_hf(config), hf)

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
-from converted_pair import CONVERTIBLE, LAYER, Tensors, compared, pair
+from converted_pair import CONVERTIBLE, IN_GROUPS, LAYER, Tensors, compared, pair
 
 from lockstep.cli.main import main
 from lockstep.engine.export_gguf import gguf_tensors
@@ -106,6 +107,26 @@ def test_a_planted_fault_is_named_by_its_node(
     assert why in guilty["why"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("family", CONVERTIBLE)
+def test_a_fault_is_named_under_quantised_weights(
+    family: str, fault: str, stored: gguf.GGMLQuantizationType, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = FAMILIES[family]
+    small = found.small_configs.get(IN_GROUPS, found.TINY)
+    wide = replace(small, width=96, ffn=128)  # whole blocks
+    monkeypatch.setitem(FAMILIES, family, replace(found, TINY=wide, variants={}))
+    plant, node, why = FAULTS[fault]
+    code, said = compared(pair(tmp_path, family, plant, stored=stored), capfd)
+    guilty = said["comparison"]["first_guilty"]
+    assert code == 1
+    assert guilty["id"].startswith(node), guilty
+    assert why in guilty["why"]
+
+
 @pytest.mark.parametrize("family", BEYOND_ONE)
 def test_a_gain_whose_one_was_forgotten_is_named(
     family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -147,8 +168,6 @@ def test_a_setting_that_these_tokens_cannot_show_is_named(
     family: str, setting: str, right: int, wrong: int, node: str, tmp_path: Path,
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from dataclasses import replace
-
     found = FAMILIES[family]
     right_config = replace(found.TINY, **{setting: right})
     changed = replace(found, TINY=right_config, variants={})  # type: ignore[arg-type]
