@@ -253,6 +253,21 @@ def test_embeddings_have_length_one_and_do_not_depend_on_company(client: openai.
         assert together[0] != together[2]
 
 
+def test_a_text_that_is_embedded_ends_as_its_tokenizer_ends_texts() -> None:
+    served = tiny_served()
+    served.tokenizer.last_id = served.tokenizer.eos_id
+    ids = served.tokenizer.encode("the cat")
+    with (
+        running(served) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="-") as asked,
+    ):
+        given: list[str | list[int]] = ["the cat", [*ids, served.tokenizer.eos_id], ids]
+        text, ended, bare = (
+            asked.embeddings.create(model="tiny", input=each).data[0].embedding for each in given
+        )
+    assert text == ended != bare
+
+
 # Each fails where the document reaches "a", behind some tokens that are fine.
 DEAD_END = {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"],
             "additionalProperties": False, "$defs": {"x": {"$ref": "#/$defs/x"}}}  # fmt: skip

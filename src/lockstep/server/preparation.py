@@ -26,7 +26,7 @@ from lockstep.server.parameters import (
     Sampled,
 )
 from lockstep.server.service import Service
-from lockstep.tokenizers import ChatTemplate, begin_ids
+from lockstep.tokenizers import ChatTemplate, begin_ids, end_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 # Variables of a template that a request gives in another way, or that Jinja keeps for itself.
@@ -119,6 +119,8 @@ def embedding_generations(service: Service, body: EmbeddingBody) -> list[Generat
     found = []
     for text in body.input:
         ids = prompt_ids(service, text, "input")
+        if isinstance(text, str):  # the last token is the one that sums up the text
+            ids = ids + end_ids(service.served.tokenizer)
         _check_room(service, len(ids), 0, "input")
         found.append(Generation(prompt=tuple(ids), pooling=pooling))
     return found

@@ -13,7 +13,7 @@ from lockstep.tokenizers.chat import (
 from lockstep.tokenizers.chat_renderer import ChatRenderer
 from lockstep.tokenizers.gguf_tokenizer import GGUFTokenizer
 from lockstep.tokenizers.hf_tokenizer import HFTokenizer
-from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, begin_ids, decode
+from lockstep.tokenizers.model_tokenizer import ModelTokenizer, Part, begin_ids, decode, end_ids
 from lockstep.tokenizers.round_trip import RoundTrip, RowTrip, round_trip
 from lockstep.tokenizers.tokenizer import FILE, Tokenizer
 from lockstep.tokenizers.train import MAX_VOCAB, train_tokenizer
@@ -54,6 +54,7 @@ __all__ = [
     "c_vocabulary",
     "choose_template",
     "decode",
+    "end_ids",
     "gguf_tokenizer_metadata",
     "hf_tokenizer_config",
     "hf_tokenizer_document",

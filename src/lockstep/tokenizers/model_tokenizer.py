@@ -74,6 +74,11 @@ def begin_ids(tokenizer: ModelTokenizer) -> list[int]:
     return [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
 
 
+def end_ids(tokenizer: ModelTokenizer) -> list[int]:
+    """What the model wants a whole text to end with: what its tokenizer puts there, or nothing."""
+    return [] if tokenizer.last_id is None else [tokenizer.last_id]
+
+
 def longest_token(tokenizer: ModelTokenizer) -> int:
     """The bytes of the longest token of a vocabulary."""
     return max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
