@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,20 @@ def test_a_process_that_is_killed_is_taken_up_by_the_next(hub: Hub, tmp_path: Pa
     assert run.returncode == -9
     assert fetch(NAME, tmp_path).read_bytes() == LARGE
     assert hub.ranges() == ["", f"bytes={10 << 20}-"]
+
+
+def test_a_disk_that_fills_up_is_said_and_what_came_is_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m.gguf"] = LARGE
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = len(LARGE) - (1 << 20)  # within the last of the writes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(EnvironmentLacks, match="cannot be written"):
+            fetch(NAME, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert fetch(NAME, tmp_path).read_bytes() == LARGE
+    assert hub.ranges()[-1] == f"bytes={limit}-"
 
 
 def test_two_that_want_a_file_at_once_download_it_once(hub: Hub, tmp_path: Path) -> None:

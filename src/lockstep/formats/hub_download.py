@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
@@ -64,7 +66,7 @@ def download(name: HubName, commit: str, file: str, declared: Declared, part: Pa
             hint="free some space, or point LOCKSTEP_HOME to another disk",
         )
     url = hf_hub_url(name.repo, file, revision=commit, endpoint=_endpoint())
-    with open(part, "ab", buffering=0) as out, _explained(name):
+    with _explained(name), _Whole(part, "ab") as out:
         http_get(
             url,
             out,
@@ -73,6 +75,23 @@ def download(name: HubName, commit: str, file: str, declared: Declared, part: Pa
             expected_size=declared.n_bytes,
             displayed_filename=file,
         )
+
+
+class _Whole(io.FileIO):
+    """A file without a buffer, of which a kill loses nothing, and whose writes are never parts.
+
+    On a disk that fills up a write is shortened first; only the next one fails.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Writes all of it.
+
+        Raises: OSError if the disk refuses.
+        """
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        return len(data)
 
 
 def _endpoint() -> str | None:
