@@ -151,6 +151,10 @@ def _config(path: Path) -> None:
     (path / "tokenizer_config.json").write_text("[1]")
 
 
+def _half_a_character(path: Path) -> None:
+    (path / "tokenizer_config.json").write_text('{"eos_token": {"content": "a\\ud800"}}')
+
+
 @pytest.mark.parametrize(
     ("damage", "culprit"),
     [
@@ -158,6 +162,7 @@ def _config(path: Path) -> None:
         (_cut, "expected a tokenizer.json"),
         (_word_piece, "got the decoder WordPiece"),
         (_config, "expected a JSON object"),
+        (_half_a_character, "tokenizer_config.json (eos_token), line 1, column 2: expected text"),
     ],
 )
 def test_a_directory_that_is_damaged_is_refused(

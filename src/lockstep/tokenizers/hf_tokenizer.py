@@ -55,9 +55,12 @@ class HFTokenizer:
             self._library.token_to_id(image) is None for image in self._byte_of
         )
         config = tokenizer_settings(directory)
-        self.bos_id = self._id_of(token_text(config.get("bos_token")))
-        self.eos_id = self._id_of(token_text(config.get("eos_token")))
-        self.unknown_id = self._id_of(token_text(config.get("unk_token")))
+        named = {key: token_text(config.get(f"{key}_token")) for key in ("bos", "eos", "unk")}
+        for key, name in named.items():
+            check_unicode(name or "", f"{directory / 'tokenizer_config.json'} ({key}_token)")
+        self.bos_id = self._id_of(named["bos"])
+        self.eos_id = self._id_of(named["eos"])
+        self.unknown_id = self._id_of(named["unk"])
         self.add_bos = self._adds_bos(config)
         self.last_id = self._last_id(config)
         self.stop_ids = self._stops(directory)
