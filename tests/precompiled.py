@@ -21,8 +21,9 @@ HEADER = """#define _GNU_SOURCE
 def with_intrinsics(command: list[str], directory: Path, level: str) -> list[str]:
     """The command of a compiler with the header, made for a level once for all processes.
 
-    GCC reads the header as text where no precompiled one fits the flags. Other compilers stop
-    there, and their command stays as it is.
+    It is made for libraries and for programs, of which GCC takes the one that fits the flags. It
+    reads the header as text where none does. Other compilers stop there, and their command stays
+    as it is.
     """
     if "Free Software Foundation" not in _version(tuple(command)):
         return command
@@ -34,10 +35,12 @@ def with_intrinsics(command: list[str], directory: Path, level: str) -> list[str
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             header.write_text(HEADER)
-            flags = [flag for flag in FLAGS if flag != "-shared"]
             unfinished = made.with_suffix(".unfinished")  # later runs would take what a kill left
-            output = ["-x", "c-header", str(header), "-o", str(unfinished)]
-            subprocess.run([*command, *flags, level, *output], check=True)
+            unfinished.mkdir(exist_ok=True)
+            for name, left_out in (("library", {"-shared"}), ("program", {"-shared", "-fPIC"})):
+                flags = [flag for flag in FLAGS if flag not in left_out]
+                output = ["-x", "c-header", str(header), "-o", str(unfinished / name)]
+                subprocess.run([*command, *flags, level, *output], check=True)
             unfinished.rename(made)
     return [*command, "-include", str(header)]
 

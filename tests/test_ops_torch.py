@@ -15,10 +15,9 @@ INEXACT = [op for op in OPS.values() if op.tolerance.rel > 0]
 
 
 def grown(case: Case) -> Case:
-    """The case at sizes where sums are long."""
-    sizes = {
-        letter: 2 if letter == "B" else 97 + 64 * i for i, letter in enumerate(letters_of(case))
-    }
+    """The case at sizes where sums are long; sequences and heads only multiply what is summed."""
+    few = {"B": 2, "H": 5}
+    sizes = {x: few.get(x, 97 + 64 * i) for i, x in enumerate(letters_of(case))}
     return {**case, **sizes}
 
 
