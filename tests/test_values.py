@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -62,6 +63,7 @@ def is_nan(words: NDArray[Any], name: str) -> NDArray[np.bool_]:
         return np.isnan(words.view(TYPES[name]))
 
 
+@cache
 def number(word: int, form: FloatFormat) -> Fraction | None:
     """The exact number of one pattern, worked out from the definition; None if it has none."""
     sign, magnitude = (-1 if word & form.sign else 1), word & (form.sign - 1)

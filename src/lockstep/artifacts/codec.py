@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lockstep.errors import GateError, InputError
 
 Scalar = bool | int | float | str | None
+_SCALARS = (bool, int, float, str, NoneType)
 _HINT = "write the file again with this version, or remove it"
 
 
@@ -27,17 +28,24 @@ def keys_of(cls: Any) -> dict[str, tuple[str, Any]]:
     return {f.metadata.get("key", f.name): (f.name, hints[f.name]) for f in fields}
 
 
+@cache
+def _maybe_numbers(cls: Any) -> frozenset[str]:
+    """The keys of a record whose values are numbers or null."""
+    keys = keys_of(cls).items()
+    return frozenset(k for k, (_, hint) in keys if not {int, float}.isdisjoint(get_args(hint)))
+
+
 def unexplained(record: Any, prefix: str = "") -> set[str]:
     """The paths, without indices, of numbers that are null in a record that gives no reason."""
     found: set[str] = set()
     explained = bool(getattr(record, "reason", ""))
     cls: Any = type(record)
-    for key, (name, hint) in keys_of(cls).items():
+    for key, (name, _) in keys_of(cls).items():
         value = getattr(record, name)
         if value is None:
-            is_number = not {int, float}.isdisjoint(get_args(hint))
-            found |= {prefix + key} if is_number and not explained else set()
-        else:
+            if not explained and key in _maybe_numbers(cls):
+                found.add(prefix + key)
+        elif type(value) not in _SCALARS:
             for item in value if isinstance(value, tuple) else (value,):
                 if dataclasses.is_dataclass(item):
                     found |= unexplained(item, f"{prefix}{key}.")
@@ -76,6 +84,9 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 
     Raises: InputError naming the key if a key is missing, unknown or of another type.
     """
+    if type(hint) is type:  # a class as it is: most hints, and `typing` is slow
+        is_record = dataclasses.is_dataclass(hint)
+        return (_decode_record if is_record else _decode_scalar)(value, hint, where)
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -101,7 +112,7 @@ def _decode_scalar(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if type(value) is float and not math.isfinite(value):  # JSON spells it 1e999
         raise _wrong(where, "a finite number", value)
-    if hint in (bool, int, float, str, NoneType) and type(value) is hint:
+    if hint in _SCALARS and type(value) is hint:
         return value
     raise _wrong(where, getattr(hint, "__name__", str(hint)), value)
 
