@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -52,10 +53,16 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of few steps; copy it only."""
+    return example_run(tmp_path_factory.mktemp("report") / "short_run", steps=8)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
+def run(short: RunDir, tmp_path: Path) -> RunDir:
     """A run of the test's own."""
-    return example_run(tmp_path / "run", steps=8)
+    return RunDir(shutil.copytree(short.path, tmp_path / "run"))
 
 
 def verdicts(page: Page) -> dict[str, str]:
