@@ -63,12 +63,13 @@ ROW = make(MetricRow, step=1, loss=2.5)
 
 
 def all_records() -> list[type[Artifact]]:
-    """Every kind of file that the room knows."""
+    """Every kind of file that the room knows and that of verify, whatever has been imported."""
     for module in pkgutil.iter_modules(lockstep.artifacts.__path__):
         importlib.import_module(f"lockstep.artifacts.{module.name}")
+    importlib.import_module("lockstep.verify.against")
     kinds = [kind for kind in Artifact.__subclasses__() if kind.__module__.startswith("lockstep.")]
     assert len(kinds) >= 25
-    return kinds
+    return sorted(kinds, key=lambda kind: kind.schema)
 
 
 def test_each_record_has_a_schema_and_a_history_of_its_own() -> None:
