@@ -93,6 +93,7 @@ def main() -> None:
     ).eval()
     config = model.config
     values = dequantised(file)
+    values.pop("rope_freqs.weight", None)  # of llama3 scaling, which transformers has in its config
     n = int(positions)
     if config.model_type == "gemma3_text":
         n = max(n, config.sliding_window + BEHIND_WINDOW)
