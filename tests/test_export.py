@@ -418,14 +418,14 @@ def test_what_gguf_cannot_say_is_refused_by_name(source: Source) -> None:
 
 def test_a_token_that_differs_is_a_fault_unless_it_is_a_tie() -> None:
     logits = np.array([[0.0, 1.0, 0.5], [3.0, 2.9999, 1.0]])
-    truth = Truth(logits=logits, band=1e-5, own=1e-5, wide=1e-4)
+    truth = Truth(logits=logits, band=1e-5, own=1e-5, origin=1e-5, wide=1e-4)
     ours = [1, 0]
     assert greedy_check("g", "x", [1, 0], ours, truth, truth.own, "us").verdict == "pass"
     assert greedy_check("g", "x", [1, 1], ours, truth, truth.wide, "us").verdict == "pass"
     assert greedy_check("g", "x", [1, 1], ours, truth, truth.own, "us").verdict == "fail"
     assert greedy_check("g", "x", [1, 2], ours, truth, truth.wide, "us").verdict == "fail"
     assert greedy_check("g", "x", [1], ours, truth, truth.wide, "us").verdict == "fail"
-    first = Truth(logits=logits[1:], band=1e-5, own=1e-5, wide=1e-4)
+    first = Truth(logits=logits[1:], band=1e-5, own=1e-5, origin=1e-5, wide=1e-4)
     assert greedy_check("g", "x", [1], [0], first, first.wide, "us").verdict == "pass"
     assert greedy_check("g", "x", [1], [0], first, first.own, "us").verdict == "fail"
     assert greedy_check("g", "x", [], [], first, first.wide, "us").verdict == "fail"

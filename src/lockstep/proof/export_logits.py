@@ -35,16 +35,18 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Logits in float64, and how far from them three kinds of honest arithmetic may be.
+    """Logits in float64, and how far from them four kinds of honest arithmetic may be.
 
     `band` is for float32; `own` for our program, which also rounds the rows that meet a weight of
-    few bits, to int16 or int8; `wide` for llama.cpp, which rounds them to the type of its elements.
+    few bits, to int16 or int8; `origin` for that of the model that was exported, whose weights may
+    have fewer; `wide` for llama.cpp, which rounds rows to the type of a weight's elements.
     Shapes: logits (tokens, V)
     """
 
     logits: Array
     band: float
     own: float
+    origin: float
     wide: float
 
 
@@ -56,6 +58,7 @@ def truth_of(
     *,
     stored: Mapping[str, str],
     bits: Mapping[str, int],
+    origin_bits: Mapping[str, int],
 ) -> Truth:
     """The logits from which each of `tokens` is chosen, and their bands.
 
@@ -76,11 +79,16 @@ def truth_of(
     exact = logits(None)
     floor = COMPARE_FLOOR.value * float(np.abs(exact).max())
     band = off(_Rounding())
-    own = band
-    if any(n != FLOAT_BITS for n in bits.values()):
-        own = max(band, off(_Rounding(rows=lambda id, rows: _as_ours(rows, bits[id]))))
+
+    def of_ours(bits: Mapping[str, int]) -> float:
+        if all(n == FLOAT_BITS for n in bits.values()):
+            return band
+        return max(band, off(_Rounding(rows=lambda id, rows: _as_ours(rows, bits[id]))))
+
+    own = of_ours(bits)
+    origin = own if origin_bits == bits else of_ours(origin_bits)
     theirs = _Rounding(rows=lambda id, rows: _as_stored(rows, stored[id], id), gelu_in_halves=True)
-    return Truth(logits=exact, band=band, own=own, wide=max(band, off(theirs)))
+    return Truth(logits=exact, band=band, own=own, origin=origin, wide=max(band, off(theirs)))
 
 
 def _as_ours(rows_MK: Array, bits: int) -> Array:
