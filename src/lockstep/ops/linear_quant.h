@@ -106,13 +106,28 @@ INLINE void quant_tile(const int f, const int wide, const int n_rows, const quan
   }
 }
 
-/* n_rows rows from `row` times the panels of a tile: weights are unpacked a chunk at a time. */
+INLINE int64_t quant_chunk_bytes(const int f) {
+  return QUANT_CHUNK / panel_unit_blocks(f) * panel_unit_bytes(f);
+}
+
+/* Bytes from `begin` on of a chunk of each panel of a tile, at most n, into the second level. */
+INLINE void quant_fetch(const int f, const uint8_t *chunk, int64_t panel_bytes, int64_t begin,
+                        int64_t n) {
+  const int64_t end = quant_least(quant_chunk_bytes(f), begin + n);
+  for (int64_t at = begin; at < end; at += PANEL_VECTOR)
+    for (int64_t p = 0; p < QUANT_SIDE; p++) __builtin_prefetch(chunk + p * panel_bytes + at, 0, 2);
+}
+
+/* n_rows rows from `row` times the panels of a tile: weights are unpacked a chunk at a time, and
+ * those of the next chunk, here or in the next tile, fetched meanwhile: unpacking would wait. */
 INLINE void quant_many(const int f, const int wide, const quant_product *t, int64_t row,
                        int64_t n_rows, int64_t panel) {
   _Alignas(64) int32_t unpacked[QUANT_SIDE * QUANT_CHUNK * PANEL_COLUMNS * 20];
   _Alignas(64) float sums[QUANT_SLAB * QUANT_COLUMNS];
   const int64_t bytes = panel_bytes(f, t->n_blocks);
   const int64_t last = quant_panels(t->n_cols) - 1;
+  const int64_t n_lines = quant_count(quant_chunk_bytes(f), PANEL_VECTOR);
+  const int64_t fetched = PANEL_VECTOR * quant_count(n_lines * QUANT_TALL, n_rows);
   memset(sums, 0, (size_t)(n_rows * QUANT_COLUMNS) * sizeof(float));
   for (int64_t i = 0; i < t->n_blocks; i += QUANT_CHUNK) {
     const int64_t n = quant_least(t->n_blocks - i, QUANT_CHUNK);
@@ -122,9 +137,14 @@ INLINE void quant_many(const int f, const int wide, const quant_product *t, int6
         quant_unpack(f, wide, unpacked + (p * QUANT_CHUNK + k) * quant_words(f, wide),
                      panel_at(f, from, i + k));
     }
+    const int64_t next = i + n < t->n_blocks
+                             ? panel * bytes + (i / QUANT_CHUNK + 1) * quant_chunk_bytes(f)
+                             : (panel + QUANT_SIDE) * bytes;
     int64_t r = 0;
-    for (; r + QUANT_TALL <= n_rows; r += QUANT_TALL)
+    for (; r + QUANT_TALL <= n_rows; r += QUANT_TALL) {
+      quant_fetch(f, t->panels + next, bytes, r / QUANT_TALL * fetched, fetched);
       quant_tile(f, wide, QUANT_TALL, t, sums + r * QUANT_COLUMNS, unpacked, row + r, i, n);
+    }
     for (; r < n_rows; r++)
       quant_tile(f, wide, 1, t, sums + r * QUANT_COLUMNS, unpacked, row + r, i, n);
   }
