@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,9 +166,3 @@ def newest_valid(
             hint="start again with `lockstep train --force`, or restore the directory",
         )
     return None, ()
-
-
-def current_checkpoint(root: Path) -> Path | None:
-    """The directory that `current` points to, or None."""
-    link = root / CURRENT
-    return root / os.readlink(link) if link.is_symlink() and link.exists() else None

@@ -260,7 +260,8 @@ def _constraint(service: Service, body: Sampled) -> Callable[[], Constraint] | N
     try:
         return service.constraints.compile(make())
     except (LockstepError, ValueError) as error:
-        raise invalid(name, str(getattr(error, "message", error)), code="invalid_grammar") from None
+        message = str(getattr(error, "message", error)).removeprefix(f"{name}: ")
+        raise invalid(name, message, code="invalid_grammar") from None
 
 
 def _grammars(body: Sampled) -> list[tuple[str, Callable[[], str] | None]]:
