@@ -80,6 +80,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_last_ones_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     (tmp_path / ".step_00000009.1.tmp").mkdir(parents=True)
+    (tmp_path / f".{CURRENT}.1.link").symlink_to("step_00000009")
     for step in (1, 2, 10):
         _save(tmp_path, step, keep_last=2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]

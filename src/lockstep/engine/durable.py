@@ -83,14 +83,18 @@ def _put_aside(path: Path) -> Path | None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what a crash left of `new_directory` and `remove_directory`."""
+    """Removes what a crash left of `new_directory`, `remove_directory` and `point`."""
     for path in parent.glob(".*"):
-        if path.suffix in (".tmp", ".dead") and path.is_dir() and not path.is_symlink():
+        if path.suffix == ".link" and path.is_symlink():
+            path.unlink(missing_ok=True)
+        elif path.suffix in (".tmp", ".dead") and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def point(link: Path, target: str) -> None:
     """Makes `link` a symbolic link to `target`, by one rename.
+
+    A crash leaves at most a link whose name starts with a dot, which `remove_leftovers` finds.
 
     Raises: EnvironmentLacks if the disk refuses.
     """
