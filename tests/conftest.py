@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,9 @@ from precompiled import with_intrinsics
 from lockstep.cli.doctor import find_chromium
 
 sys.dont_write_bytecode = False  # in this process, as in those
+# A shell starts what it runs in the background deaf to Ctrl-C, and so is all that this starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The plain run draws the same examples each time; `--hypothesis-profile search` looks for others.
 settings.register_profile("plain", derandomize=True, deadline=None, database=None)
