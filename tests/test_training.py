@@ -168,11 +168,14 @@ def test_promoting_an_older_checkpoint_and_back(
     copy: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = WeightsManifest.load(copy.path).weights_sha256
+    leftover = copy.path / ".weights.bump.1.link"  # of a kill between making a link and renaming it
+    leftover.symlink_to("nowhere")
     older = ["promote", str(copy.path), f"--step={STEPS - 5}"]
     assert main([*older, "--dry-run"]) == 0
     assert WeightsManifest.load(copy.path).weights_sha256 == before
     assert main(older) == 0
     assert WeightsManifest.load(copy.path).step == STEPS - 5
+    assert not leftover.is_symlink()
     assert main(["promote", str(copy.path), "--json"]) == 0
     said = capfd.readouterr().out
     document = json.loads(said[said.index("{\n") :])

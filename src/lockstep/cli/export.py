@@ -59,7 +59,7 @@ def command(
     source = open_source(model)
     expect_context(source, context)
     open_tokenizer(source)  # what cannot be read is a fault of the model, not of the export
-    lost = lost_ends(source) if target == "gguf" else []
+    lost = lost_ends(source) if target == "gguf" else None
     with _beside(out) as temporary:
         if target == "gguf":
             checks = _gguf(source, temporary, wanted or "F32")
@@ -143,7 +143,7 @@ def _move(made: Path, out: Path) -> None:
         ) from error
 
 
-def _lines(checks: list[Check], out: Path, kept: bool, lost: list[str]) -> Iterator[str]:
+def _lines(checks: list[Check], out: Path, kept: bool, lost: list[str] | None) -> Iterator[str]:
     yield verdict_table(checks)
     yield from (f"{c.verdict}: {c.name}: {c.reason}" for c in checks if c.verdict == "fail")
     if not kept:

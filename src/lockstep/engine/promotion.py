@@ -30,7 +30,8 @@ def promote(run: RunDir, source: Path, name: str) -> WeightsManifest:
     """
     manifest = WeightsManifest.load(source)
     root = run.path / PROMOTED
-    remove_leftovers(root)
+    for parent in (root, run.path):
+        remove_leftovers(parent)
     final = _free_name(root, f"{name}-{manifest.weights_sha256[:12]}")
     with new_directory(final) as directory:
         for file in FILES:

@@ -24,9 +24,8 @@ SHOWN_LINES = 8  # of a compiler's complaint
 _NO_ROOM = re.compile(
     "no ?space ?left|disk quota exceeded|file too large|file size limit exceeded", re.IGNORECASE
 )
-MOST_BYTES = (
-    1 << 30
-)  # of all builds and of what zig keeps; those that were not used for longest go first
+# Of all builds and of what zig keeps; those that were not used for longest go first.
+MOST_BYTES = 1 << 30
 _IN_USE_S = 600.0  # after that a build has been loaded by whoever asked for it
 _LEFT_S = 24 * 3600.0  # no build takes so long: its process was killed
 # Of one build; without the first it is as if it were not there.

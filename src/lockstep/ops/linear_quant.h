@@ -13,6 +13,7 @@ enum {
   QUANT_TASK_BYTES = 64 << 10, /* of panels, in a task of few rows */
   QUANT_AHEAD = 2048,          /* bytes that few rows fetch ahead: a fifth to a third faster */
   QUANT_PAGE = 4096,
+  QUANT_LINE = 64,  /* bytes that come at a time */
   QUANT_SLAB = 128, /* rows of a task of many rows */
 };
 
@@ -114,7 +115,7 @@ INLINE int64_t quant_chunk_bytes(const int f) {
 INLINE void quant_fetch(const int f, const uint8_t *chunk, int64_t panel_bytes, int64_t begin,
                         int64_t n) {
   const int64_t end = quant_least(quant_chunk_bytes(f), begin + n);
-  for (int64_t at = begin; at < end; at += PANEL_VECTOR)
+  for (int64_t at = begin; at < end; at += QUANT_LINE)
     for (int64_t p = 0; p < QUANT_SIDE; p++) __builtin_prefetch(chunk + p * panel_bytes + at, 0, 2);
 }
 
@@ -126,8 +127,8 @@ INLINE void quant_many(const int f, const int wide, const quant_product *t, int6
   _Alignas(64) float sums[QUANT_SLAB * QUANT_COLUMNS];
   const int64_t bytes = panel_bytes(f, t->n_blocks);
   const int64_t last = quant_panels(t->n_cols) - 1;
-  const int64_t n_lines = quant_count(quant_chunk_bytes(f), PANEL_VECTOR);
-  const int64_t fetched = PANEL_VECTOR * quant_count(n_lines * QUANT_TALL, n_rows);
+  const int64_t n_lines = quant_count(quant_chunk_bytes(f), QUANT_LINE);
+  const int64_t fetched = QUANT_LINE * quant_count(n_lines * QUANT_TALL, n_rows);
   memset(sums, 0, (size_t)(n_rows * QUANT_COLUMNS) * sizeof(float));
   for (int64_t i = 0; i < t->n_blocks; i += QUANT_CHUNK) {
     const int64_t n = quant_least(t->n_blocks - i, QUANT_CHUNK);
